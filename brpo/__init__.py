@@ -1,0 +1,1 @@
+"""Behaviour-regularized policy optimization from fixed data sets."""

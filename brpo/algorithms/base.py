@@ -1,0 +1,266 @@
+"""What every algorithm shares: seeds, optimizers, one gradient step per part, records, and acting in environment units."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from brpo.errors import TrainingDiverged, UserError
+from brpo.functional import gradients, streams
+from brpo.modules.mlp import initialize
+from brpo.types import Batch, DataSpec
+
+
+class Runner(Protocol):
+    """Makes the updates of a chunk; the engines differ in how."""
+
+    def run(self, algorithm: "OfflineAlgorithm", start: int, stop: int) -> None:
+        """Make the updates [start, stop)."""
+        ...
+
+
+def constant(progress: float) -> float:
+    """Learning-rate factor 1."""
+    return 1.0
+
+
+def cosine(progress: float) -> float:
+    """Learning-rate factor that falls from 1 to 0 along half a cosine; `progress` in [0, 1]."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "cosine": cosine}
+
+
+class OfflineAlgorithm(lightning.LightningModule):
+    """Trains its parts from batches of transitions, for all seeds at once.
+
+    A subclass names its trained parts, builds them with `build`, and writes `update` as the paper's pseudocode.
+
+    Args:
+        spec: what is known about the data.
+        seeds: one member of every part for each.
+        max_updates: length of the training, which schedules refer to.
+        optimizer: called with a part's parameters.
+        schedule: learning-rate schedule of each part that has one: `constant` or `cosine` (to zero at max_updates).
+        gradient_clip: largest gradient norm of a part, for each seed on its own; None does not clip.
+        discount: in [0, 1). None where there is no critic.
+        polyak: in (0, 1], the step of target networks towards their sources. None where there are none.
+
+    Raises:
+        ValueError: an option is out of range; says which, what came and what is allowed.
+    """
+
+    trained: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        *,
+        seeds: Sequence[int],
+        max_updates: int,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        schedule: dict[str, str],
+        gradient_clip: float | None,
+        discount: float | None = None,
+        polyak: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        require("discount", discount is None or 0 <= discount < 1, discount, "in [0, 1)")
+        require("polyak", polyak is None or 0 < polyak <= 1, polyak, "in (0, 1]")
+        require("gradient_clip", gradient_clip is None or gradient_clip > 0, gradient_clip, "positive or null")
+        for part, name in schedule.items():
+            require("schedule", part in self.trained, part, f"a mapping from {', '.join(self.trained)}")
+            require(f"schedule.{part}", name in SCHEDULES, name, " or ".join(SCHEDULES))
+        self.spec, self.max_updates = spec, max_updates
+        self.discount = discount if discount is not None else 1.0
+        self.polyak = polyak if polyak is not None else 1.0
+        self.gradient_clip = gradient_clip
+        self.optimizer_factory = optimizer
+        self.schedules = {name: SCHEDULES[schedule.get(name, "constant")] for name in self.trained}
+        self.update_count = 0  # the buffer `updates` as a Python number: branching on it moves nothing off the device
+        self.runner: Runner | None = None
+        self.stored: dict[str, Any] = {}  # plain containers that checkpoints carry (the config)
+        self._records: dict[str, list[tuple[int, Tensor]]] = {}
+        self._parameters_of: dict[str, list[nn.Parameter]] = {}
+        self._optimizer_of: dict[str, torch.optim.Optimizer] = {}
+        self._base_rate: dict[str, float] = {}
+        self._register(spec, seeds)
+
+    def _register(self, spec: DataSpec, seeds: Sequence[int]) -> None:
+        self.seeds: Tensor
+        self.updates: Tensor
+        self.register_buffer("seeds", torch.tensor(list(seeds), dtype=torch.int64))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        for name in ("observation_mean", "observation_std", "action_low", "action_high"):
+            self.register_buffer(name, torch.tensor(getattr(spec, name), dtype=torch.float32))
+
+    def build(self, name: str, factory: Callable[..., nn.Module], seeds: int | None = None) -> Any:
+        """Build a part with a member for each seed, and draw its weights from the stream of each seed."""
+        part = factory(self.spec, len(self.seeds))
+        initialize(part, self.seeds, name)
+        return part
+
+    # --- What a subclass writes ---------------------------------------------------------------------------------------
+
+    def update(self, batch: Batch) -> None:
+        """One update of every part that is due."""
+        raise NotImplementedError
+
+    def value_estimate(self, observations: Tensor, actions: Tensor) -> Tensor | None:
+        """The critic's value (seeds, n) of environment-unit observations and [-1, 1] actions, in scaled rewards."""
+        return None
+
+    def diagnose(self, batch: Batch) -> dict[str, Tensor]:
+        """Quantities (seeds, n) on a fixed held-out batch, whose distribution the evaluation logs."""
+        return {}
+
+    # --- What it uses -------------------------------------------------------------------------------------------------
+
+    def descend(self, name: str, loss: Tensor) -> None:
+        """One gradient step of a part: backward, clipping, learning rate, optimizer.
+
+        `loss` is (seeds,). The sum over seeds gives each member the gradient of its own loss.
+        """
+        parameters = self._parameters_of[name]
+        grads: Sequence[Tensor] = torch.autograd.grad(loss.sum(), parameters)
+        norms = gradients.norm_per_seed(grads)
+        if self.gradient_clip is not None:
+            grads = gradients.clip_per_seed(grads, norms, self.gradient_clip)
+        for parameter, gradient in zip(parameters, grads, strict=True):
+            parameter.grad = gradient
+        optimizer = self._optimizer_of[name]
+        # The rate is a function of the update alone: nothing to store, nothing that a resumed run could miss.
+        rate = self._base_rate[name] * self.schedules[name](self.update_count / self.max_updates)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        self.record(f"loss/{name}", loss)
+        self.record(f"gradient_norm/{name}", norms)
+
+    def record(self, name: str, value: Tensor) -> None:
+        """Keep a number for each seed (seeds,); its mean over the chunk is logged."""
+        self._records.setdefault(name, []).append((self.update_count, value.detach()))
+
+    def due(self, every: int, after: int = 0) -> bool:
+        """Whether a part that runs every `every` updates from update `after` on runs in this one."""
+        return self.update_count >= after and self.update_count % every == 0
+
+    def normal(self, name: str, like: Tensor) -> Tensor:
+        """Standard normal noise of the shape and type of `like` (seeds, ...): a function of seed, update and name."""
+        keys = streams.key(self.seeds, streams.purpose(name), self.updates)
+        return streams.normal(keys, tuple(like.shape[1:]), like.dtype)
+
+    # --- Acting, in environment units ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, deterministic: bool = True, step: int = 0) -> Tensor:
+        """Actions (seeds, n, action) for observations (seeds, n, observation), both in environment units.
+
+        Args:
+            observations: on the module's device.
+            deterministic: the policy's mode; else a sample, from a stream of its own keyed by seed and `step`.
+            step: number of the environment step, which names the random numbers of a sampled action.
+        """
+        normalized = self.normalize(observations)
+        if deterministic:
+            actions = self.actor.mode(normalized)
+        else:
+            keys = streams.key(self.seeds, streams.purpose("act"), step)
+            shape = (observations.shape[1], self.spec.action_dim)
+            actions = self.actor.sample(normalized, streams.normal(keys, shape, normalized.dtype))
+        return self.to_environment(actions)
+
+    def normalize(self, observations: Tensor) -> Tensor:
+        """Observations in the networks' units."""
+        return (observations - self.observation_mean) / self.observation_std
+
+    def to_environment(self, actions: Tensor) -> Tensor:
+        """Actions from [-1, 1] to environment units."""
+        return self.action_low + (actions + 1.0) * 0.5 * (self.action_high - self.action_low)
+
+    def from_environment(self, actions: Tensor) -> Tensor:
+        """Actions from environment units to [-1, 1]."""
+        return 2.0 * (actions - self.action_low) / (self.action_high - self.action_low) - 1.0
+
+    # --- Training, one chunk a step -----------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """One optimizer for each trained part, in the order of `trained`."""
+        self._parameters_of = {name: list(getattr(self, name).parameters()) for name in self.trained}
+        self._optimizer_of = {name: self.optimizer_factory(p) for name, p in self._parameters_of.items()}
+        self._base_rate = {name: float(o.param_groups[0]["lr"]) for name, o in self._optimizer_of.items()}
+        return list(self._optimizer_of.values())
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Make the updates of a chunk."""
+        assert self.runner is not None, "the runner is set before fit"
+        self.runner.run(self, *batch)
+
+    def step(self, batch: Batch) -> None:
+        """One update, counted on the device and beside it."""
+        self.update(batch)
+        self.updates += 1
+        self.update_count += 1
+
+    def take_records(self) -> dict[str, list[float]]:
+        """Means since the last call, for each name a number per seed; the one transfer off the device.
+
+        Raises:
+            TrainingDiverged: a loss or gradient norm is NaN or infinite; names the part, the seed and the update.
+        """
+        records, self._records = self._records, {}
+        if not records:
+            return {}
+        means = torch.stack([torch.stack([value for _, value in values]).mean(0) for values in records.values()])
+        table = means.float().cpu()
+        if not table.isfinite().all():
+            _raise_diverged(records, self.seeds.tolist())
+        return dict(zip(records, table.tolist(), strict=True))
+
+    def discard_records(self) -> None:
+        """Forget what was recorded outside an update."""
+        self._records = {}
+
+    def on_train_epoch_end(self) -> None:
+        """An epoch is one evaluation interval; after the last one, stop."""
+        if self.update_count >= self.max_updates:
+            self.trainer.should_stop = True
+
+    # --- Checkpoints hold tensors and plain containers only -----------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what a checkpoint needs to stand alone. The loops' state goes: `updates` says where to continue."""
+        checkpoint.pop("loops", None)
+        checkpoint["brpo"] = {**self.stored, "spec": self.spec.to_dict(), "updates": self.update_count}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the counter."""
+        self.update_count = int(checkpoint["brpo"]["updates"])
+
+
+def _raise_diverged(records: dict[str, list[tuple[int, Tensor]]], seeds: list[int]) -> None:
+    """Find the first update with a number that is not finite; within it, the first name that was recorded."""
+    found = []
+    for order, (name, values) in enumerate(records.items()):
+        bad = ~torch.stack([value for _, value in values]).isfinite().cpu()  # (recorded, seeds)
+        if bad.any():
+            row, seed = bad.nonzero()[0].tolist()
+            found.append((values[row][0], order, name, seeds[seed]))
+    if found:
+        update, _, name, seed = min(found)
+        raise TrainingDiverged(f"{name} of seed {seed} became NaN or infinite at update {update}")
+
+
+def require(option: str, holds: bool, value: object, allowed: str) -> None:
+    """Refuse an option's value.
+
+    Raises:
+        UserError: names the option, the value and what is allowed.
+    """
+    if not holds:
+        raise UserError(f"algo.{option}={value} is not allowed; it must be {allowed}.")

@@ -1,0 +1,71 @@
+"""Writes `last`, `previous` and `best` checkpoints, and the last one of an interrupted run."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+from brpo.callbacks.recorder import Recorder, writer
+from brpo.callbacks.signals import Signals
+from brpo.errors import Interrupted, UserError
+
+
+class Checkpoints(Callback):
+    """Saves after every evaluation and, between them, at the first chunk's end after `every_seconds`.
+
+    Not Lightning's ModelCheckpoint, which goes by `trainer.global_step`: under manual optimization that stays 0, and
+    nothing would be written. It comes last in the list of callbacks, so that a checkpoint holds the others' new state.
+
+    Args:
+        folder: where the checkpoints go.
+        recorder: knows which evaluation is the best.
+        signals: looked at after every chunk.
+        every_seconds: longest time of training that a kill may cost.
+    """
+
+    def __init__(self, folder: Path, recorder: Recorder, signals: Signals, every_seconds: float = 60.0) -> None:
+        self.folder, self.recorder, self.signals, self.every_seconds = folder, recorder, signals, every_seconds
+        self.saved_at = time.monotonic()
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.folder / "last.ckpt"
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time, or if a signal arrived."""
+        if time.monotonic() - self.saved_at >= self.every_seconds or self.signals.received is not None:
+            self._save(trainer)
+        self._stop_if_signalled(pl_module)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Save after the evaluation; the best one also as `best.ckpt`."""
+        self._save(trainer)
+        if self.recorder.best_update == pl_module.update_count:
+            self._write(trainer, self.folder / "best.ckpt")
+        self._stop_if_signalled(pl_module)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        writer(trainer).flush()  # events up to a checkpoint must be on the disk before it
+        self._write(trainer, self.last)
+        self.saved_at = time.monotonic()
+
+    def _write(self, trainer: lightning.Trainer, path: Path) -> None:
+        try:
+            trainer.save_checkpoint(path)
+        except OSError as error:
+            raise UserError(
+                f"The checkpoint {path} cannot be written ({error.strerror}); the one before it is intact. "
+                f"Make room or choose another folder with run_dir=PATH, then continue with resume=auto."
+            ) from error
+
+    def _stop_if_signalled(self, algorithm: Any) -> None:
+        if self.signals.received is not None:
+            raise Interrupted(
+                f"{self.signals.received.name} at update {algorithm.update_count}; saved {self.last}. "
+                f"Continue with: python train.py resume={self.folder.parent}"
+            )

@@ -1,0 +1,94 @@
+"""Evaluates at the end of every epoch (an epoch is an evaluation interval) and at the end of training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from brpo.callbacks.recorder import Recorder
+from brpo.callbacks.signals import Signals
+from brpo.errors import Interrupted
+from brpo.evaluation.evaluate import evaluate
+from brpo.evaluation.rollout import Rollouts
+from brpo.types import Batch
+
+
+class Evaluate(Callback):
+    """Rollouts of all seeds, and distributions on the held-out batch.
+
+    Its state says which update was evaluated last: a run that was killed between a checkpoint and its evaluation
+    evaluates first when it is resumed.
+
+    Args:
+        make: makes one environment; None where there is none, then only the offline diagnostics are taken.
+        recorder: takes the numbers.
+        signals: an interrupted rollout is given up.
+        seeds: names of the members.
+        episodes: episodes for each seed.
+        mode: `mean` or `sampled`.
+        every: updates between evaluations.
+        batch: the fixed held-out batch.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], gymnasium.Env] | None,
+        recorder: Recorder,
+        signals: Signals,
+        *,
+        seeds: list[int],
+        episodes: int,
+        mode: str,
+        every: int,
+        batch: Batch,
+    ) -> None:
+        self.recorder, self.signals = recorder, signals
+        self.seeds, self.mode, self.every, self.batch = seeds, mode, every, batch
+        self.rollouts = Rollouts(make, len(seeds), episodes) if make is not None else None
+        self.evaluated = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The update that was evaluated last."""
+        return {"evaluated": self.evaluated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.evaluated = state_dict["evaluated"]
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Make up for an evaluation that a killed run did not come to."""
+        update = pl_module.update_count
+        if update and update % self.every == 0:
+            self._evaluate(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Evaluate once for each update."""
+        self._evaluate(trainer, pl_module)
+
+    def _evaluate(self, trainer: lightning.Trainer, algorithm: Any) -> None:
+        update = algorithm.update_count
+        if update == self.evaluated:
+            return
+        device = algorithm.device
+        batch = Batch(*(getattr(self.batch, name).to(device) for name in Batch.__slots__))
+        with torch.no_grad():
+            self.recorder.add_distributions(trainer, algorithm.diagnose(batch), update)
+        algorithm.discard_records()  # what `diagnose` recorded belongs to no update
+        if self.rollouts is not None:
+            try:
+                summaries, _ = evaluate(algorithm, self.rollouts, self.mode, self.seeds, update, self._stop)
+            except Interrupted:
+                return  # `evaluated` stays behind, so that the resumed run evaluates first
+            self.recorder.add_evaluation(trainer, summaries, self.mode)
+        self.evaluated = update
+
+    def _stop(self) -> bool:
+        return self.signals.received is not None
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        """Close the environments."""
+        if self.rollouts is not None:
+            self.rollouts.close()

@@ -1,0 +1,89 @@
+"""Progress: a bar in updates where the output is a terminal, plain lines where it is not."""
+
+import time
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from brpo.callbacks.recorder import Recorder
+
+
+class UpdateProgress(ProgressBar):
+    """Updates made, updates per second, the latest score, time left.
+
+    Args:
+        recorder: knows the latest score.
+        max_updates: where it ends.
+        every_seconds: time between plain lines.
+    """
+
+    def __init__(self, recorder: Recorder, max_updates: int, every_seconds: float = 10.0) -> None:
+        super().__init__()
+        self.recorder, self.max_updates, self.every_seconds = recorder, max_updates, every_seconds
+        self.console = Console()
+        self.bar: Progress | None = None
+        self.enabled = True
+        self._shown_score = ""
+        self._rate = 0.0
+        self._line_at = 0.0
+
+    def disable(self) -> None:
+        """Lightning disables the bar on ranks other than 0."""
+        self.enabled = False
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Open the bar."""
+        if self.enabled and self.console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[speed]}"),
+                TextColumn("[bold]{task.fields[score]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+            )
+            self.bar = Progress(*columns, console=self.console)
+            self.bar.start()
+            self.bar.add_task("updates", total=self.max_updates, completed=pl_module.update_count, speed="", score="")
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance."""
+        start, stop = batch
+        seconds = time.monotonic() - self.recorder._chunk_start
+        rate = (stop - start) / max(seconds, 1e-9)
+        self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
+        self._show(pl_module.update_count)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Show the score of the evaluation that has just been made."""
+        self._line_at = 0.0
+        self._show(pl_module.update_count)
+
+    def _show(self, update: int) -> None:
+        if not self.enabled:
+            return
+        score = self.recorder.last_score()
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=update, speed=f"{self._rate:.0f}/s", score=score)
+            return
+        if time.monotonic() - self._line_at < self.every_seconds:
+            return
+        self._line_at = time.monotonic()
+        left = (self.max_updates - update) / max(self._rate, 1e-9)
+        print(
+            f"update {update}/{self.max_updates}  {self._rate:.0f}/s  {score or 'no score yet'}  {left:.0f} s left",
+            flush=True,
+        )
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        """Close the bar, so that whatever is printed next stands below it."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None

@@ -1,0 +1,128 @@
+"""Takes the numbers of every chunk off the device, and keeps the table of evaluations."""
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from brpo import runs
+from brpo.evaluation.evaluate import Summary
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def writer(trainer: lightning.Trainer) -> SummaryWriter:
+    """TensorBoard's writer. It is used directly: the step is the update, which Lightning does not count."""
+    assert trainer.logger is not None
+    return trainer.logger.experiment
+
+
+class Recorder(Callback):
+    """Chunk means to TensorBoard; evaluations to TensorBoard and `metrics.csv`; clocks.
+
+    Its state is in the checkpoint, so a resumed run rewrites `metrics.csv` from what the checkpoint knows.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: runs.RunFolder) -> None:
+        self.folder = folder
+        self.rows: list[dict[str, Any]] = []
+        self.best_update: int | None = None
+        self.best_mean = float("-inf")
+        self.latest: dict[str, list[float]] = {}
+        self.train_seconds = 0.0
+        self.earlier_seconds = 0.0  # wall time of the parts before this one
+        self.start = time.monotonic()
+        self._chunk_start = self.start
+
+    def wall_seconds(self) -> float:
+        """Wall time of all parts of the run."""
+        return self.earlier_seconds + time.monotonic() - self.start
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows, best evaluation and clocks."""
+        return {
+            "rows": self.rows,
+            "best_update": self.best_update,
+            "best_mean": self.best_mean,
+            "train_seconds": self.train_seconds,
+            "wall_seconds": self.wall_seconds(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.rows = list(state_dict["rows"])
+        self.best_update, self.best_mean = state_dict["best_update"], state_dict["best_mean"]
+        self.train_seconds, self.earlier_seconds = state_dict["train_seconds"], state_dict["wall_seconds"]
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Bring `metrics.csv` to what the checkpoint knows."""
+        runs.write_metrics(self.folder.metrics, self.rows)
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Start the clock of the chunk."""
+        self._chunk_start = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the chunk's means. Raises `TrainingDiverged` before anything of the chunk is kept."""
+        self.latest = pl_module.take_records()  # waits for the device
+        seconds = time.monotonic() - self._chunk_start
+        self.train_seconds += seconds
+        start, stop = batch
+        log, update = writer(trainer), pl_module.update_count
+        for name, values in self.latest.items():
+            log.add_scalar(name, sum(values) / len(values), update)
+        log.add_scalar("speed/updates_per_second", (stop - start) / max(seconds, 1e-9), update)
+
+    def add_evaluation(self, trainer: lightning.Trainer, summaries: list[Summary], mode: str) -> None:
+        """Keep an evaluation of all seeds; remember whether it is the best so far (by the mean over seeds)."""
+        update, log = summaries[0].update, writer(trainer)
+        self.rows = [row for row in self.rows if row["update"] != update]
+        speed = update / self.train_seconds if self.train_seconds else 0.0
+        for summary in summaries:
+            values = asdict(summary)
+            row = {"update": values.pop("update"), "seed": values.pop("seed"), "mode": mode, **values}
+            row |= {"updates_per_second": round(speed, 2), "wall_seconds": round(self.wall_seconds(), 2)}
+            self.rows.append(row)
+            for name, value in values.items():
+                if value is not None and len(summaries) > 1:
+                    log.add_scalar(f"evaluation_by_seed/{name}/{summary.seed}", value, update)
+        for name in ("return_mean", "score", "return_std", "return_worst", "return_cvar", "length", "value_gap"):
+            values = [getattr(summary, name) for summary in summaries]
+            if None not in values:
+                log.add_scalar(f"evaluation/{name}", sum(values) / len(values), update)
+        runs.write_metrics(self.folder.metrics, self.rows)
+        mean = float(np.mean([summary.return_mean for summary in summaries]))
+        if mean > self.best_mean:
+            self.best_mean, self.best_update = mean, update
+
+    def add_distributions(self, trainer: lightning.Trainer, values: dict[str, torch.Tensor], update: int) -> None:
+        """Histogram, mean and quantiles of each quantity (seeds, n) on the held-out batch, over all seeds."""
+        log = writer(trainer)
+        for name, tensor in values.items():
+            numbers = tensor.detach().float().flatten().cpu().numpy()
+            finite = numbers[np.isfinite(numbers)]
+            log.add_scalar(f"heldout/{name}/finite_share", len(finite) / len(numbers), update)
+            if not len(finite):
+                continue
+            log.add_histogram(f"heldout/{name}", finite, update)
+            log.add_scalar(f"heldout/{name}/mean", float(finite.mean()), update)
+            for level, quantile in zip(QUANTILES, np.quantile(finite, QUANTILES), strict=True):
+                log.add_scalar(f"heldout/{name}/q{round(100 * level):02d}", float(quantile), update)
+
+    def last_score(self) -> str:
+        """The newest evaluation in words, or nothing."""
+        if not self.rows:
+            return ""
+        rows = [row for row in self.rows if row["update"] == self.rows[-1]["update"]]
+        key = "score" if rows[0]["score"] is not None else "return_mean"
+        return f"{'score' if key == 'score' else 'return'} {sum(row[key] for row in rows) / len(rows):.1f}"

@@ -1,0 +1,27 @@
+"""SIGINT and SIGTERM set a flag; the run looks at it between chunks and between the steps of a rollout."""
+
+import signal
+from types import FrameType
+
+
+class Signals:
+    """While entered, the first SIGINT or SIGTERM is noted; a second one does what it does without us."""
+
+    HANDLED = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Signals":
+        self._before = {number: signal.signal(number, self._note) for number in self.HANDLED}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        for handled in self.HANDLED:
+            signal.signal(handled, signal.SIG_DFL)

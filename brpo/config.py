@@ -1,0 +1,193 @@
+"""Configuration: the one resolver, building objects from nodes, and checks that need the whole configuration."""
+
+import importlib
+import inspect
+import re
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from brpo.errors import UserError
+
+# What a resumed run may change. Everything else would make its result one of no configuration.
+RESUME_MAY_CHANGE = ("max_updates", "eval", "engine", "trainer", "debug", "resume", "run_dir", "callbacks")
+TRUSTED_MODULES = ("brpo", "torch.optim")
+
+
+def by_family(table: Any, *, _root_: Any) -> Any:
+    """The value of the data set's family: `data.family`, else the first key that is a word of the data set id.
+
+    Raises:
+        UserError: the family is not in the table, which has no `default` either.
+    """
+    family = _root_.data.family
+    words = [str(family)] if family else re.split(r"[^a-z0-9]+", str(_root_.dataset).lower())
+    for key in table:
+        if str(key) in words:
+            return table[key]
+    if "default" not in table:
+        raise UserError(f"No value for the family of {_root_.dataset}; known: {', '.join(map(str, table))}.")
+    return table["default"]
+
+
+def register_resolvers() -> None:
+    """Make `${by_family:{...}}` known to OmegaConf (again, where it is already)."""
+    OmegaConf.register_new_resolver("by_family", by_family, replace=True)
+
+
+def to_plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain, resolved containers: what checkpoints and result files hold."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    plain.pop("hydra", None)
+    return plain  # type: ignore[return-value]
+
+
+def build(node: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Instantiate a node.
+
+    Raises:
+        UserError: the class refuses an option, or does not know it.
+    """
+    try:
+        return instantiate(node, *arguments, _convert_="all", **keywords)
+    except InstantiationException as error:
+        raise _as_user_error(error, node) from error
+
+
+def _as_user_error(error: InstantiationException, node: Any) -> Exception:
+    cause: BaseException = error
+    while cause.__cause__ is not None and isinstance(cause, InstantiationException):
+        cause = cause.__cause__
+    target = str(node.get("_target_", "")) if hasattr(node, "get") else ""
+    if isinstance(cause, ValueError):
+        return UserError(str(cause))
+    if isinstance(cause, TypeError):
+        return UserError(f"{target}: {cause}. {_known_options(target)}")
+    return UserError(" ".join(str(cause).split()))
+
+
+def _known_options(target: str) -> str:
+    module, _, name = target.rpartition(".")
+    try:
+        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return ""
+    return f"Known options: {', '.join(p for p in parameters if p not in ('spec', 'common'))}."
+
+
+def seed_list(seeds: Any) -> list[int]:
+    """`n` as [0, ..., n-1]; a list as it is.
+
+    Raises:
+        UserError: no whole numbers of at least 0, none at all, or one twice.
+    """
+    allowed = "a number n >= 1 for seeds 0..n-1, or a list of different whole numbers >= 0, as in seeds=[3,7]"
+    if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds >= 1:
+        return list(range(seeds))
+    if isinstance(seeds, list) and seeds:
+        whole = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63 for seed in seeds)
+        if whole and len(set(seeds)) == len(seeds):
+            return list(seeds)
+    raise UserError(f"seeds={seeds} is not allowed; it must be {allowed}.")
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """Refuse values that would fail later, or silently mean something else.
+
+    Raises:
+        UserError: names the key, the value and what is allowed.
+    """
+
+    def require(key: str, value: Any, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise UserError(f"{key}={value} is not allowed; it must be {allowed}.")
+
+    for key, value in (
+        ("max_updates", config["max_updates"]),
+        ("batch_size", config["batch_size"]),
+        ("eval.every", config["eval"]["every"]),
+        ("eval.episodes", config["eval"]["episodes"]),
+        ("engine.chunk", config["engine"]["chunk"]),
+    ):
+        require(key, value, isinstance(value, int) and not isinstance(value, bool) and value >= 1, "a whole number >= 1")
+    threads = config["engine"]["threads"]
+    require("engine.threads", threads, threads is None or (isinstance(threads, int) and threads >= 1), ">= 1 or null")
+    precision = config["engine"]["matmul_precision"]
+    require("engine.matmul_precision", precision, precision in ("highest", "high", "medium"), "highest, high or medium")
+    mode = config["eval"]["mode"]
+    require("eval.mode", mode, mode in ("mean", "sampled"), "mean or sampled")
+    require("dataset", config["dataset"], isinstance(config["dataset"], str), "a Minari id")
+    seed_list(config["seeds"])
+    trainer = config["trainer"]
+    if str(trainer.get("precision")) in ("16-mixed", "16", "16-true"):
+        raise UserError(
+            f"trainer.precision={trainer['precision']} is not allowed: float16 needs a gradient scaler and overflows in "
+            f"density ratios. Use trainer.precision=bf16-mixed."
+        )
+    require("trainer.precision", trainer.get("precision"), trainer.get("precision") in ("32-true", "bf16-mixed"),
+            "32-true or bf16-mixed")  # fmt: skip
+    require("trainer.devices", trainer.get("devices"), trainer.get("devices") == 1, "1 (several devices are not supported yet)")
+
+
+def differing_keys(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Dotted keys, beyond those that a resumed run may change, whose values differ."""
+    left, right = _flatten(stored), _flatten(wanted)
+    keys = [key for key in {**left, **right} if left.get(key, ...) != right.get(key, ...)]
+    return sorted(key for key in keys if key.split(".")[0] not in RESUME_MAY_CHANGE)
+
+
+def flatten(config: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys to leaves; lists are leaves."""
+    return _flatten(config)
+
+
+def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(node, dict) and node:
+        result: dict[str, Any] = {}
+        for key, value in node.items():
+            result.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+        return result
+    return {prefix: node}
+
+
+def check_trusted(node: Any) -> None:
+    """Refuse a configuration out of a file that names anything but classes of brpo and torch.optim.
+
+    The name must lie in one of these packages and resolve to a class defined there: `brpo.files.os.system` does not.
+
+    Raises:
+        UserError: names the target.
+    """
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "_target_":
+                _check_target(value)
+            else:
+                check_trusted(value)
+        unknown = [key for key in node if isinstance(key, str) and key.startswith("_")]
+        if set(unknown) - {"_target_", "_partial_"}:
+            raise UserError(f"The stored configuration has the keys {sorted(unknown)}; only _target_ and _partial_ may be.")
+    elif isinstance(node, list):
+        for value in node:
+            check_trusted(value)
+    elif isinstance(node, str) and "${" in node:
+        raise UserError(f"The stored configuration holds the interpolation {node!r}; it must be resolved.")
+
+
+def _check_target(target: Any) -> None:
+    refusal = UserError(
+        f"The stored configuration names {target!r}; only classes of {' and '.join(TRUSTED_MODULES)} are built from files."
+    )
+    if not isinstance(target, str) or not any(target.startswith(f"{module}.") for module in TRUSTED_MODULES):
+        raise refusal
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise refusal from error
+    home = getattr(found, "__module__", "")
+    if not (inspect.isclass(found) and any(home == m or home.startswith(f"{m}.") for m in TRUSTED_MODULES)):
+        raise refusal

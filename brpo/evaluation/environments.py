@@ -1,0 +1,103 @@
+"""Making the environment that a data set names, without running code that the file names."""
+
+import functools
+import importlib.util
+import json
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+
+class EnvironmentUnavailable(RuntimeError):
+    """The environment cannot be made here. Training goes on without rollouts."""
+
+
+class FlattenGoal(gymnasium.ObservationWrapper):
+    """Goal observations as one vector: observation, then desired goal (as the data are laid out)."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        assert isinstance(env.observation_space, gymnasium.spaces.Dict)
+        parts = [env.observation_space[name] for name in ("observation", "desired_goal")]
+        size = sum(int(np.prod(part.shape or ())) for part in parts)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64)
+
+    def observation(self, observation: Any) -> np.ndarray:
+        """Join the two vectors."""
+        return np.concatenate([observation["observation"], observation["desired_goal"]])
+
+
+@functools.cache
+def _quiet_mujoco() -> None:
+    """MuJoCo would print a warning about Gymnasium's own models, and write a log into the working folder."""
+    if importlib.util.find_spec("mujoco") is None:
+        return
+    import mujoco
+
+    def forward(message: str) -> None:
+        if "settotalmass" not in message:
+            warnings.warn(f"MuJoCo: {message}", stacklevel=2)
+
+    mujoco.set_mju_user_warning(forward)
+
+
+@functools.cache
+def _register_optional() -> None:
+    """Register the environments of gymnasium-robotics (PointMaze, AntMaze) where that package is installed."""
+    if importlib.util.find_spec("gymnasium_robotics") is not None:
+        gymnasium.register_envs(importlib.import_module("gymnasium_robotics"))
+
+
+def describe(specification: str | None) -> dict[str, Any]:
+    """Id and keyword arguments of an environment specification in JSON, as data sets and checkpoints hold it.
+
+    Nothing else of it is used: its entry point and its wrappers name code.
+
+    Raises:
+        EnvironmentUnavailable: there is none, or it is not one that is made by its registered id alone.
+    """
+    if not specification:
+        raise EnvironmentUnavailable("the data set names no environment")
+    try:
+        parsed = json.loads(specification)
+        name, arguments = parsed["id"], dict(parsed.get("kwargs") or {})
+        wrappers = parsed.get("additional_wrappers") or []
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EnvironmentUnavailable(f"the environment specification cannot be read ({error})") from error
+    if not isinstance(name, str) or ":" in name:  # "module:id" would import the module
+        raise EnvironmentUnavailable(f"the environment id {name!r} names a module to import, which is not done")
+    if wrappers:
+        raise EnvironmentUnavailable(f"{name} was recorded under {len(wrappers)} wrapper(s), which are not rebuilt")
+    return {"id": name, "kwargs": arguments, "max_episode_steps": parsed.get("max_episode_steps")}
+
+
+def maker(specification: str | None, render: bool = False) -> Callable[[], gymnasium.Env]:
+    """A function that makes the environment of a specification.
+
+    Raises:
+        EnvironmentUnavailable: it is not registered here, or cannot be made.
+    """
+    wanted = describe(specification)
+    _quiet_mujoco()
+    _register_optional()
+    if wanted["id"] not in gymnasium.registry:
+        raise EnvironmentUnavailable(
+            f"{wanted['id']} is not registered here; install the package that has it "
+            f"(gymnasium-robotics for PointMaze and AntMaze)"
+        )
+
+    def make() -> gymnasium.Env:
+        arguments = {**wanted["kwargs"], **({"render_mode": "rgb_array"} if render else {})}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an environment's age is the data set's matter
+            env = gymnasium.make(wanted["id"], max_episode_steps=wanted["max_episode_steps"], **arguments)
+        return FlattenGoal(env) if isinstance(env.observation_space, gymnasium.spaces.Dict) else env
+
+    try:
+        make().close()
+    except Exception as error:  # whatever the simulator raises: training can do without it
+        raise EnvironmentUnavailable(f"{wanted['id']} cannot be made ({type(error).__name__}: {error})") from error
+    return make

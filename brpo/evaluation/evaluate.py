@@ -1,0 +1,87 @@
+"""One evaluation: rollouts of an algorithm, summarized for each seed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from brpo.errors import Interrupted
+from brpo.evaluation import scores
+from brpo.evaluation.rollout import Act, Episodes, Rollouts
+from brpo.types import DataSpec
+
+MODES = ("mean", "sampled")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one evaluation says about one seed."""
+
+    seed: int
+    update: int
+    return_mean: float
+    score: float | None  # D4RL-normalized mean return
+    return_std: float
+    return_worst: float
+    return_cvar: float
+    length: float
+    value_gap: float | None  # critic's value at the start less the discounted return, in scaled rewards
+
+
+def evaluate(
+    algorithm: Any,
+    rollouts: Rollouts,
+    mode: str,
+    seeds: list[int],
+    update: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[list[Summary], Episodes]:
+    """Roll the policy of every seed out and summarize.
+
+    Args:
+        algorithm: has `act`, `value_estimate`, `spec`, `discount` and `device`.
+        rollouts: the environments.
+        mode: `mean` (the policy's mode) or `sampled`.
+        seeds: names of the members.
+        update: number of updates made, for the record.
+        stop: asked at every step whether to give up.
+
+    Raises:
+        Interrupted: `stop` said so.
+    """
+    spec: DataSpec = algorithm.spec
+
+    def act(observations: np.ndarray, step: int) -> np.ndarray:
+        if stop():
+            raise Interrupted("evaluation given up")
+        tensor = torch.as_tensor(observations, dtype=torch.float32, device=algorithm.device)
+        return algorithm.act(tensor, deterministic=mode == "mean", step=step).cpu().numpy()
+
+    episodes = rollouts.run(act, discount=algorithm.discount, scale=spec.reward_scale, shift=spec.reward_shift)
+    gaps = _value_gaps(algorithm, episodes, act)
+    score = scores.normalized(episodes.returns.mean(-1), spec.reference_min, spec.reference_max)
+    summaries = [
+        Summary(
+            seed=seed,
+            update=update,
+            return_mean=float(episodes.returns[k].mean()),
+            score=None if score is None else float(score[k]),
+            return_std=float(episodes.returns[k].std()),
+            return_worst=float(episodes.returns[k].min()),
+            return_cvar=float(scores.cvar(episodes.returns[k])),
+            length=float(episodes.lengths[k].mean()),
+            value_gap=None if gaps is None else float(gaps[k]),
+        )
+        for k, seed in enumerate(seeds)
+    ]
+    return summaries, episodes
+
+
+def _value_gaps(algorithm: Any, episodes: Episodes, act: Act) -> np.ndarray | None:
+    """Mean over episodes of `Q(s_0, pi(s_0)) - discounted return`, (seeds,): over-estimation is positive."""
+    observations = torch.as_tensor(episodes.first_observations, dtype=torch.float32, device=algorithm.device)
+    actions = torch.as_tensor(act(episodes.first_observations, 0), dtype=torch.float32, device=algorithm.device)
+    estimate = algorithm.value_estimate(observations, algorithm.from_environment(actions))
+    return None if estimate is None else estimate.cpu().numpy().mean(-1) - episodes.discounted.mean(-1)

@@ -1,0 +1,64 @@
+"""Rollouts of all seeds at once. Needs only `act(observations, step) -> actions`; no network, no Lightning."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gymnasium
+import numpy as np
+
+Act = Callable[[np.ndarray, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """What the episodes gave, each field (seeds, episodes)."""
+
+    returns: np.ndarray
+    discounted: np.ndarray  # sum of discount^k (scale r_k + shift), in the critic's units
+    lengths: np.ndarray
+    first_observations: np.ndarray  # (seeds, episodes, observation)
+
+
+class Rollouts:
+    """`seeds x episodes` environments side by side, reset with the same fixed seeds at each evaluation.
+
+    Args:
+        make: makes one environment.
+        seeds: number of policies.
+        episodes: episodes of each policy; episode k starts from the same state for every policy.
+        seed: seed of episode 0; episode k has `seed + k`.
+    """
+
+    def __init__(self, make: Callable[[], gymnasium.Env], seeds: int, episodes: int, seed: int = 10_000) -> None:
+        self.seeds, self.episodes, self.seed = seeds, episodes, seed
+        self.envs = gymnasium.vector.SyncVectorEnv([make] * (seeds * episodes), copy=False)
+
+    def run(self, act: Act, *, discount: float = 1.0, scale: float = 1.0, shift: float = 0.0) -> Episodes:
+        """Run every environment to the end of its first episode.
+
+        Args:
+            act: actions (seeds, episodes, action) in environment units for observations (seeds, episodes, observation)
+                and the number of the step.
+            discount: for `Episodes.discounted`.
+            scale: factor on the rewards there.
+            shift: added to the scaled rewards there.
+        """
+        shape, count = (self.seeds, self.episodes), self.seeds * self.episodes
+        observations, _ = self.envs.reset(seed=[self.seed + k for _ in range(self.seeds) for k in range(self.episodes)])
+        first = observations.reshape(*shape, -1).copy()
+        returns, discounted, lengths = np.zeros(count), np.zeros(count), np.zeros(count, np.int64)
+        running, step, factor = np.ones(count, bool), 0, 1.0
+        while running.any():
+            actions = act(observations.reshape(*shape, -1), step)
+            observations, rewards, terminated, truncated, _ = self.envs.step(actions.reshape(count, -1))
+            returns += running * rewards
+            discounted += running * factor * (scale * rewards + shift)
+            lengths += running
+            # A finished environment starts again by itself; its further episodes do not count.
+            running &= ~(terminated | truncated)
+            step, factor = step + 1, factor * discount
+        return Episodes(returns.reshape(shape), discounted.reshape(shape), lengths.reshape(shape), first)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.envs.close()

@@ -1,0 +1,44 @@
+"""From exceptions to exit codes and one line on stderr. Imports nothing heavy."""
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from brpo.errors import Interrupted, TrainingDiverged, UserError
+
+DONE, WRONG_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 130
+
+
+def exit_code_of(run: Callable[[], Any], debug: bool = False) -> int:
+    """Call `run`; print what went wrong as one line, and give the exit code. Unexpected errors keep their traceback."""
+    try:
+        run()
+    except (KeyboardInterrupt, Interrupted) as error:
+        return _report(f"interrupted: {error}" if str(error) else "interrupted", INTERRUPTED, debug)
+    except TrainingDiverged as error:
+        return _report(f"diverged: {error}", DIVERGED, debug)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        return _report(f"error: {_in_one_line(error)}", WRONG_INPUT, debug)
+    return DONE
+
+
+def _report(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(message, file=sys.stderr, flush=True)
+    return code
+
+
+def _in_one_line(error: BaseException) -> str:
+    """The error's own words; for Hydra's wrappers, those of what they wrap. OmegaConf's details stay behind --debug."""
+    while isinstance(error, HydraException | OmegaConfBaseException) and isinstance(
+        error.__cause__, UserError | OmegaConfBaseException
+    ):
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    details = ("full_key:", "object_type=", "reference_type=", "Set the environment variable")
+    return " ".join(line for line in lines if not line.startswith(details))

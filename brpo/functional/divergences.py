@@ -1,0 +1,205 @@
+"""f-divergences `D_f(P || Q) = E_Q[f(P/Q)]` and their Taylor series around P/Q = 1.
+
+The first argument of the divergence is the numerator of `t`: `f(t) = t ln t` is KL(P || Q). Series start at n = 2 wherever
+they are used: for normalized P and Q the terms of order 0 and 1 carry no information.
+
+A symmetric divergence is its KL part plus the rest, `f(t) = t ln t + g(t)`; `g` is the *conditional symmetry function* of
+Sf-AC (arXiv:2508.04225, section 4). To add a divergence, add one entry to `DIVERGENCES`: a name, a source and `f`.
+Closed-form coefficients are optional; without them they come from nested automatic differentiation in float64.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+_LOG_2 = math.log(2.0)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """One f-divergence.
+
+    Attributes:
+        name: its key in `DIVERGENCES`.
+        source: where f comes from, with its usual name.
+        f: convex, f(1) = 0, for positive tensors.
+        coefficient: n -> c_n for n >= 2, the coefficient of (t-1)^n in f; None to differentiate instead.
+        radius: convergence radius of the series around 1; None to estimate it from the coefficients.
+        smooth: False where f is not differentiable at 1; there is then no series.
+    """
+
+    name: str
+    source: str
+    f: Callable[[Tensor], Tensor]
+    coefficient: Callable[[int], float] | None = None
+    radius: float | None = None
+    smooth: bool = True
+
+    def df(self, t: Tensor) -> Tensor:
+        """f'(t), elementwise, by automatic differentiation."""
+        with torch.enable_grad():
+            point = t.detach().requires_grad_()
+            return torch.autograd.grad(self.f(point).sum(), point)[0]
+
+    @property
+    def d2f1(self) -> float:
+        """f''(1), the curvature that sets the scale of a temperature."""
+        return 2.0 * self.taylor(2)[2]
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether D_f(P || Q) = D_f(Q || P): `f(t) - t f(1/t)` is a multiple of `t - 1`."""
+        return _is_symmetric(self)
+
+    def taylor(self, order: int) -> tuple[float, ...]:
+        """Coefficients (c_0, ..., c_order) of f around 1.
+
+        Raises:
+            ValueError: f is not differentiable at 1, or the order is negative.
+        """
+        return _taylor(self, order)
+
+    def conditional_symmetry(self, t: Tensor) -> Tensor:
+        """g(t) = f(t) - t ln t."""
+        return self.f(t) - torch.special.xlogy(t, t)
+
+    def conditional_symmetry_taylor(self, order: int) -> tuple[float, ...]:
+        """Coefficients (g_0, ..., g_order) of g around 1: those of f less those of t ln t."""
+        kl = _taylor(DIVERGENCES["kl"], order)
+        return tuple(c - k for c, k in zip(self.taylor(order), kl, strict=True))
+
+    @property
+    def series_radius(self) -> float:
+        """Convergence radius of the series of g (1 at most unless the logarithm cancels), or its estimate."""
+        return self.radius if self.radius is not None else _estimated_radius(self)
+
+
+@cache
+def _taylor(divergence: Divergence, order: int) -> tuple[float, ...]:
+    if not divergence.smooth:
+        raise ValueError(
+            f"The divergence {divergence.name!r} is not differentiable at 1, so it has no Taylor series. "
+            f"Choose one of: {', '.join(name for name, d in DIVERGENCES.items() if d.smooth)}."
+        )
+    if order < 0:
+        raise ValueError(f"The order of a series must be at least 0, got {order}.")
+    if divergence.coefficient is None:
+        return _derivatives(divergence.f, order)
+    return _derivatives(divergence.f, min(order, 1)) + tuple(divergence.coefficient(n) for n in range(2, order + 1))
+
+
+def _derivatives(f: Callable[[Tensor], Tensor], order: int) -> tuple[float, ...]:
+    """f^(n)(1) / n! for n = 0..order, exact up to float64 rounding."""
+    with torch.enable_grad():
+        t = torch.ones((), dtype=torch.float64, requires_grad=True)
+        value, coefficients = f(t), []
+        for n in range(order + 1):
+            coefficients.append(value.item() / math.factorial(n))
+            if n == order:
+                break
+            if not value.requires_grad:  # f is a polynomial of lower degree: all further derivatives are zero
+                return tuple(coefficients) + (0.0,) * (order - n)
+            (value,) = torch.autograd.grad(value, t, create_graph=True, allow_unused=True, materialize_grads=True)
+    return tuple(coefficients)
+
+
+@cache
+def _is_symmetric(divergence: Divergence) -> bool:
+    t = torch.tensor([0.1, 0.3, 0.7, 1.5, 3.0, 9.0], dtype=torch.float64)
+    ratio = (divergence.f(t) - t * divergence.f(1.0 / t)) / (t - 1.0)
+    return bool((ratio - ratio[0]).abs().max() < 1e-9 * (1.0 + ratio.abs().max()))
+
+
+@cache
+def _estimated_radius(divergence: Divergence) -> float:
+    *_, before, last = divergence.conditional_symmetry_taylor(8)
+    return math.inf if last == 0.0 else abs(before / last)
+
+
+def _sign(n: int) -> float:
+    return 1.0 if n % 2 == 0 else -1.0
+
+
+def _jensen_shannon(t: Tensor) -> Tensor:
+    return torch.special.xlogy(t, t) - (1.0 + t) * torch.log((1.0 + t) / 2.0)
+
+
+def _gan(t: Tensor) -> Tensor:
+    return torch.special.xlogy(t, t) - (1.0 + t) * torch.log1p(t) + 2.0 * _LOG_2
+
+
+def _jensen_shannon_coefficient(n: int) -> float:
+    return _sign(n) * (1.0 - 2.0 ** (1 - n)) / (n * (n - 1))
+
+
+def _hellinger_coefficient(n: int) -> float:
+    binomial = math.prod((0.5 - k) / (k + 1) for k in range(n))
+    return -2.0 * binomial
+
+
+DIVERGENCES: dict[str, Divergence] = {
+    entry.name: entry
+    for entry in (
+        Divergence(
+            "kl",
+            "Kullback-Leibler KL(P || Q)",
+            lambda t: torch.special.xlogy(t, t),
+            lambda n: _sign(n) / (n * (n - 1)),
+            radius=1.0,
+        ),
+        Divergence("reverse_kl", "KL(Q || P)", lambda t: -torch.log(t), lambda n: _sign(n) / n, radius=1.0),
+        Divergence("chi2", "Pearson chi^2", lambda t: (t - 1.0).square(), lambda n: float(n == 2), radius=1.0),
+        Divergence("neyman_chi2", "Neyman chi^2", lambda t: (1.0 - t).square() / t, _sign, radius=1.0),
+        Divergence(
+            "hellinger",
+            "squared Hellinger distance, without the factor 1/2",
+            lambda t: (t.sqrt() - 1.0).square(),
+            _hellinger_coefficient,
+            radius=1.0,
+        ),
+        Divergence(
+            "le_cam",
+            "Le Cam (triangular) distance",
+            lambda t: (t - 1.0).square() / (t + 1.0),
+            lambda n: _sign(n) * 2.0 ** (1 - n),
+            radius=1.0,
+        ),
+        Divergence("total_variation", "total variation distance", lambda t: (t - 1.0).abs() / 2.0, smooth=False),
+        Divergence(
+            "jeffreys",
+            "Jeffreys: KL(P || Q) + KL(Q || P)",
+            lambda t: (t - 1.0) * torch.log(t),
+            lambda n: _sign(n) / (n - 1),
+            radius=1.0,
+        ),
+        Divergence(
+            "jensen_shannon",
+            "twice the Jensen-Shannon divergence, at most 2 ln 2",
+            _jensen_shannon,
+            _jensen_shannon_coefficient,
+            radius=2.0,
+        ),
+        Divergence(
+            "gan",
+            "the GAN objective's divergence: jensen_shannon plus (1 - t) ln 2",
+            _gan,
+            _jensen_shannon_coefficient,
+            radius=2.0,
+        ),
+    )
+}
+
+
+def get_divergence(name: str) -> Divergence:
+    """The entry of a name.
+
+    Raises:
+        ValueError: the name is unknown; the message lists the known ones.
+    """
+    if name not in DIVERGENCES:
+        raise ValueError(f"Unknown divergence {name!r}. Known: {', '.join(sorted(DIVERGENCES))}.")
+    return DIVERGENCES[name]

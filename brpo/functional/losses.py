@@ -1,0 +1,52 @@
+"""Losses on numbers that networks gave: no network, no state."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def expectile(error: Float[Tensor, "*n"], level: float) -> Float[Tensor, "*n"]:
+    """Asymmetric squared error `|level - 1[error < 0]| error^2`, elementwise.
+
+    Source: IQL (arXiv:2110.06169), Eq. 5. `level` is in (0, 1); 0.5 gives half the squared error.
+    """
+    return torch.where(error < 0, 1.0 - level, level) * error.square()
+
+
+def gumbel(error: Float[Tensor, "seeds batch"], temperature: float, max_exponent: float) -> Float[Tensor, "seeds batch"]:
+    """Gumbel regression `exp(-m) (exp(z) - z - 1)` with `z = min(error / temperature, max_exponent)`.
+
+    With `error = Q - V` its minimum over V is `temperature * log E[exp(Q / temperature)]`, the in-sample soft maximum.
+    `m = max(max_batch z, -1)` is detached and multiplies the whole bracket, so it scales the gradient and leaves the
+    minimum where it is. Source: XQL (arXiv:2301.02328), Eq. 11; m and the clip are its authors' code.
+    """
+    exponent = (error / temperature).clamp(max=max_exponent)
+    offset = exponent.detach().amax(-1, keepdim=True).clamp(min=-1.0)
+    return torch.exp(exponent - offset) - torch.exp(-offset) * (exponent + 1.0)
+
+
+def td_target(
+    rewards: Float[Tensor, "seeds batch"],
+    terminated: Float[Tensor, "seeds batch"],
+    next_values: Float[Tensor, "seeds batch"],
+    discount: float,
+) -> Float[Tensor, "seeds batch"]:
+    """`r + discount (1 - terminated) V(s')`; a truncated transition still bootstraps."""
+    return rewards + discount * (1.0 - terminated) * next_values
+
+
+def ensemble_squared_error(
+    q: Float[Tensor, "seeds critics batch"], target: Float[Tensor, "seeds batch"]
+) -> Float[Tensor, " seeds"]:
+    """Squared error to a common target: mean over the batch, sum over the critics."""
+    return (q - target.unsqueeze(1)).square().mean(-1).sum(-1)
+
+
+def weighted_regression(
+    log_prob: Float[Tensor, "seeds batch"], weight: Float[Tensor, "seeds batch"]
+) -> Float[Tensor, " seeds"]:
+    """`-E_D[weight log pi(a|s)]`: behaviour cloning where the weight is 1. No gradient flows into the weight.
+
+    Source: advantage-weighted regression, e.g. IQL (arXiv:2110.06169), Eq. 7.
+    """
+    return -(weight.detach() * log_prob).mean(-1)

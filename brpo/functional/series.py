@@ -1,0 +1,119 @@
+"""Truncated Taylor series of divergences: evaluating them, bounding them, and the target ratio that they imply."""
+
+import math
+from functools import cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from brpo.functional.divergences import Divergence
+
+
+def evaluate(coefficients: tuple[float, ...], t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """`sum_{n=2}^N c_n (t-1)^n` by Horner's rule; `coefficients` are (c_0, ..., c_N), of which the first two are left out.
+
+    Raises:
+        ValueError: the series has no term of order 2.
+    """
+    if len(coefficients) < 3:
+        raise ValueError(f"A series starts at order 2, got coefficients up to order {len(coefficients) - 1}.")
+    u = t - 1.0
+    total = torch.full_like(u, coefficients[-1])
+    for coefficient in reversed(coefficients[2:-1]):
+        total = total * u + coefficient
+    return total * u.square()
+
+
+def remainder(divergence: Divergence, order: int, epsilon: float, points: int = 2001) -> float:
+    """Largest error of the truncated g on the clip range [max(1 - epsilon, 1e-8), 1 + epsilon].
+
+    `sup |g(t) - g(1) - g'(1) (t-1) - sum_{n=2}^N g_n (t-1)^n|`, on a grid of `points`, in float64.
+    """
+    low, high = max(1.0 - epsilon, 1e-8), 1.0 + epsilon
+    t = torch.linspace(low, high, points, dtype=torch.float64)
+    g = divergence.conditional_symmetry_taylor(order)
+    exact = divergence.conditional_symmetry(t) - g[0] - g[1] * (t - 1.0)
+    return (exact - evaluate(g, t)).abs().max().item()
+
+
+@cache
+def _derivative_branch(divergence: Divergence, order: int) -> tuple[tuple[float, ...], float, float]:
+    """The polynomial f_N'(1 + u) in ascending powers of u, and the interval of u where its branch through 0 increases."""
+    coefficients = divergence.taylor(order)
+    derivative = tuple(n * coefficients[n] if n >= 2 else 0.0 for n in range(1, order + 1))
+    while derivative[-1] == 0.0:  # a polynomial f (chi2) has no terms of high order
+        derivative = derivative[:-1]
+    if derivative[1] <= 0:
+        raise ValueError(f"The divergence {divergence.name!r} has f''(1) = {derivative[1]:g}; it must be positive.")
+    roots = np.polynomial.Polynomial(derivative).deriv().roots()
+    turning = [root.real for root in np.atleast_1d(roots) if abs(root.imag) < 1e-9]
+    low = max([u for u in turning if u < 0], default=-math.inf)
+    high = min([u for u in turning if u > 0], default=math.inf)
+    return derivative, max(low, -1.0), high
+
+
+def _polynomial(coefficients: tuple[float, ...], u: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and derivative of a polynomial in ascending powers, by Horner's rule."""
+    value, slope = torch.full_like(u, coefficients[-1]), torch.zeros_like(u)
+    for coefficient in reversed(coefficients[:-1]):
+        slope = slope * u + value
+        value = value * u + coefficient
+    return value, slope
+
+
+class _BranchRoot(torch.autograd.Function):
+    """Root of f_N'(1 + u) = x on the increasing branch; the gradient is 1 / f_N''(1 + u) inside it and 0 where clipped."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, derivative: tuple[float, ...], low: float, high: float, steps: int) -> Tensor:  # noqa: D102
+        at_low = float(np.polynomial.polynomial.polyval(low, derivative))
+        at_high = math.inf if math.isinf(high) else float(np.polynomial.polynomial.polyval(high, derivative))
+        inside = (x > at_low) & (x < at_high)
+        left = torch.full_like(x, low)
+        if math.isinf(high):
+            # Beyond `settled` the leading term is at least half of the polynomial, which bounds the root from above.
+            leading, degree = derivative[-1], len(derivative) - 1
+            settled = 1.0 + 2.0 * sum(abs(c) for c in derivative) / leading
+            right = (2.0 * x.abs() / leading).pow(1.0 / degree).clamp(min=settled)
+        else:
+            right = torch.full_like(x, high)
+        u = torch.zeros_like(x)
+        for _ in range(steps):  # Newton, replaced by a bisection where it would leave the bracket
+            value, slope = _polynomial(derivative, u)
+            above = value > x
+            right, left = torch.where(above, u, right), torch.where(above, left, u)
+            newton = u - (value - x) / slope
+            u = torch.where((newton >= left) & (newton <= right), newton, 0.5 * (left + right))
+        u = torch.where(x <= at_low, low, torch.where(x >= at_high, high if math.isfinite(high) else 0.0, u))
+        ctx.save_for_backward(u, inside)
+        ctx.derivative = derivative
+        return u
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):  # noqa: D102
+        u, inside = ctx.saved_tensors
+        _, slope = _polynomial(ctx.derivative, u)
+        return torch.where(inside, gradients[0] / slope, torch.zeros_like(u)), None, None, None, None
+
+
+def policy_ratio(divergence: Divergence, order: int, x: Float[Tensor, "*n"], steps: int = 24) -> Float[Tensor, "*n"]:
+    """The ratio `w = pi*/pi_D` that solves `f_N'(w) = x`, `f_N` the series of f from order 2 to N.
+
+    The root on the branch through (x = 0, w = 1): non-negative, non-decreasing in x, constant beyond a turning point of
+    f_N' (odd N). Solved in float64, returned in the precision of x. `dw/dx = 1 / f_N''(w)`, 0 where w is constant.
+    For N = 2 it is `[1 + x / (2 c_2)]_+`.
+
+    Source: Sf-AC (arXiv:2508.04225), section 3; orders 3 to 5 and the branch are ours.
+
+    Raises:
+        ValueError: the order is not in 2..5, or f''(1) is not positive.
+    """
+    if order not in (2, 3, 4, 5):
+        raise ValueError(f"policy_order must be 2, 3, 4 or 5 (the equation is solvable by radicals), got {order}.")
+    derivative, low, high = _derivative_branch(divergence, order)
+    if order == 2:
+        return (1.0 + x / derivative[1]).clamp(min=0.0)
+    root = _BranchRoot.apply(x.double(), derivative, low, high, steps)
+    return (1.0 + root).to(x.dtype)  # type: ignore[operator]

@@ -1,0 +1,35 @@
+"""From advantages to regression weights, and what describes a set of weights."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def clipped_exp(exponent: Float[Tensor, "*n"], max_weight: float) -> Float[Tensor, "*n"]:
+    """`min(exp(exponent), max_weight)`, clipped before the exponential so that nothing overflows.
+
+    Source: IQL (arXiv:2110.06169), Eq. 7, whose code clips at 100.
+    """
+    return exponent.clamp(max=math.log(max_weight)).exp()
+
+
+def normalize(weight: Float[Tensor, "seeds batch"]) -> Float[Tensor, "seeds batch"]:
+    """Divide by the batch mean, so that `E_{pi_D}[w] = 1` holds on the batch. All zeros become all ones."""
+    mean = weight.mean(-1, keepdim=True)
+    return torch.where(mean > 0, weight / mean.clamp(min=1e-30), torch.ones_like(weight))
+
+
+def effective_sample_share(weight: Float[Tensor, "seeds batch"]) -> Float[Tensor, " seeds"]:
+    """Kish's effective sample size over the batch size, `(sum w)^2 / (B sum w^2)`, in (0, 1]."""
+    return weight.mean(-1).square() / weight.square().mean(-1).clamp(min=1e-30)
+
+
+def capped_ratio(log_ratio: Float[Tensor, "*n"], max_ratio: float) -> Float[Tensor, "*n"]:
+    """`exp(log_ratio)`, continued by its tangent in log_ratio beyond `max_ratio`: `max_ratio (1 + log(rho/max_ratio))`.
+
+    The value and the gradient stay continuous and grow at most linearly in the log-density. Source: ours.
+    """
+    bound = math.log(max_ratio)
+    return log_ratio.clamp(max=bound).exp() * (1.0 + (log_ratio - bound).clamp(min=0.0))

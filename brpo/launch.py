@@ -1,0 +1,104 @@
+"""What `train.py` does with a composed configuration: check, find what to resume, train, say what came out."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from omegaconf import DictConfig
+
+from brpo import config as configuration
+from brpo import runs
+from brpo.errors import UserError
+from brpo.training import algorithm_name, train
+
+
+def launch(composed: DictConfig, overrides: list[str]) -> None:
+    """Start or resume the run of a configuration.
+
+    Raises:
+        UserError: see `brpo.training.train`.
+    """
+    config = configuration.to_plain(composed)
+    resume = config["resume"]
+    resumption: runs.Resumption | None = None
+    if resume == "auto":
+        configuration.check_config(config)
+        resumption = _automatic(config)
+    elif resume is not None:
+        resumption = runs.resume_from(Path(str(resume)).expanduser())
+        config, overrides = _continued_config(resumption.folder, overrides)
+        configuration.check_config(config)
+    else:
+        configuration.check_config(config)
+    if resumption is not None:
+        print(resumption.notice, flush=True)
+        stored, _ = resumption.folder.read_config()
+        keys = configuration.differing_keys(stored, config)
+        if keys:
+            raise UserError(
+                f"{resumption.folder.path} was started with other values of: {', '.join(keys)}. A resumed run may change "
+                f"only {', '.join(configuration.RESUME_MAY_CHANGE)}. Leave them out, or start a new run."
+            )
+        if resumption.folder.result.exists() and resumption.updates >= config["max_updates"]:
+            print(f"already finished: {resumption.folder.path} ({resumption.folder.result})", flush=True)
+            return
+        if resumption.updates > config["max_updates"]:
+            raise UserError(
+                f"max_updates={config['max_updates']} is below the {resumption.updates} updates that "
+                f"{resumption.checkpoint} has made."
+            )
+    report(train(config, overrides, resumption))
+
+
+def _automatic(config: dict[str, Any]) -> runs.Resumption | None:
+    """`resume=auto`: the run in run_dir, else the newest unfinished one like this; None starts a run."""
+    if config["run_dir"]:
+        folder = runs.RunFolder(Path(config["run_dir"]).expanduser())
+        found = folder if folder.holds_run() else None
+    else:
+        found = runs.find_unfinished(config, algorithm_name(config))
+    if found is None:
+        print("resume=auto: no run to continue, starting one", flush=True)
+        return None
+    return runs.resume_in(found)
+
+
+def _continued_config(folder: runs.RunFolder, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """`resume=PATH` continues that run: its own overrides, then the ones just typed.
+
+    The run's file decides what is composed, so nothing but our own classes and Lightning's trainer may come out.
+    """
+    stored, typed_then = folder.read_config()
+    configuration.check_trusted({key: value for key, value in stored.items() if key != "callbacks"})
+    if not isinstance(typed_then, list) or not all(isinstance(item, str) for item in typed_then):
+        raise UserError(f"{folder.config} has no list of overrides; it is not one of ours.")
+    kept = [item for item in typed_then if item.split("=")[0] not in ("resume", "run_dir")]
+    merged = [*kept, *(item for item in overrides if item.split("=")[0] != "resume")]
+    config = configuration.to_plain(compose("train", overrides=merged))
+    configuration.check_trusted({key: value for key, value in config.items() if key != "callbacks"})
+    if any(item.lstrip("+~").startswith(("callbacks", "hydra")) for item in kept):
+        raise UserError(f"{folder.config} adds callbacks; type them again to allow them.")
+    return config, kept
+
+
+def report(result: dict[str, Any]) -> None:
+    """The last lines that a user sees."""
+    for name in ("final", "best"):
+        scores, returns = result[name]["score"], result[name]["return"]
+        if returns is None:
+            continue
+        text = f"{name}: return {_spread(returns)}"
+        if scores is not None:
+            text += f", normalized score {_spread(scores)}"
+        if name == "best":
+            text += f" (at update {result['best']['update']})"
+        print(text, flush=True)
+    print(f"{result['updates_per_second'] or 0:.0f} updates/s, {result['wall_seconds']:.0f} s; {result['run_dir']}/result.json")
+
+
+def _spread(values: list[float]) -> str:
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.1f}"
+    std = (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5
+    return f"{mean:.1f} +- {std:.1f} ({len(values)} seeds)"

@@ -1,0 +1,54 @@
+"""State and state-action values."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from brpo.modules.mlp import MLP
+from brpo.types import DataSpec
+
+
+class QEnsemble(nn.Module):
+    """Several independent Q functions for each seed.
+
+    Args:
+        spec: sizes of observation and action.
+        seeds: number of seeds.
+        critics: >= 1, the size of the ensemble.
+        hidden: sizes of the hidden layers.
+        activation: name of the activation.
+    """
+
+    def __init__(self, spec: DataSpec, seeds: int, *, critics: int, hidden: Sequence[int], activation: str) -> None:
+        super().__init__()
+        if critics < 1:
+            raise ValueError(f"critics must be at least 1, got {critics}.")
+        inputs = spec.observation_dim + spec.action_dim
+        self.network = MLP((seeds, critics), inputs, 1, hidden=hidden, activation=activation)
+
+    def forward(
+        self, observations: Float[Tensor, "seeds batch o"], actions: Float[Tensor, "seeds batch a"]
+    ) -> Float[Tensor, "seeds critics batch"]:
+        """Q of every critic."""
+        return self.network(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+
+
+class ValueFunction(nn.Module):
+    """One V function for each seed.
+
+    Args:
+        spec: size of the observation.
+        seeds: number of seeds.
+        hidden: sizes of the hidden layers.
+        activation: name of the activation.
+    """
+
+    def __init__(self, spec: DataSpec, seeds: int, *, hidden: Sequence[int], activation: str) -> None:
+        super().__init__()
+        self.network = MLP((seeds,), spec.observation_dim, 1, hidden=hidden, activation=activation)
+
+    def forward(self, observations: Float[Tensor, "seeds batch o"]) -> Float[Tensor, "seeds batch"]:
+        """V of every observation."""
+        return self.network(observations).squeeze(-1)

@@ -1,0 +1,61 @@
+"""The divergence submodule: which divergence, how many terms, how the ratio is clipped."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from brpo.functional import series
+from brpo.functional.divergences import get_divergence
+
+
+class SeriesDivergence(nn.Module):
+    """The conditional symmetry term of Sf-AC's policy loss, `h(clip(t, 1 - epsilon, 1 + epsilon))`.
+
+    `h(t) = sum_{n=2}^{loss_order} g_n (t-1)^n`, or the exact `g(t) - g(1) - g'(1)(t-1)` with `exact=True`.
+    Source: Sf-AC (arXiv:2508.04225), section 4.
+
+    Args:
+        divergence: a key of `DIVERGENCES`.
+        loss_order: >= 2, the highest order N_loss of the series.
+        epsilon: > 0, half the width of the clip range of the ratio. Above the radius the series is a penalty, not an
+            approximation.
+        exact: use g itself, under the same clip.
+
+    Raises:
+        ValueError: unknown divergence, no series, a value out of range, or a series that rewards ratios without bound.
+    """
+
+    def __init__(self, divergence: str, *, loss_order: int, epsilon: float, exact: bool = False) -> None:
+        super().__init__()
+        self.divergence = get_divergence(divergence)
+        if loss_order < 2:
+            raise ValueError(f"loss_order must be at least 2, got {loss_order}.")
+        if not epsilon > 0:
+            raise ValueError(f"epsilon must be positive, got {epsilon}.")
+        self.coefficients = self.divergence.conditional_symmetry_taylor(loss_order)
+        self.converges = epsilon <= self.divergence.series_radius
+        if not exact and not self.converges and self.coefficients[-1] < 0:
+            raise ValueError(
+                f"epsilon={epsilon:g} is above the series' radius {self.divergence.series_radius:g} and its last "
+                f"coefficient g_{loss_order} = {self.coefficients[-1]:.3g} is negative: unbounded ratios would be "
+                f"rewarded. Lower algo.regularizer.epsilon, or change algo.regularizer.loss_order by one."
+            )
+        self.epsilon, self.exact = epsilon, exact
+        self.remainder = 0.0 if exact else series.remainder(self.divergence, loss_order, epsilon)
+        # The clip acts on the logarithm: clamping after exp gives NaN gradients once exp overflows.
+        self.log_low, self.log_high = math.log(max(1.0 - epsilon, 1e-8)), math.log1p(epsilon)
+
+    def forward(self, log_ratio: Float[Tensor, "seeds batch"]) -> Float[Tensor, "seeds batch"]:
+        """h of the clipped ratio; no gradient where it is clipped."""
+        ratio = log_ratio.clamp(self.log_low, self.log_high).exp()
+        if self.exact:
+            g = self.coefficients
+            return self.divergence.conditional_symmetry(ratio) - g[0] - g[1] * (ratio - 1.0)
+        return series.evaluate(self.coefficients, ratio)
+
+    def clipped_share(self, log_ratio: Float[Tensor, "seeds batch"]) -> Float[Tensor, " seeds"]:
+        """Share of ratios outside the clip range."""
+        outside = (log_ratio < self.log_low) | (log_ratio > self.log_high)
+        return outside.to(torch.float32).mean(-1)

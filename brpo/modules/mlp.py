@@ -1,0 +1,100 @@
+"""Stacks of small networks: one member per seed, and per critic where there are several."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from brpo.functional import streams
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "mish": F.mish,
+    "elu": F.elu,
+}
+
+
+class StackedLinear(nn.Module):
+    """Affine maps `x W + b`, one for each member of a stack.
+
+    Args:
+        members: shape of the stack, (seeds,) or (seeds, critics).
+        inputs: size of the input.
+        outputs: size of the output.
+
+    The weights hold no numbers until `initialize` draws them.
+    """
+
+    def __init__(self, members: tuple[int, ...], inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.members = members
+        self.weight = nn.Parameter(torch.empty(*members, inputs, outputs))
+        self.bias = nn.Parameter(torch.empty(*members, outputs))
+
+    @torch.no_grad()
+    def initialize(self, keys: Tensor) -> None:
+        """Uniform in +-1/sqrt(inputs), as `torch.nn.Linear` draws them; `keys` (seeds,) name the random numbers."""
+        bound = 1.0 / math.sqrt(self.weight.shape[-2])
+        for word, parameter in enumerate((self.weight, self.bias)):
+            drawn = streams.uniform(streams.key(keys, word), tuple(parameter.shape[1:]), torch.float64)
+            parameter.copy_((2.0 * drawn - 1.0) * bound)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map (seeds, batch, inputs) or (*members, batch, inputs) to (*members, batch, outputs)."""
+        members = len(self.members)
+        if inputs.dim() == members + 1:  # one input for all the critics of a seed
+            inputs = inputs.unsqueeze(1).expand(*self.members, *inputs.shape[-2:])
+        if self.weight.shape[:members].numel() == 1:  # a plain product has less overhead than a batched one
+            batch = inputs.reshape(inputs.shape[-2:])
+            weight, bias = self.weight.view(self.weight.shape[-2:]), self.bias.view(-1)
+            return F.linear(batch, weight.t(), bias).view(*self.members, len(batch), -1)
+        flat = torch.baddbmm(self.bias.flatten(0, -2).unsqueeze(1), inputs.flatten(0, -3), self.weight.flatten(0, -3))
+        return flat.view(*self.members, *flat.shape[-2:])
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron for each member of a stack.
+
+    Args:
+        members: shape of the stack.
+        inputs: size of the input.
+        outputs: size of the output.
+        hidden: sizes of the hidden layers.
+        activation: a key of `ACTIVATIONS`.
+
+    Raises:
+        ValueError: the activation is unknown, or a size is below 1.
+    """
+
+    def __init__(
+        self, members: tuple[int, ...], inputs: int, outputs: int, *, hidden: Sequence[int], activation: str
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"Unknown activation {activation!r}. Known: {', '.join(sorted(ACTIVATIONS))}.")
+        sizes = (inputs, *hidden, outputs)
+        if min(sizes) < 1:
+            raise ValueError(f"Layer sizes must be at least 1, got {sizes}.")
+        self.activation = ACTIVATIONS[activation]
+        self.layers = nn.ModuleList(StackedLinear(members, a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map (seeds, batch, inputs) to (*members, batch, outputs)."""
+        hidden = inputs
+        for layer in self.layers[:-1]:
+            hidden = self.activation(layer(hidden))
+        output = self.layers[-1](hidden)
+        # Under autocast the products run in bfloat16; everything after them (losses, densities) wants float32.
+        return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+
+
+def initialize(module: nn.Module, seeds: Tensor, name: str) -> None:
+    """Draw the weights of every stacked layer of a module: a function of the seed and the layer's qualified name."""
+    for path, layer in module.named_modules():
+        if isinstance(layer, StackedLinear):
+            layer.initialize(streams.key(seeds, streams.purpose(f"init/{name}.{path}")))

@@ -1,0 +1,24 @@
+"""A copy of a module that follows it slowly."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class Target(nn.Module):
+    """Polyak average of a module: `target <- target + polyak (source - target)`. Never trained by gradient."""
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(source).requires_grad_(False)
+
+    @torch.no_grad()
+    def follow(self, source: nn.Module, polyak: float) -> None:
+        """Move towards the source; `polyak` in (0, 1], 1 copies it."""
+        torch._foreach_lerp_(list(self.module.parameters()), list(source.parameters()), polyak)
+
+    @torch.no_grad()
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """What the copied module gives, without gradient."""
+        return self.module(*inputs)

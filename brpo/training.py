@@ -1,0 +1,250 @@
+"""From a checked configuration to a finished run folder."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from brpo import config as configuration
+from brpo import runs
+from brpo.algorithms.base import OfflineAlgorithm
+from brpo.callbacks.checkpoints import Checkpoints
+from brpo.callbacks.evaluate import Evaluate
+from brpo.callbacks.progress import UpdateProgress
+from brpo.callbacks.recorder import Recorder
+from brpo.callbacks.signals import Signals
+from brpo.datasets.datamodule import OfflineDataModule
+from brpo.engine.checkpoint_io import DigestCheckpointIO, read
+from brpo.engine.runner import EagerRunner
+from brpo.errors import TrainingDiverged, UserError
+from brpo.evaluation import environments
+from brpo.types import DataSpec
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard's events in the run folder; `config.yaml` already holds what `hparams.yaml` would."""
+
+    def save(self) -> None:
+        """Nothing beyond the events."""
+
+
+def algorithm_name(config: dict[str, Any]) -> str:
+    """The name of the algorithm's module, `sfac`."""
+    return str(config["algo"]["_target_"]).split(".")[-2]
+
+
+def make_algorithm(
+    node: Any, spec: DataSpec, *, seeds: list[int], max_updates: int
+) -> OfflineAlgorithm:
+    """Build the algorithm of a configuration node."""
+    return configuration.build(node, spec, seeds=seeds, max_updates=max_updates)
+
+
+def make_datamodule(config: dict[str, Any]) -> OfflineDataModule:
+    """Build the data module of a configuration and read its data.
+
+    Raises:
+        UserError: there is no such data set, it cannot be trained on, or an option is refused.
+    """
+    options = {key: value for key, value in config["data"].items() if key != "family"}
+    try:
+        datamodule = OfflineDataModule(
+            config["dataset"],
+            **options,
+            evaluate_every=config["eval"]["every"],
+            max_updates=config["max_updates"],
+            chunk=config["engine"]["chunk"],
+        )
+        datamodule.setup()
+    except (TypeError, ValueError) as error:
+        raise error if isinstance(error, UserError) else UserError(str(error)) from error
+    return datamodule
+
+
+def set_up_torch(engine: dict[str, Any]) -> None:
+    """Threads and precision of matrix products."""
+    threads = engine["threads"] or os.environ.get("OMP_NUM_THREADS")
+    if threads:
+        torch.set_num_threads(int(threads))
+    torch.set_float32_matmul_precision(engine["matmul_precision"])
+
+
+def train(config: dict[str, Any], overrides: list[str], resumption: runs.Resumption | None = None) -> dict[str, Any]:
+    """Train, evaluate, and write the result file; gives its content.
+
+    Args:
+        config: the plain, resolved configuration.
+        overrides: what was typed, for the record.
+        resumption: where to continue; None starts a run.
+
+    Raises:
+        UserError: the input is wrong; nothing was written.
+        TrainingDiverged: a loss became NaN or infinite; the last good checkpoint is kept.
+        Interrupted: a signal arrived; a checkpoint was written.
+    """
+    _quiet_libraries()
+    set_up_torch(config["engine"])
+    seeds = configuration.seed_list(config["seeds"])
+    datamodule = make_datamodule(config)
+    spec = datamodule.spec
+    algorithm = make_algorithm(config["algo"], spec, seeds=seeds, max_updates=config["max_updates"])
+    folder = resumption.folder if resumption else runs.new_run_folder(config, algorithm_name(config))
+    algorithm.stored = {"config": config}
+    checkpoint = resumption.checkpoint if resumption else None
+    if checkpoint is not None:
+        _check_same_data(checkpoint, spec)
+    print(describe(datamodule, algorithm, seeds), flush=True)
+    make = _environment_maker(spec)
+
+    folder.create(config, overrides)
+    if resumption is not None:
+        runs.cut_events(folder.path, resumption.updates)
+        folder.result.unlink(missing_ok=True)  # it is no longer the result of this run
+    print(f"run folder: {folder.path}", flush=True)
+    with Signals() as signals:
+        recorder = Recorder(folder)
+        evaluate = Evaluate(
+            make,
+            recorder,
+            signals,
+            seeds=seeds,
+            episodes=config["eval"]["episodes"],
+            mode=config["eval"]["mode"],
+            every=config["eval"]["every"],
+            batch=datamodule.diagnostic_batch(len(seeds)),
+        )
+        progress = UpdateProgress(recorder, config["max_updates"])
+        checkpoints = Checkpoints(folder.checkpoints, recorder, signals)
+        extra = [configuration.build(node) for node in config["callbacks"].values()]
+        trainer = lightning.Trainer(
+            **config["trainer"],
+            max_epochs=-1,
+            logger=RunLogger(folder.path, name="", version="", default_hp_metric=False),
+            callbacks=[recorder, evaluate, progress, *extra, checkpoints],
+            plugins=[DigestCheckpointIO()],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+        device = trainer.strategy.root_device
+        algorithm.runner = EagerRunner(datamodule.train_transitions.to(device), config["batch_size"])
+        try:
+            trainer.fit(algorithm, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        except TrainingDiverged as error:
+            kept = checkpoints.last if checkpoints.last.exists() else None
+            raise TrainingDiverged(
+                f"{error}. " + (f"The last good checkpoint is {kept}." if kept else "No checkpoint had been written yet.")
+            ) from error
+    result = summarize(config, spec, recorder, algorithm)
+    runs.write_result(folder.result, result)
+    log_hyperparameters(folder, config, result)
+    return {**result, "run_dir": str(folder.path)}
+
+
+def _quiet_libraries() -> None:
+    """Lightning's hints speak of options that are ours to decide; errors still come through."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for pattern in (".*does not have many workers.*", ".*`train_dataloader`.*", ".*The `srun` command.*"):
+        warnings.filterwarnings("ignore", pattern)
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+
+
+def _environment_maker(spec: DataSpec) -> Any:
+    try:
+        return environments.maker(spec.environment)
+    except environments.EnvironmentUnavailable as error:
+        print(f"no rollouts: {error}; offline diagnostics remain", flush=True)
+        return None
+
+
+def _check_same_data(checkpoint: Path, spec: DataSpec) -> None:
+    stored = read(checkpoint)["brpo"]["spec"]
+    if stored["digest"] != spec.digest:
+        raise UserError(
+            f"The data set {spec.dataset_id} has changed since {checkpoint} was written "
+            f"(digest {spec.digest[:12]}, then {stored['digest'][:12]}). Restore it, or start a new run."
+        )
+
+
+def describe(datamodule: OfflineDataModule, algorithm: OfflineAlgorithm, seeds: list[int]) -> str:
+    """What is about to be trained on what, in two lines."""
+    spec, flat = datamodule.spec, datamodule.flat
+    heldout = len(datamodule.heldout_transitions) if datamodule.heldout_transitions else 0
+    parameters = sum(p.numel() for p in algorithm.parameters() if p.requires_grad)
+    clipped = f", {flat.clipped} action entries clipped to their bounds" if flat.clipped else ""
+    return (
+        f"data: {spec.dataset_id} (digest {spec.digest[:12]}), {spec.transitions} transitions in {spec.episodes} episodes, "
+        f"{heldout} held out, returns {spec.return_min:.0f} to {spec.return_max:.0f}, "
+        f"{100 * flat.boundary_share:.1f} % boundary actions{clipped}\n"
+        f"algorithm: {type(algorithm).__name__}, seeds {seeds}, {parameters} parameters"
+    )
+
+
+def summarize(config: dict[str, Any], spec: DataSpec, recorder: Recorder, algorithm: OfflineAlgorithm) -> dict[str, Any]:
+    """The content of `result.json`."""
+    environment = None
+    try:
+        environment = environments.describe(spec.environment)["id"]
+    except environments.EnvironmentUnavailable:
+        pass
+    seeds = configuration.seed_list(config["seeds"])
+    rows = recorder.rows
+    updates = sorted({row["update"] for row in rows})
+
+    def at(update: int | None, key: str) -> list[Any] | None:
+        if update is None:
+            return None
+        by_seed = {row["seed"]: row[key] for row in rows if row["update"] == update}
+        values = [by_seed.get(seed) for seed in seeds]
+        return None if None in values else values
+
+    def mean_over_training(key: str) -> list[Any] | None:
+        table = [at(update, key) for update in updates]
+        if not table or any(row is None for row in table):
+            return None
+        return [float(value) for value in np.mean(np.array(table, dtype=float), axis=0)]
+
+    def both(update: int | None) -> dict[str, Any]:
+        return {"return": at(update, "return_mean"), "score": at(update, "score")}
+
+    return {
+        "algo": algorithm_name(config),
+        "dataset": {"id": spec.dataset_id, "digest": spec.digest},
+        "env": {"id": environment, "version": runs.versions().get("gymnasium")},
+        "seeds": seeds,
+        "updates": algorithm.update_count,
+        "checkpoint_rule": "final is primary; best is the evaluation with the largest mean return over the seeds; "
+        "auc is the mean over all evaluations",
+        "final": {**both(updates[-1] if updates else None)},
+        "best": {**both(recorder.best_update), "update": recorder.best_update},
+        "auc": {"return": mean_over_training("return_mean"), "score": mean_over_training("score")},
+        "worst_episode": at(updates[-1] if updates else None, "return_worst"),
+        "cvar": at(updates[-1] if updates else None, "return_cvar"),
+        "evaluation": {"mode": config["eval"]["mode"], "episodes": config["eval"]["episodes"]},
+        "updates_per_second": algorithm.update_count / recorder.train_seconds if recorder.train_seconds else None,
+        "wall_seconds": recorder.wall_seconds(),
+        "versions": runs.versions(),
+        "git": runs.git_commit(),
+        "config": config,
+    }
+
+
+def log_hyperparameters(folder: runs.RunFolder, config: dict[str, Any], result: dict[str, Any]) -> None:
+    """Hyper-parameters with the final metrics, for TensorBoard's HPARAMS page."""
+    metrics = {
+        f"final/{name}": float(np.mean(values))
+        for name, values in (("return", result["final"]["return"]), ("score", result["final"]["score"]))
+        if values is not None
+    }
+    logger = RunLogger(folder.path, name="", version="", default_hp_metric=False)
+    parameters = {key: value for key, value in configuration.flatten(config).items() if key != "run_dir"}
+    logger.log_hyperparams({key: str(value) if isinstance(value, list) else value for key, value in parameters.items()},
+                           metrics or None, step=result["updates"])  # fmt: skip
+    logger.finalize("success")
