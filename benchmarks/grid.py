@@ -1,0 +1,100 @@
+"""Runs a grid of trainings one after another and prints its table; finished cells are skipped, broken ones resumed.
+
+    python benchmarks/grid.py comparison        # docs/results.md
+    python benchmarks/grid.py search            # docs/sfac.md
+
+The shared data sets are looked for in MINARI_DATASETS_PATH. `--only` picks cells by a part of their name, so that
+several of these can run side by side; `--table` prints without training.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, pstdev
+
+import typer
+
+ROOT = Path(__file__).resolve().parents[1]
+MEDIUM = ("brpo/hopper/medium-v0", "brpo/walker2d/medium-v0", "brpo/halfcheetah/medium-v0")
+BUNDLED = "brpo/halfcheetah/medium-replay-v0"
+
+# The seed of the search is not among those of the comparison.
+SEARCH = {
+    "default": [],
+    "coefficient 0": ["algo.symmetry_coefficient=0"],
+    "temperature 1": ["algo.temperature=1"],
+    "epsilon 0.5": ["algo.regularizer.epsilon=0.5"],
+    "coefficient 3": ["algo.symmetry_coefficient=3"],
+    "js 3 epsilon 0.5": ["algo.divergence=jensen_shannon", "algo.regularizer.loss_order=3", "algo.regularizer.epsilon=0.5"],
+    "softmax": ["algo.value_loss=softmax"],
+    "sample": ["algo.value_loss=sample"],
+    "coefficient 0.3": ["algo.symmetry_coefficient=0.3"],
+    "series omega": ["algo.omega=series", "algo.temperature=1"],
+    "epsilon 0.2": ["algo.regularizer.epsilon=0.2"],
+    "temperature 3": ["algo.temperature=3"],
+}
+
+
+def cells(grid: str) -> dict[tuple[str, str], list[str]]:
+    """(row, data set) -> overrides."""
+    if grid == "comparison":
+        options = ["seeds=3", "max_updates=30000", "eval.every=5000", "eval.episodes=10"]
+        return {
+            (algo, dataset): [f"algo={algo}", f"dataset={dataset}", *options]
+            for dataset in (BUNDLED, *MEDIUM)
+            for algo in ("bc", "iql", "sfac")
+        }
+    if grid == "search":
+        options = ["algo=sfac", "seeds=[100]", "max_updates=20000", "eval.every=5000", "eval.episodes=10"]
+        return {
+            (row, dataset): [f"dataset={dataset}", *options, "engine.matmul_precision=medium", *overrides]
+            for row, overrides in SEARCH.items()
+            for dataset in MEDIUM
+        }
+    raise typer.BadParameter(f"{grid}: known grids are comparison and search")
+
+
+def folder(grid: str, row: str, dataset: str) -> Path:
+    """Run folder of a cell."""
+    return ROOT / "runs" / "grid" / grid / row.replace(" ", "-") / dataset.replace("/", "-")
+
+
+def show(grid: str) -> None:
+    """Print the finished cells as a Markdown table: mean and standard deviation over seeds of the final score."""
+    rows: dict[str, dict[str, str]] = {}
+    digests: dict[str, str] = {}
+    for row, dataset in cells(grid):
+        path = folder(grid, row, dataset) / "result.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())
+        scores = result["final"]["score"]
+        spread = f" ± {pstdev(scores):.1f}" if len(scores) > 1 else ""
+        rows.setdefault(row, {})[dataset] = f"{mean(scores):.1f}{spread}"
+        digests[dataset] = result["dataset"]["digest"][:12]
+    columns = list(dict.fromkeys(dataset for _, dataset in cells(grid) if dataset in digests))
+    print("| | " + " | ".join(f"`{dataset}`<br>{digests[dataset]}" for dataset in columns) + " |")
+    print("|---|" + "---|" * len(columns))
+    for row, values in rows.items():
+        print(f"| {row} | " + " | ".join(values.get(dataset, "not run") for dataset in columns) + " |")
+
+
+def main(grid: str, only: str = "", table: bool = False, threads: int = 1) -> None:
+    """Run the cells of a grid that are not finished, then print the table."""
+    for (row, dataset), overrides in cells(grid).items():
+        if table or only not in f"{row} {dataset}":
+            continue
+        command = [sys.executable, "train.py", *overrides, f"run_dir={folder(grid, row, dataset)}", "resume=auto"]
+        print(" ".join(command), flush=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        if code := subprocess.run(command, cwd=ROOT, env=environment).returncode:
+            if code == 130:
+                raise typer.Exit(130)
+            print(f"{row} on {dataset} ended with exit code {code}", flush=True)
+    show(grid)
+
+
+if __name__ == "__main__":
+    typer.run(main)
