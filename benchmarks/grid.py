@@ -27,7 +27,11 @@ SEARCH = {
     "temperature 1": ["algo.temperature=1"],
     "epsilon 0.5": ["algo.regularizer.epsilon=0.5"],
     "coefficient 3": ["algo.symmetry_coefficient=3"],
-    "js 3 epsilon 0.5": ["algo.divergence=jensen_shannon", "algo.regularizer.loss_order=3", "algo.regularizer.epsilon=0.5"],
+    "js 3 epsilon 0.5": [
+        "algo.divergence=jensen_shannon",
+        "algo.regularizer.loss_order=3",
+        "algo.regularizer.epsilon=0.5",
+    ],
     "softmax": ["algo.value_loss=softmax"],
     "sample": ["algo.value_loss=sample"],
     "coefficient 0.3": ["algo.symmetry_coefficient=0.3"],

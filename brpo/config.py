@@ -129,7 +129,12 @@ def check_config(config: dict[str, Any]) -> None:
         )
     require("trainer.precision", trainer.get("precision"), trainer.get("precision") in ("32-true", "bf16-mixed"),
             "32-true or bf16-mixed")  # fmt: skip
-    require("trainer.devices", trainer.get("devices"), trainer.get("devices") == 1, "1 (several devices are not supported yet)")
+    require(
+        "trainer.devices",
+        trainer.get("devices"),
+        trainer.get("devices") == 1,
+        "1 (several devices are not supported yet)",
+    )
 
 
 def differing_keys(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

@@ -93,7 +93,9 @@ def report(result: dict[str, Any]) -> None:
         if name == "best":
             text += f" (at update {result['best']['update']})"
         print(text, flush=True)
-    print(f"{result['updates_per_second'] or 0:.0f} updates/s, {result['wall_seconds']:.0f} s; {result['run_dir']}/result.json")
+    print(
+        f"{result['updates_per_second'] or 0:.0f} updates/s, {result['wall_seconds']:.0f} s; {result['run_dir']}/result.json"
+    )
 
 
 def _spread(values: list[float]) -> str:

@@ -201,7 +201,7 @@ def write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
 def cut_events(folder: Path, update: int) -> None:
     """Drop from TensorBoard's event files everything after an update, and a torn end."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     for path in sorted(folder.glob("events.out.tfevents.*")):

@@ -1,5 +1,6 @@
 """From a checked configuration to a finished run folder."""
 
+import contextlib
 import logging
 import os
 import warnings
@@ -39,9 +40,7 @@ def algorithm_name(config: dict[str, Any]) -> str:
     return str(config["algo"]["_target_"]).split(".")[-2]
 
 
-def make_algorithm(
-    node: Any, spec: DataSpec, *, seeds: list[int], max_updates: int
-) -> OfflineAlgorithm:
+def make_algorithm(node: Any, spec: DataSpec, *, seeds: list[int], max_updates: int) -> OfflineAlgorithm:
     """Build the algorithm of a configuration node."""
     return configuration.build(node, spec, seeds=seeds, max_updates=max_updates)
 
@@ -190,10 +189,8 @@ def describe(datamodule: OfflineDataModule, algorithm: OfflineAlgorithm, seeds: 
 def summarize(config: dict[str, Any], spec: DataSpec, recorder: Recorder, algorithm: OfflineAlgorithm) -> dict[str, Any]:
     """The content of `result.json`."""
     environment = None
-    try:
+    with contextlib.suppress(environments.EnvironmentUnavailable):
         environment = environments.describe(spec.environment)["id"]
-    except environments.EnvironmentUnavailable:
-        pass
     seeds = configuration.seed_list(config["seeds"])
     rows = recorder.rows
     updates = sorted({row["update"] for row in rows})

@@ -80,4 +80,5 @@ class DataSpec:
         known = {field.name for field in fields(cls)}
         if set(values) != known:
             raise ValueError(f"DataSpec has the keys {sorted(known)}, got {sorted(values)}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**plain)

@@ -55,6 +55,13 @@ class OfflineAlgorithm(lightning.LightningModule):
     """
 
     trained: tuple[str, ...] = ()
+    actor: Any
+    seeds: Tensor
+    updates: Tensor
+    observation_mean: Tensor
+    observation_std: Tensor
+    action_low: Tensor
+    action_high: Tensor
 
     def __init__(
         self,
@@ -92,14 +99,12 @@ class OfflineAlgorithm(lightning.LightningModule):
         self._register(spec, seeds)
 
     def _register(self, spec: DataSpec, seeds: Sequence[int]) -> None:
-        self.seeds: Tensor
-        self.updates: Tensor
         self.register_buffer("seeds", torch.tensor(list(seeds), dtype=torch.int64))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         for name in ("observation_mean", "observation_std", "action_low", "action_high"):
             self.register_buffer(name, torch.tensor(getattr(spec, name), dtype=torch.float32))
 
-    def build(self, name: str, factory: Callable[..., nn.Module], seeds: int | None = None) -> Any:
+    def build(self, name: str, factory: Callable[..., nn.Module]) -> Any:
         """Build a part with a member for each seed, and draw its weights from the stream of each seed."""
         part = factory(self.spec, len(self.seeds))
         initialize(part, self.seeds, name)

@@ -88,7 +88,7 @@ class SfAC(OfflineAlgorithm):
         require("expectile", 0 < expectile < 1, expectile, "in (0, 1)")
         require("max_exponent", max_exponent > 0, max_exponent, "positive")
         self.divergence = get_divergence(divergence)
-        self.regularizer = regularizer(divergence)
+        self.regularizer: Any = regularizer(divergence)
         self.temperature, self.omega, self.policy_order, self.max_weight = temperature, omega, policy_order, max_weight
         self.symmetry_coefficient, self.ratio, self.max_ratio = symmetry_coefficient, ratio, max_ratio
         self.value_kind, self.expectile, self.max_exponent = value_loss, expectile, max_exponent

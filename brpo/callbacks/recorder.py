@@ -19,7 +19,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 def writer(trainer: lightning.Trainer) -> SummaryWriter:
     """TensorBoard's writer. It is used directly: the step is the update, which Lightning does not count."""
     assert trainer.logger is not None
-    return trainer.logger.experiment
+    return trainer.logger.experiment  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Recorder(Callback):

@@ -1,7 +1,7 @@
 """The LightningDataModule: one data set as tensors on the device, and the stream of batches drawn from it."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
@@ -38,9 +38,7 @@ class Transitions:
         """The transitions of `indices` (seeds, batch)."""
         rows = self.rows.index_select(0, indices.flatten()).view(*indices.shape, -1)
         observations, actions, rewards, terminated, next_observations, next_actions = rows.split(self.columns.widths, -1)
-        return Batch(
-            observations, actions, rewards.squeeze(-1), next_observations, next_actions, terminated.squeeze(-1)
-        )
+        return Batch(observations, actions, rewards.squeeze(-1), next_observations, next_actions, terminated.squeeze(-1))
 
 
 def batch_indices(seeds: Tensor, updates: Tensor, batch_size: int, high: int) -> Tensor:
@@ -64,7 +62,7 @@ class _Chunks:
     def __iter__(self) -> Iterator[Chunk]:
         trainer = self.datamodule.trainer
         assert trainer is not None
-        start = trainer.lightning_module.update_count
+        start: Any = trainer.lightning_module.update_count
         return chunks_until_evaluation(
             start, self.datamodule.chunk, self.datamodule.evaluate_every, self.datamodule.max_updates
         )

@@ -335,3 +335,11 @@ def _digest(episodes: list[dict[str, np.ndarray]]) -> str:
             digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
             digest.update(array.data if array.size else b"")
     return digest.hexdigest()
+
+
+def remote_ids(prefix: str = "") -> list[str] | None:
+    """Ids on the hub, or None where it cannot be reached."""
+    try:
+        return sorted(minari.list_remote_datasets(prefix=prefix or None))
+    except Exception:  # the hub's client raises its network library's own types; every one of them means "no"
+        return None

@@ -28,6 +28,6 @@ def reward_factor(scale: float | str, returns: np.ndarray) -> float:
     if scale == RETURN_RANGE:
         spread = float(returns.max() - returns.min())
         return 1000.0 / spread if spread > 0 else 1.0
-    if isinstance(scale, str) or isinstance(scale, bool) or not scale > 0:
+    if isinstance(scale, str | bool) or not scale > 0:
         raise ValueError(f"data.reward_scale={scale} is not allowed. Use a positive number or {RETURN_RANGE}.")
     return float(scale)

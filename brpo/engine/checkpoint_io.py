@@ -77,7 +77,9 @@ class DigestCheckpointIO(CheckpointIO):
         else:
             write_atomically(path, encode(checkpoint))
 
-    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Read through `read`, whatever `weights_only` says."""
         return read(Path(path), map_location or "cpu")
 

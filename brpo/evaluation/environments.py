@@ -35,7 +35,7 @@ def _quiet_mujoco() -> None:
     """MuJoCo would print a warning about Gymnasium's own models, and write a log into the working folder."""
     if importlib.util.find_spec("mujoco") is None:
         return
-    import mujoco
+    mujoco: Any = importlib.import_module("mujoco")
 
     def forward(message: str) -> None:
         if "settotalmass" not in message:

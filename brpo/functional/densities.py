@@ -11,7 +11,9 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
 def gaussian_log_prob(
-    actions: Float[Tensor, "seeds batch a"], mean: Float[Tensor, "seeds batch a"], log_std: Float[Tensor, "seeds #batch a"]
+    actions: Float[Tensor, "seeds batch a"],
+    mean: Float[Tensor, "seeds batch a"],
+    log_std: Float[Tensor, "seeds #batch a"],
 ) -> Float[Tensor, "seeds batch"]:
     """Log-density of a diagonal Gaussian. It has mass outside [-1, 1]: sampled actions are clipped, densities are not."""
     standardized = (actions - mean) * torch.exp(-log_std)

@@ -67,7 +67,7 @@ class _BranchRoot(torch.autograd.Function):
     """Root of f_N'(1 + u) = x on the increasing branch; the gradient is 1 / f_N''(1 + u) inside it and 0 where clipped."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, derivative: tuple[float, ...], low: float, high: float, steps: int) -> Tensor:  # noqa: D102
+    def forward(ctx, x: Tensor, derivative: tuple[float, ...], low: float, high: float, steps: int) -> Tensor:
         at_low = float(np.polynomial.polynomial.polyval(low, derivative))
         at_high = math.inf if math.isinf(high) else float(np.polynomial.polynomial.polyval(high, derivative))
         inside = (x > at_low) & (x < at_high)
@@ -92,7 +92,7 @@ class _BranchRoot(torch.autograd.Function):
         return u
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor):  # noqa: D102
+    def backward(ctx, *gradients: Tensor):
         u, inside = ctx.saved_tensors
         _, slope = _polynomial(ctx.derivative, u)
         return torch.where(inside, gradients[0] / slope, torch.zeros_like(u)), None, None, None, None

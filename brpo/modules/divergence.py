@@ -48,7 +48,7 @@ class SeriesDivergence(nn.Module):
         self.log_low, self.log_high = math.log(max(1.0 - epsilon, 1e-8)), math.log1p(epsilon)
 
     def forward(self, log_ratio: Float[Tensor, "seeds batch"]) -> Float[Tensor, "seeds batch"]:
-        """h of the clipped ratio; no gradient where it is clipped."""
+        """H of the clipped ratio; no gradient where it is clipped."""
         ratio = log_ratio.clamp(self.log_low, self.log_high).exp()
         if self.exact:
             g = self.coefficients

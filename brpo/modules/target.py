@@ -16,7 +16,9 @@ class Target(nn.Module):
     @torch.no_grad()
     def follow(self, source: nn.Module, polyak: float) -> None:
         """Move towards the source; `polyak` in (0, 1], 1 copies it."""
-        torch._foreach_lerp_(list(self.module.parameters()), list(source.parameters()), polyak)
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            list(self.module.parameters()), list(source.parameters()), polyak
+        )
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Tensor:

@@ -1,0 +1,121 @@
+"""Evaluating what a run saved: from a checkpoint file to scores and films. The file is not trusted."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from brpo import config as configuration
+from brpo.algorithms.base import OfflineAlgorithm
+from brpo.engine import checkpoint_io
+from brpo.errors import UserError
+from brpo.evaluation import environments
+from brpo.evaluation.evaluate import evaluate
+from brpo.evaluation.rollout import Rollouts
+from brpo.types import DataSpec
+
+
+def load_algorithm(path: Path) -> tuple[OfflineAlgorithm, dict[str, Any]]:
+    """The algorithm of a checkpoint with its weights, on the CPU, and its configuration.
+
+    Raises:
+        UserError: the checkpoint is damaged, or names classes that are not ours.
+    """
+    checkpoint = checkpoint_io.read(path)
+    try:
+        config, spec = checkpoint["brpo"]["config"], DataSpec.from_dict(checkpoint["brpo"]["spec"])
+        configuration.check_trusted(config["algo"])
+        seeds = configuration.seed_list(config["seeds"])
+        algorithm = configuration.build(config["algo"], spec, seeds=seeds, max_updates=config["max_updates"])
+        algorithm.load_state_dict(checkpoint["state_dict"])
+        algorithm.on_load_checkpoint(checkpoint)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"The checkpoint {path} does not fit this version of brpo ({error}).") from error
+    return algorithm.eval(), config
+
+
+def _rollouts(spec: DataSpec, seeds: int, episodes: int) -> Rollouts:
+    try:
+        return Rollouts(environments.maker(spec.environment), seeds, episodes)
+    except environments.EnvironmentUnavailable as error:
+        raise UserError(f"No rollouts: {error}.") from error
+
+
+def evaluate_checkpoint(path: Path, *, episodes: int, mode: str) -> dict[str, Any]:
+    """Roll the policies of a checkpoint out, from the same starts as the evaluations of training.
+
+    Raises:
+        UserError: the checkpoint cannot be used, or its environment is not here.
+    """
+    algorithm, config = load_algorithm(path)
+    seeds = configuration.seed_list(config["seeds"])
+    rollouts = _rollouts(algorithm.spec, len(seeds), episodes)
+    try:
+        rows, _ = evaluate(algorithm, rollouts, mode, seeds, algorithm.update_count)
+    finally:
+        rollouts.close()
+    return {
+        "algo": type(algorithm).__name__,
+        "dataset": algorithm.spec.dataset_id,
+        "environment": environments.describe(algorithm.spec.environment)["id"],
+        "checkpoint": path.name,
+        "update": algorithm.update_count,
+        "episodes": episodes,
+        "mode": mode,
+        "rows": rows,
+    }
+
+
+def film(path: Path, *, mode: str, max_frames: int = 10_000) -> list[Path]:
+    """Film one episode of each seed into the run's `videos/`, without a screen.
+
+    Raises:
+        UserError: the environment cannot be rendered here.
+    """
+    import imageio.v2 as imageio
+
+    algorithm, config = load_algorithm(path)
+    seeds = configuration.seed_list(config["seeds"])
+    folder = path.resolve().parent.parent / "videos"
+    folder.mkdir(exist_ok=True)
+    try:
+        env = environments.maker(algorithm.spec.environment, render=True)()
+    except environments.EnvironmentUnavailable as error:
+        raise UserError(f"No video: {error}.") from error
+    files = []
+    for member, seed in enumerate(seeds):
+        file = folder / f"{path.stem}-{mode}-seed{seed}.mp4"
+        act = functools.partial(_act_as, algorithm, member, len(seeds), mode)
+        try:
+            with imageio.get_writer(file, fps=int(env.metadata.get("render_fps", 30)), macro_block_size=2) as opened:
+                video: Any = opened
+                for frame in _frames(env, act, max_frames):
+                    video.append_data(frame)
+        except Exception as error:
+            file.unlink(missing_ok=True)
+            raise UserError(
+                f"No video: the environment cannot be rendered here ({type(error).__name__}: {error}). On a machine "
+                f"without a screen set MUJOCO_GL=egl or MUJOCO_GL=osmesa and install that library."
+            ) from error
+        files.append(file)
+    env.close()
+    return files
+
+
+def _act_as(
+    algorithm: OfflineAlgorithm, member: int, seeds: int, mode: str, observation: np.ndarray, step: int
+) -> np.ndarray:
+    """The action of one member (all of them act; one is taken)."""
+    observations = torch.as_tensor(observation, dtype=torch.float32).expand(seeds, 1, -1)
+    return algorithm.act(observations, deterministic=mode == "mean", step=step)[member, 0].numpy()
+
+
+def _frames(env: Any, act: Any, max_frames: int) -> Any:
+    observation, _ = env.reset(seed=10_000)
+    for step in range(max_frames):
+        yield env.render()
+        observation, _, terminated, truncated, _ = env.step(act(observation, step))
+        if terminated or truncated:
+            return

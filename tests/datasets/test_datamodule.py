@@ -1,0 +1,122 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from brpo.datasets import transforms
+from brpo.datasets.datamodule import OfflineDataModule, batch_indices, chunks_until_evaluation
+from brpo.errors import UserError
+from brpo.types import DataSpec
+from tests.conftest import random_episode, write_dataset
+
+OPTIONS: dict[str, Any] = {
+    "normalize_observations": False,
+    "reward_scale": 1.0,
+    "reward_shift": 0.0,
+    "heldout": 0.25,
+    "evaluate_every": 10,
+    "max_updates": 25,
+    "chunk": 4,
+}
+
+
+def make(dataset_id: str = "tests/pendulum/tiny-v0", **changes: Any) -> OfflineDataModule:
+    datamodule = OfflineDataModule(dataset_id, **{**OPTIONS, **changes})
+    datamodule.setup()
+    return datamodule
+
+
+def test_split_is_by_whole_episodes(datasets: Path) -> None:
+    datamodule = make()
+    assert datamodule.heldout_transitions is not None
+    assert (len(datamodule.train_transitions), len(datamodule.heldout_transitions)) == (9 * 20, 3 * 20)
+    rows = {row.tobytes() for row in datamodule.flat.rows}
+    train = {row.numpy().tobytes() for row in datamodule.train_transitions.rows}
+    heldout = {row.numpy().tobytes() for row in datamodule.heldout_transitions.rows}
+    assert train | heldout == rows
+    assert not train & heldout
+    held = {
+        int(np.flatnonzero((datamodule.flat.rows == r.numpy()).all(1))[0]) // 20 for r in datamodule.heldout_transitions.rows
+    }
+    assert len(held) == 3  # three whole episodes
+
+
+def test_nothing_is_held_out_on_request_or_of_a_single_episode(datasets: Path) -> None:
+    assert make(heldout=0.0).heldout_transitions is None
+    write_dataset(datasets, "tests/single-v0", [random_episode(np.random.default_rng(0), 5)])
+    datamodule = make("tests/single-v0")
+    assert datamodule.heldout_transitions is None
+    assert datamodule.diagnostic_batch(2).observations.shape == (2, 5, 3)
+
+
+def test_normalization_and_its_inverse(datasets: Path) -> None:
+    plain, normalized = make(heldout=0.0), make(heldout=0.0, normalize_observations=True)
+    rows = normalized.train_transitions.rows[:, :3]
+    assert torch.allclose(rows.mean(0), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(rows.std(0, correction=0), torch.ones(3), atol=2e-3)
+    restored = rows * torch.tensor(normalized.spec.observation_std) + torch.tensor(normalized.spec.observation_mean)
+    assert torch.allclose(restored, plain.train_transitions.rows[:, :3], atol=1e-5)
+
+
+def test_reward_scale_of_the_return_range(datasets: Path) -> None:
+    plain, scaled = make(heldout=0.0), make(heldout=0.0, reward_scale="return_range", reward_shift=-1.0)
+    returns = plain.flat.returns
+    factor = 1000.0 / (returns.max() - returns.min())
+    reward = plain.flat.columns.slices[2]
+    assert scaled.spec.reward_scale == pytest.approx(factor)
+    expected = plain.train_transitions.rows[:, reward] * factor - 1.0
+    assert torch.allclose(scaled.train_transitions.rows[:, reward], expected, rtol=1e-5, atol=1e-3)
+
+
+def test_reward_factor_edge_cases() -> None:
+    assert transforms.reward_factor("return_range", np.array([3.0, 3.0])) == 1.0
+    assert transforms.reward_factor(2, np.array([1.0])) == 2.0
+    for bad in ("range", 0.0, -1.0, True):
+        with pytest.raises(ValueError, match=r"data.reward_scale=.* is not allowed"):
+            transforms.reward_factor(bad, np.array([1.0]))
+
+
+def test_heldout_out_of_range() -> None:
+    with pytest.raises(UserError, match=r"data.heldout must be in \[0, 1\), got 1.0"):
+        OfflineDataModule("a-v0", **{**OPTIONS, "heldout": 1.0})
+
+
+def test_batches_do_not_depend_on_group_chunk_or_history() -> None:
+    """The indices of update t of seed s are a function of (s, t)."""
+    together = batch_indices(torch.tensor([3, 7]), torch.arange(10, 20), 32, 1000)
+    alone = batch_indices(torch.tensor([7]), torch.arange(12, 13), 32, 1000)
+    assert torch.equal(together[2, 1], alone[0, 0])
+    assert not torch.equal(together[2, 1], together[3, 1])
+    assert not torch.equal(together[2, 0], together[2, 1])
+
+
+def test_gather_gives_the_rows(datasets: Path) -> None:
+    datamodule = make(heldout=0.0)
+    indices = torch.tensor([[0, 5], [7, 19]])
+    batch = datamodule.train_transitions.gather(indices)
+    observation, action, reward, terminated, next_observation, next_action = datamodule.flat.columns.slices
+    rows = datamodule.train_transitions.rows[indices]
+    assert torch.equal(batch.observations, rows[..., observation])
+    assert torch.equal(batch.actions, rows[..., action])
+    assert torch.equal(batch.rewards, rows[..., reward].squeeze(-1))
+    assert torch.equal(batch.terminated, rows[..., terminated].squeeze(-1))
+    assert torch.equal(batch.next_observations, rows[..., next_observation])
+    assert torch.equal(batch.next_actions, rows[..., next_action])
+
+
+def test_chunks_end_at_evaluations_and_at_the_end() -> None:
+    assert list(chunks_until_evaluation(0, 4, 10, 25)) == [(0, 4), (4, 8), (8, 10)]
+    assert list(chunks_until_evaluation(10, 4, 10, 25)) == [(10, 12), (12, 16), (16, 20)]
+    assert list(chunks_until_evaluation(20, 4, 10, 25)) == [(20, 24), (24, 25)]
+    assert list(chunks_until_evaluation(25, 4, 10, 25)) == []
+    # a run that was resumed at a chunk's end has the chunks of an uninterrupted one
+    assert list(chunks_until_evaluation(4, 4, 10, 25)) == [(4, 8), (8, 10)]
+
+
+def test_spec_survives_a_checkpoint(datasets: Path) -> None:
+    spec = make().spec
+    assert DataSpec.from_dict(spec.to_dict()) == spec
+    with pytest.raises(ValueError, match="DataSpec has the keys"):
+        DataSpec.from_dict({"digest": ""})

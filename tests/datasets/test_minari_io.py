@@ -1,0 +1,196 @@
+from pathlib import Path
+
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+
+from brpo.datasets import minari_io
+from brpo.datasets.statistics import describe
+from brpo.errors import UserError
+from tests.conftest import random_episode, write_dataset
+
+ID = "tests/made/data-v0"
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path
+
+
+def hand_made() -> list[dict]:
+    """Two episodes: three steps that terminate, and a single step that is truncated. Pendulum's actions reach +-2."""
+    return [
+        {
+            "observations": np.array([[0.0] * 3, [1.0] * 3, [2.0] * 3, [3.0] * 3]),
+            "actions": np.array([[1.0], [-2.0], [0.0]], np.float32),
+            "rewards": np.array([1.0, 2.0, 3.0]),
+            "terminations": np.array([False, False, True]),
+            "truncations": np.array([False, False, False]),
+        },
+        {
+            "observations": np.array([[10.0] * 3, [11.0] * 3]),
+            "actions": np.array([[2.5]], np.float32),
+            "rewards": np.array([-4.0]),
+            "terminations": np.array([False]),
+            "truncations": np.array([True]),
+        },
+    ]
+
+
+def test_hand_made_episodes(root: Path) -> None:
+    write_dataset(root, ID, hand_made())
+    flat = minari_io.load(ID)
+    observation, action, reward, terminated, next_observation, next_action = (flat.rows[:, s] for s in flat.columns.slices)
+    assert observation[:, 0].tolist() == [0, 1, 2, 10]
+    assert next_observation[:, 0].tolist() == [1, 2, 3, 11]  # the last observation is the last next observation
+    assert action[:, 0].tolist() == [0.5, -1.0, 0.0, 1.0]  # scaled by the bounds, 2.5 clipped to 2
+    assert next_action[:, 0].tolist() == [-1.0, 0.0, 0.0, 1.0]
+    assert reward[:, 0].tolist() == [1, 2, 3, -4]
+    assert terminated[:, 0].tolist() == [0, 0, 1, 0]  # truncated is not terminated
+    assert flat.ended.tolist() == [2, 1]
+    assert flat.returns.tolist() == [6.0, -4.0]
+    assert flat.lengths.tolist() == [3, 1]
+    assert flat.clipped == 1
+    assert flat.boundary_share == pytest.approx(0.5)
+    assert flat.rows.dtype == np.float32
+
+
+def test_digest_depends_on_every_field_and_on_nothing_else(root: Path) -> None:
+    write_dataset(root, ID, hand_made())
+    digest = minari_io.load(ID).digest
+    write_dataset(root, "tests/made/copy-v0", hand_made(), references=None)
+    assert minari_io.load("tests/made/copy-v0").digest == digest
+    for number, field in enumerate(("observations", "actions", "rewards", "terminations", "truncations")):
+        changed = hand_made()
+        value = changed[1][field].copy()
+        value[-1] = not value[-1] if value.dtype == bool else value[-1] + 1e-3
+        changed[1][field] = value
+        name = f"tests/made/changed{number}-v0"
+        write_dataset(root, name, changed)
+        assert minari_io.load(name).digest != digest, field
+
+
+def test_dict_observations_become_observation_and_goal(root: Path) -> None:
+    box = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    space = gymnasium.spaces.Dict({"observation": box, "achieved_goal": box, "desired_goal": box})
+    episode = hand_made()[1]
+    episode["observations"] = {
+        "observation": np.array([[1.0, 2.0], [3.0, 4.0]]),
+        "achieved_goal": np.array([[0.0, 0.0], [0.0, 0.0]]),
+        "desired_goal": np.array([[7.0, 8.0], [7.0, 8.0]]),
+    }
+    actions = gymnasium.spaces.Box(-2, 2, (1,), np.float32)
+    write_dataset(root, ID, [episode], env=None, observation_space=space, action_space=actions, references=None)
+    flat = minari_io.load(ID)
+    assert flat.rows[0, :4].tolist() == [1, 2, 7, 8]
+    assert flat.rows[0, -5:-1].tolist() == [3, 4, 7, 8]
+
+
+def test_discrete_actions_are_refused(root: Path) -> None:
+    episode = random_episode(np.random.default_rng(0), 3)
+    episode["actions"] = np.array([0, 1, 0])
+    box = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    write_dataset(
+        root, ID, [episode], env=None, observation_space=box, action_space=gymnasium.spaces.Discrete(2), references=None
+    )
+    with pytest.raises(UserError, match=r"Discrete\(2\); only continuous actions"):
+        minari_io.load(ID)
+
+
+def corrupt(root: Path, field: str, value: np.ndarray | None) -> None:
+    """Replace (or remove) a field of episode 1 in the file."""
+    with h5py.File(root / ID / "data" / "main_data.hdf5", "r+") as file:
+        del file["episode_1"][field]
+        if value is not None:
+            file["episode_1"][field] = value
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("observations", np.array([[np.nan] * 3] * 2), "field observations holds NaN or infinity at step 0"),
+        ("actions", np.array([[np.inf]]), "field actions holds NaN or infinity at step 0"),
+        ("rewards", np.array([np.nan]), "field rewards holds NaN or infinity"),
+        ("rewards", np.array([1.0, 2.0]), "field observations has 2 rows, expected 3 for 2 rewards"),
+        ("rewards", np.array([[1.0]]), "field rewards has the shape"),
+        ("rewards", np.array([]), "it is empty"),
+        ("actions", np.array([[1.0], [2.0]]), "field actions has 2 rows, expected 1"),
+        ("actions", np.array([[1.0, 2.0]]), "observation and action have sizes"),
+        ("observations", np.zeros((2, 4)), r"have sizes \(4, 1\), expected \(3, 1\)"),
+        ("observations", np.zeros((1, 3)), "field observations has 1 rows, expected 2"),
+        ("terminations", np.array([False, False]), "field terminations has 2 rows, expected 1"),
+        ("rewards", None, "cannot be read, the file is truncated, damaged or lacks a field"),
+        ("truncations", None, "cannot be read, the file is truncated, damaged or lacks a field"),
+    ],
+)
+def test_bad_fields_are_named_with_their_episode(root: Path, field: str, value: np.ndarray | None, message: str) -> None:
+    write_dataset(root, ID, hand_made())
+    corrupt(root, field, value)
+    with pytest.raises(UserError, match=f"episode 1: .*{message}"):
+        minari_io.load(ID)
+
+
+def test_termination_in_the_middle_is_refused(root: Path) -> None:
+    episodes = hand_made()
+    episodes[0]["terminations"][0] = True
+    write_dataset(root, ID, episodes)
+    with pytest.raises(UserError, match="episode 0: it is terminated or truncated before its last step"):
+        minari_io.load(ID)
+
+
+def test_truncated_file_is_refused(root: Path) -> None:
+    write_dataset(root, ID, hand_made())
+    path = root / ID / "data" / "main_data.hdf5"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="truncated, damaged"):
+        minari_io.load(ID)
+
+
+def test_broken_metadata_is_refused(root: Path) -> None:
+    write_dataset(root, ID, hand_made())
+    (root / ID / "data" / "metadata.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be opened"):
+        minari_io.load(ID)
+
+
+@pytest.mark.parametrize("dataset_id", ["brpo/halfcheetah/medium-replay", "../secret-v0", "a b-v0", ""])
+def test_malformed_ids(root: Path, dataset_id: str) -> None:
+    with pytest.raises(UserError, match="is not a Minari id"):
+        minari_io.load(dataset_id)
+
+
+def test_an_id_without_version_is_completed_in_the_message(root: Path) -> None:
+    with pytest.raises(UserError, match="Did you mean brpo/halfcheetah/medium-replay-v0"):
+        minari_io.load("brpo/halfcheetah/medium-replay")
+
+
+def test_unknown_id_without_network_says_what_is_local(root: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"could not be downloaded .*Local ids: .*brpo/halfcheetah/medium-replay-v0"
+    ) as caught:
+        minari_io.load("mujoco/hopper/medium-v0")
+    assert "\n" not in str(caught.value)
+    assert not list(root.glob("mujoco/**/*.hdf5"))  # nothing half-written
+
+
+def test_download_goes_into_the_first_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(dataset_id: str) -> None:
+        write_dataset(Path(minari_io.os.environ["MINARI_DATASETS_PATH"]), dataset_id, hand_made())
+
+    monkeypatch.setattr(minari_io.minari, "download_dataset", fake)
+    assert len(minari_io.load("far/away-v0").rows) == 4
+    assert (root / "far" / "away-v0" / "data").is_dir()
+
+
+def test_bundled_data_set() -> None:
+    """The figures that its README and ours state."""
+    flat = minari_io.load("brpo/halfcheetah/medium-replay-v0")
+    assert (len(flat.rows), len(flat.lengths)) == (60_000, 60)
+    assert flat.ended.tolist() == [1] * 60
+    assert (flat.returns.mean(), flat.returns.min(), flat.returns.max()) == pytest.approx((2606, -306, 4519), abs=0.5)
+    lines = describe(flat)
+    assert lines["normalized score"].startswith("23.2")
+    assert lines["episodes"] == "60: 0 terminated, 60 truncated, 0 neither"

@@ -1,0 +1,110 @@
+import json
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from brpo.evaluation import environments, scores
+from brpo.evaluation.rollout import Rollouts
+
+
+class Countdown(gymnasium.Env):
+    """Reward 1 a step, ends after as many steps as the reset's seed says; the observation is the step."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.left, self.step_number = (seed if seed is not None else 99), 0
+        return np.zeros(1), {}
+
+    def step(self, action: Any) -> Any:
+        self.left -= 1
+        self.step_number += 1
+        terminated = self.left == 0 and self.step_number % 2 == 0
+        return np.full(1, float(self.step_number)), 1.0, terminated, self.left == 0 and not terminated, {}
+
+
+def test_rollouts_count_first_episodes_only_and_share_their_starts() -> None:
+    """Episodes of 3, 4 and 5 steps for each of two policies; environments that are done do not add rewards."""
+    rollouts = Rollouts(Countdown, seeds=2, episodes=3, seed=3)
+    seen: list[int] = []
+
+    def act(observations: np.ndarray, step: int) -> np.ndarray:
+        assert observations.shape == (2, 3, 1)
+        seen.append(step)
+        return np.zeros((2, 3, 1), np.float32)
+
+    episodes = rollouts.run(act, discount=0.5, scale=2.0, shift=1.0)
+    assert episodes.returns.tolist() == [[3, 4, 5], [3, 4, 5]]
+    assert episodes.lengths.tolist() == [[3, 4, 5], [3, 4, 5]]
+    assert seen == [0, 1, 2, 3, 4]
+    # scaled reward 3 a step: 3 (1 + 1/2 + 1/4)
+    assert episodes.discounted[0].tolist() == pytest.approx([5.25, 5.625, 5.8125])
+    assert rollouts.run(act).returns.tolist() == episodes.returns.tolist()  # the next evaluation starts alike
+    rollouts.close()
+
+
+def test_normalized_score_by_hand() -> None:
+    assert scores.normalized(np.array([10.0, 60.0]), 10.0, 110.0).tolist() == [0.0, 50.0]  # pyright: ignore
+    assert scores.normalized(np.array([10.0]), None, None) is None
+
+
+def test_cvar_by_hand() -> None:
+    """The worst tenth of 20 episodes is two; of 5 episodes one."""
+    assert scores.cvar(np.arange(20.0)[None]).tolist() == [0.5]
+    assert scores.cvar(np.array([[5.0, 3.0, 9.0, 1.0, 2.0]])).tolist() == [1.0]
+    assert scores.cvar(np.arange(10.0)) == 0.0
+
+
+def spec(**values: Any) -> str:
+    return json.dumps({"id": "Pendulum-v1", "entry_point": None, "kwargs": {}, "additional_wrappers": [], **values})
+
+
+def test_environment_is_made_by_its_registered_id() -> None:
+    env = environments.maker(spec(kwargs={"g": 5.0}, max_episode_steps=7))()
+    assert env.unwrapped.g == 5.0  # type: ignore[attr-defined]
+    assert env.spec is not None
+    assert env.spec.max_episode_steps == 7
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("specification", "message"),
+    [
+        (None, "names no environment"),
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        (spec(id="os:system"), "names a module to import"),
+        (spec(id=3), "names a module to import"),
+        (spec(id="NoSuchEnv-v0"), "NoSuchEnv-v0 is not registered here"),
+        (spec(additional_wrappers=[{"name": "x", "entry_point": "os:system", "kwargs": {}}]), "wrapper"),
+        (spec(kwargs={"no_such_argument": 1}), "cannot be made"),
+    ],
+)
+def test_unavailable_environments(specification: str | None, message: str) -> None:
+    with pytest.raises(environments.EnvironmentUnavailable, match=message):
+        environments.maker(specification)
+
+
+def test_entry_point_of_a_file_is_not_used(capsys: pytest.CaptureFixture[str]) -> None:
+    """A file may claim any code as its entry point; the registered one is made."""
+    env = environments.maker(spec(entry_point="builtins:print", kwargs={}))()
+    assert type(env.unwrapped).__name__ == "PendulumEnv"
+    assert capsys.readouterr().out == ""
+    env.close()
+
+
+def test_goal_observations_are_flattened_as_the_data_are() -> None:
+    class Goal(gymnasium.Env):
+        box = gymnasium.spaces.Box(-1, 1, (2,), np.float64)
+        observation_space = gymnasium.spaces.Dict({"observation": box, "desired_goal": box, "achieved_goal": box})
+        action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return {"observation": np.array([1.0, 2]), "desired_goal": np.array([3.0, 4]), "achieved_goal": np.zeros(2)}, {}
+
+    env = environments.FlattenGoal(Goal())
+    assert env.reset()[0].tolist() == [1, 2, 3, 4]
+    assert env.observation_space.shape == (4,)

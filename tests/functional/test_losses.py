@@ -1,0 +1,87 @@
+import math
+
+import pytest
+import torch
+
+from brpo.functional import losses
+
+
+def rows(*values: float) -> torch.Tensor:
+    """(1 seed, batch)."""
+    return torch.tensor([values], dtype=torch.float64)
+
+
+def test_expectile_by_hand() -> None:
+    """0.7 weighs positive errors by 0.7 and negative ones by 0.3: 0.7 * 4, 0.3 * 1, 0."""
+    assert losses.expectile(rows(2.0, -1.0, 0.0), 0.7).tolist()[0] == pytest.approx([2.8, 0.3, 0.0])
+
+
+def test_expectile_of_one_half_is_half_the_squared_error() -> None:
+    error = torch.linspace(-3, 3, 13, dtype=torch.float64)
+    assert torch.allclose(losses.expectile(error, 0.5), 0.5 * error.square())
+
+
+def test_expectile_gradient_by_hand() -> None:
+    error = rows(2.0, -1.0).requires_grad_()
+    losses.expectile(error, 0.9).sum().backward()
+    assert error.grad is not None
+    assert error.grad.tolist()[0] == pytest.approx([3.6, -0.2])
+
+
+def test_gumbel_by_hand() -> None:
+    """Errors 1 and -1 at temperature 1: z = 1, -1 and m = 1, so e^-1 (e - 2) and e^-1 (1/e)."""
+    expected = [math.exp(-1) * (math.e - 2), math.exp(-1) * math.exp(-1)]
+    assert losses.gumbel(rows(1.0, -1.0), 1.0, 7.0).tolist()[0] == pytest.approx(expected)
+
+
+def test_gumbel_offset_is_bounded_below_and_the_exponent_above() -> None:
+    """All z = -5: m = -1, so e (e^-5 - (-5) - 1). z = 100 is clipped at 7 and has no gradient."""
+    assert losses.gumbel(rows(-5.0), 1.0, 7.0).item() == pytest.approx(math.e * (math.exp(-5) + 4))
+    error = rows(100.0, 0.5).requires_grad_()
+    losses.gumbel(error, 1.0, 7.0).sum().backward()
+    assert error.grad is not None
+    assert error.grad[0, 0] == 0
+    assert error.grad[0, 1] > 0
+
+
+def test_gumbel_minimum_is_the_soft_maximum() -> None:
+    """argmin_V E[gumbel(Q - V)] = temperature log E exp(Q / temperature)."""
+    q, temperature = rows(0.0, 1.0, 3.0), 0.8
+    v = torch.linspace(0, 3, 30_001, dtype=torch.float64).unsqueeze(1)
+    z = (q - v) / temperature  # one row for each candidate; the offset would differ between rows, so it is left out
+    best = v[(z.exp() - z - 1).mean(-1).argmin()].item()
+    expected = temperature * (torch.logsumexp(q / temperature, -1).item() - math.log(3))
+    assert best == pytest.approx(expected, abs=2e-4)
+    at_best = (q - expected).requires_grad_()
+    losses.gumbel(at_best, temperature, 7.0).mean().backward()
+    assert at_best.grad is not None
+    assert at_best.grad.sum().item() == pytest.approx(0.0, abs=1e-9)  # stationary with the offset too
+
+
+def test_td_target_by_hand_stops_at_termination_only() -> None:
+    target = losses.td_target(rows(1.0, 1.0), rows(0.0, 1.0), rows(10.0, 10.0), 0.9)
+    assert target.tolist()[0] == pytest.approx([10.0, 1.0])
+
+
+def test_ensemble_squared_error_by_hand() -> None:
+    """Two critics, batch of two: (1 + 4)/2 + (0 + 9)/2."""
+    q = torch.tensor([[[1.0, 2.0], [0.0, 3.0]]])
+    assert losses.ensemble_squared_error(q, torch.zeros(1, 2)).tolist() == [7.0]
+
+
+def test_weighted_regression_by_hand_and_without_gradient_into_the_weight() -> None:
+    """-(2 * -1 + 0.5 * -4) / 2 = 2."""
+    log_prob, weight = rows(-1.0, -4.0).requires_grad_(), rows(2.0, 0.5).requires_grad_()
+    loss = losses.weighted_regression(log_prob, weight)
+    loss.sum().backward()
+    assert loss.tolist() == [2.0]
+    assert log_prob.grad is not None
+    assert log_prob.grad.tolist()[0] == [-1.0, -0.25]
+    assert weight.grad is None
+
+
+def test_losses_keep_seeds_apart() -> None:
+    error = torch.randn(3, 5, dtype=torch.float64)
+    together = losses.gumbel(error, 1.0, 7.0)
+    alone = torch.cat([losses.gumbel(error[k : k + 1], 1.0, 7.0) for k in range(3)])
+    assert torch.equal(together, alone)

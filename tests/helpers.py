@@ -1,0 +1,92 @@
+"""Things that several tests build."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from brpo import training
+from brpo.algorithms.base import OfflineAlgorithm
+from brpo.config import register_resolvers, to_plain
+from brpo.types import Batch, DataSpec
+
+ROOT = Path(__file__).resolve().parents[1]
+ALGORITHMS = sorted(path.stem for path in (ROOT / "conf" / "algo").glob("*.yaml"))
+
+
+def make_spec(observation: int = 3, action: int = 2, **changes: Any) -> DataSpec:
+    """A DataSpec without a data set."""
+    values: dict[str, Any] = {
+        "dataset_id": "tests/none-v0",
+        "digest": "0" * 64,
+        "observation_dim": observation,
+        "action_dim": action,
+        "action_low": (-1.0,) * action,
+        "action_high": (1.0,) * action,
+        "observation_mean": (0.0,) * observation,
+        "observation_std": (1.0,) * observation,
+        "reward_scale": 1.0,
+        "reward_shift": 0.0,
+        "return_min": 0.0,
+        "return_max": 1.0,
+        "return_mean": 0.5,
+        "reference_min": None,
+        "reference_max": None,
+        "environment": None,
+        "transitions": 100,
+        "episodes": 10,
+    }
+    return DataSpec(**{**values, **changes})
+
+
+def compose_config(*overrides: str) -> dict[str, Any]:
+    """The configuration of a command line."""
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return to_plain(compose("train", overrides=list(overrides)))
+
+
+def make_algorithm(
+    algo: str,
+    *overrides: str,
+    spec: DataSpec | None = None,
+    seeds: tuple[int, ...] = (0,),
+    dtype: torch.dtype = torch.float64,
+) -> OfflineAlgorithm:
+    """An algorithm with small networks, its optimizers ready."""
+    config = compose_config(f"algo={algo}", *overrides)
+    shrink(config["algo"])
+    algorithm = training.make_algorithm(config["algo"], spec or make_spec(), seeds=list(seeds), max_updates=1000)
+    algorithm.to(dtype)
+    algorithm.configure_optimizers()
+    return algorithm
+
+
+def shrink(node: Any) -> None:
+    """Small hidden layers everywhere in a configuration node."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "hidden":
+                node[key] = [16, 16]
+            else:
+                shrink(value)
+
+
+def random_batch(
+    seeds: int = 1, size: int = 8, spec: DataSpec | None = None, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Batch:
+    """Transitions of random numbers; some of them terminated, some actions at the boundary."""
+    spec, generator = spec or make_spec(), torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    return Batch(
+        normal(seeds, size, spec.observation_dim),
+        normal(seeds, size, spec.action_dim).clamp(-1, 1),
+        normal(seeds, size),
+        normal(seeds, size, spec.observation_dim),
+        normal(seeds, size, spec.action_dim).clamp(-1, 1),
+        (normal(seeds, size) > 1).to(dtype),
+    )
