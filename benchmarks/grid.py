@@ -3,12 +3,13 @@
     python benchmarks/grid.py comparison        # docs/results.md
     python benchmarks/grid.py search            # docs/sfac.md
 
-The shared data sets are looked for in MINARI_DATASETS_PATH. `--only` picks cells by a part of their name, so that
+The shared data sets are looked for in MINARI_DATASETS_PATH. `--only` picks cells by a regular expression, so that
 several of these can run side by side; `--table` prints without training.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,23 +22,24 @@ MEDIUM = ("brpo/hopper/medium-v0", "brpo/walker2d/medium-v0", "brpo/halfcheetah/
 BUNDLED = "brpo/halfcheetah/medium-replay-v0"
 
 # The seed of the search is not among those of the comparison.
+# Rows are named by what differs from the values that the search started from (temperature 1/3, as IQL's).
+START = ["algo.temperature=0.3333"]
 SEARCH = {
-    "default": [],
-    "coefficient 0": ["algo.symmetry_coefficient=0"],
+    "start": START,
+    "temperature 3": ["algo.temperature=3"],
     "temperature 1": ["algo.temperature=1"],
-    "epsilon 0.5": ["algo.regularizer.epsilon=0.5"],
-    "coefficient 3": ["algo.symmetry_coefficient=3"],
-    "js 3 epsilon 0.5": [
+    "temperature 10": ["algo.temperature=10"],
+    "coefficient 0": [*START, "algo.symmetry_coefficient=0"],
+    "temperature 3, coefficient 0": ["algo.temperature=3", "algo.symmetry_coefficient=0"],
+    "temperature 3, epsilon 0.5": ["algo.temperature=3", "algo.regularizer.epsilon=0.5"],
+    "temperature 3, JS order 3, epsilon 0.5": [
+        "algo.temperature=3",
         "algo.divergence=jensen_shannon",
         "algo.regularizer.loss_order=3",
         "algo.regularizer.epsilon=0.5",
     ],
-    "softmax": ["algo.value_loss=softmax"],
-    "sample": ["algo.value_loss=sample"],
-    "coefficient 0.3": ["algo.symmetry_coefficient=0.3"],
-    "series omega": ["algo.omega=series", "algo.temperature=1"],
-    "epsilon 0.2": ["algo.regularizer.epsilon=0.2"],
-    "temperature 3": ["algo.temperature=3"],
+    "temperature 3, softmax": ["algo.temperature=3", "algo.value_loss=softmax"],
+    "temperature 3, coefficient 3": ["algo.temperature=3", "algo.symmetry_coefficient=3"],
 }
 
 
@@ -62,7 +64,7 @@ def cells(grid: str) -> dict[tuple[str, str], list[str]]:
 
 def folder(grid: str, row: str, dataset: str) -> Path:
     """Run folder of a cell."""
-    return ROOT / "runs" / "grid" / grid / row.replace(" ", "-") / dataset.replace("/", "-")
+    return ROOT / "runs" / "grid" / grid / re.sub(r"[^a-z0-9.]+", "-", row.lower()) / dataset.replace("/", "-")
 
 
 def show(grid: str) -> None:
@@ -88,7 +90,7 @@ def show(grid: str) -> None:
 def main(grid: str, only: str = "", table: bool = False, threads: int = 1) -> None:
     """Run the cells of a grid that are not finished, then print the table."""
     for (row, dataset), overrides in cells(grid).items():
-        if table or only not in f"{row} {dataset}":
+        if table or not re.search(only, f"{row} on {dataset}"):
             continue
         command = [sys.executable, "train.py", *overrides, f"run_dir={folder(grid, row, dataset)}", "resume=auto"]
         print(" ".join(command), flush=True)

@@ -87,16 +87,16 @@ def evaluate(
     video: Annotated[bool, typer.Option(help="Also film one episode of each seed into RUN/videos.")] = False,
 ) -> None:
     """Roll the policy of a run out and print what each seed reaches."""
-    from brpo import evaluation_of_runs
+    from brpo import saved_runs
 
     path = run / "checkpoints" / f"{checkpoint.value}.ckpt" if run.is_dir() else run
     try:
-        result = evaluation_of_runs.evaluate_checkpoint(path, episodes=episodes, mode=mode.value)
+        result = saved_runs.evaluate_checkpoint(path, episodes=episodes, mode=mode.value)
         _print_evaluation(result)
         if video:
             if "MUJOCO_GL" not in os.environ and sys.platform == "linux" and not os.environ.get("DISPLAY"):
                 os.environ["MUJOCO_GL"] = "egl"  # renders without a screen
-            for file in evaluation_of_runs.film(path, mode=mode.value):
+            for file in saved_runs.film(path, mode=mode.value):
                 print(f"video: {file}")
     except KeyboardInterrupt:
         raise Interrupted("the evaluation was given up") from None

@@ -81,7 +81,7 @@ class RunFolder:
         try:
             stored = yaml.safe_load(self.config.read_text())
             overrides = stored.pop("overrides")
-        except (OSError, yaml.YAMLError, AttributeError, KeyError, UnicodeDecodeError) as error:
+        except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise UserError(f"{self.path} is no run folder: its config.yaml cannot be read.") from error
         return stored, overrides
 

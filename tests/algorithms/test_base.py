@@ -1,0 +1,142 @@
+import functools
+import math
+
+import pytest
+import torch
+
+from brpo.algorithms.base import OfflineAlgorithm, cosine
+from brpo.errors import TrainingDiverged, UserError
+from tests.helpers import make_algorithm, make_spec, random_batch
+
+
+class Toy(OfflineAlgorithm):
+    """Minimizes sum of (x - seed)^2 for each seed."""
+
+    trained = ("x",)
+
+    def __init__(self, **options) -> None:
+        defaults = {
+            "seeds": [0, 1],
+            "max_updates": 10,
+            "optimizer": functools.partial(torch.optim.SGD, lr=0.25),
+            "schedule": {},
+            "gradient_clip": None,
+        }
+        super().__init__(make_spec(), **{**defaults, **options})
+        self.x = torch.nn.Module()
+        self.x.weight = torch.nn.Parameter(torch.full((len(self.seeds), 1), 4.0))
+
+    def update(self, batch) -> None:
+        self.descend("x", ((self.x.weight - self.seeds.unsqueeze(1)) ** 2).sum(-1))
+
+
+def test_descend_by_hand() -> None:
+    """Gradients 2 (4 - s) = 8 and 6; a step of 0.25 leads to 2 and 2.5."""
+    toy = Toy()
+    toy.configure_optimizers()
+    toy.step(None)
+    assert toy.x.weight.flatten().tolist() == [2.0, 2.5]
+    records = toy.take_records()
+    assert records == {"loss/x": [16.0, 9.0], "gradient_norm/x": [8.0, 6.0]}
+    assert (toy.update_count, int(toy.updates)) == (1, 1)
+
+
+def test_clipping_is_for_each_seed() -> None:
+    """Norms 8 and 6 are clipped to 2: both move by 0.5."""
+    toy = Toy(gradient_clip=2.0)
+    toy.configure_optimizers()
+    toy.step(None)
+    assert toy.x.weight.flatten().tolist() == [3.5, 3.5]
+
+
+def test_cosine_schedule_by_hand() -> None:
+    assert [cosine(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+    toy = Toy(schedule={"x": "cosine"})
+    toy.configure_optimizers()
+    for _ in range(6):
+        toy.step(None)
+    rate = toy._optimizer_of["x"].param_groups[0]["lr"]
+    assert rate == pytest.approx(0.25 * 0.5 * (1 + math.cos(math.pi * 0.5)))  # that of update 5 of 10
+
+
+def test_due_counts_updates() -> None:
+    toy = Toy()
+    toy.configure_optimizers()
+    due = []
+    for _ in range(8):
+        due.append(toy.due(3, after=2))
+        toy.step(None)
+    assert due == [False, False, False, True, False, False, True, False]
+
+
+def test_records_are_means_over_the_chunk() -> None:
+    toy = Toy()
+    toy.record("a", torch.tensor([1.0, 2.0]))
+    toy.record("a", torch.tensor([3.0, 6.0]))
+    assert toy.take_records() == {"a": [2.0, 4.0]}
+    assert toy.take_records() == {}
+
+
+def test_divergence_names_part_seed_and_update() -> None:
+    toy = Toy(seeds=[5, 9])
+    toy.configure_optimizers()
+    toy.step(None)
+    with torch.no_grad():
+        toy.x.weight[1] = math.nan
+    toy.step(None)
+    toy.step(None)
+    with pytest.raises(TrainingDiverged, match="loss/x of seed 9 became NaN or infinite at update 1"):
+        toy.take_records()
+
+
+def test_normal_noise_depends_on_seed_update_and_name() -> None:
+    toy, alone = Toy(seeds=[0, 1]), Toy(seeds=[1])
+    like = torch.empty(2, 4, 3)
+    first = toy.normal("a", like)
+    assert torch.equal(first[1], alone.normal("a", like[1:])[0])
+    assert not torch.equal(first, toy.normal("b", like))
+    toy.updates += 1
+    assert not torch.equal(first, toy.normal("a", like))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient_clip": 0.0}, "algo.gradient_clip=0.0 is not allowed; it must be positive or null"),
+        ({"discount": 1.0}, r"algo.discount=1.0 is not allowed; it must be in \[0, 1\)"),
+        ({"polyak": 0.0}, r"algo.polyak=0.0 is not allowed; it must be in \(0, 1\]"),
+        ({"schedule": {"y": "cosine"}}, "algo.schedule=y is not allowed; it must be a mapping from x"),
+        ({"schedule": {"x": "linear"}}, "algo.schedule.x=linear is not allowed; it must be constant or cosine"),
+    ],
+)
+def test_refusals(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Toy(**options)
+
+
+@pytest.mark.parametrize(
+    ("algo", "override", "message"),
+    [
+        ("iql", "algo.expectile=1.5", r"algo.expectile=1.5 is not allowed; it must be in \(0, 1\)"),
+        ("iql", "algo.inverse_temperature=-1", "algo.inverse_temperature=-1 is not allowed"),
+        ("iql", "+algo.expectle=0.5", "unexpected keyword argument 'expectle'.*Known options: .*expectile"),
+        ("sfac", "algo.temperature=0", "algo.temperature=0 is not allowed; it must be positive"),
+        ("sfac", "algo.policy_order=6", "algo.policy_order=6 is not allowed; it must be 2, 3, 4 or 5"),
+        ("sfac", "algo.omega=exponential", "algo.omega=exponential is not allowed; it must be exp or series"),
+        ("sfac", "algo.divergence=jefreys", "Unknown divergence 'jefreys'"),
+        ("sfac", "algo.regularizer.loss_order=1", "loss_order must be at least 2"),
+        ("bc", "algo.actor.activation=rellu", "Unknown activation 'rellu'"),
+        ("bc", "algo.actor.min_log_std=3.0", "min_log_std must be below max_log_std"),
+    ],
+)
+def test_options_of_algorithms_are_checked_at_construction(algo: str, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_algorithm(algo, override)
+
+
+def test_zero_inverse_temperature_is_behaviour_cloning() -> None:
+    iql, bc = make_algorithm("iql", "algo.inverse_temperature=0", "algo.schedule={}"), make_algorithm("bc")
+    batch = random_batch()
+    iql.step(batch)
+    bc.step(batch)
+    assert iql.take_records()["loss/actor"] == pytest.approx(bc.take_records()["loss/actor"])

@@ -1,0 +1,207 @@
+"""What every algorithm in conf/algo must keep. A new yaml file is tested without editing this one."""
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+
+from brpo.algorithms.base import OfflineAlgorithm
+from brpo.datasets.datamodule import Transitions, batch_indices
+from brpo.datasets.minari_io import Columns
+from brpo.engine.runner import EagerRunner
+from brpo.modules.target import Target
+from brpo.types import Batch
+from tests.helpers import ALGORITHMS, make_algorithm, make_spec, random_batch
+
+every_algorithm = pytest.mark.parametrize("algo", ALGORITHMS)
+SFAC_VARIANTS = [
+    ["algo.value_loss=sample"],
+    ["algo.value_loss=softmax"],
+    ["algo.omega=series", "algo.policy_order=4"],
+    ["algo.ratio=behavior"],
+    ["algo.divergence=jensen_shannon", "algo.regularizer.loss_order=3", "algo.regularizer.epsilon=0.5"],
+    ["algo.actor._target_=brpo.modules.actors.SquashedGaussianActor"],
+]
+every_variant = pytest.mark.parametrize(
+    ("algo", "overrides"), [(algo, []) for algo in ALGORITHMS] + [("sfac", variant) for variant in SFAC_VARIANTS]
+)
+
+
+def transitions(size: int = 200, dtype: torch.dtype = torch.float64) -> Transitions:
+    spec, generator = make_spec(), torch.Generator().manual_seed(1)
+    columns = Columns(spec.observation_dim, spec.action_dim)
+    rows = torch.randn(size, sum(columns.widths), generator=generator, dtype=dtype).clamp(-1, 1)
+    rows[:, columns.slices[3]] = (rows[:, columns.slices[3]] > 0.9).to(dtype)
+    return Transitions(rows, columns)
+
+
+def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def train(algorithm: OfflineAlgorithm, updates: int = 4, start: int = 0) -> OfflineAlgorithm:
+    dtype = algorithm.observation_mean.dtype
+    EagerRunner(transitions(dtype=dtype), 16).run(algorithm, start, start + updates)
+    return algorithm
+
+
+@every_variant
+def test_seeds_together_equal_seeds_alone(algo: str, overrides: list[str]) -> None:
+    """The same batches and noise, float64: to 1e-9."""
+    together = state(train(make_algorithm(algo, *overrides, seeds=(3, 7, 11))))
+    for member, seed in enumerate((3, 7, 11)):
+        alone = state(train(make_algorithm(algo, *overrides, seeds=(seed,))))
+        for name, value in alone.items():
+            if name.startswith(("observation", "action", "updates")):
+                continue
+            assert torch.allclose(together[name][member], value[0], rtol=0, atol=1e-9), name
+
+
+@every_variant
+def test_an_update_changes_the_trained_parts_and_targets_only(algo: str, overrides: list[str]) -> None:
+    algorithm = make_algorithm(algo, *overrides)
+    before = state(algorithm)
+    algorithm.step(random_batch())
+    targets = {name for name, part in algorithm.named_children() if isinstance(part, Target)}
+    for name, value in algorithm.state_dict().items():
+        part = name.split(".")[0]
+        changed = not torch.equal(value, before[name])
+        if part in algorithm.trained or part in targets or name == "updates":
+            continue
+        assert not changed, name
+    for part in (*algorithm.trained, *targets):
+        moved = [not torch.equal(v, before[n]) for n, v in algorithm.state_dict().items() if n.startswith(f"{part}.")]
+        assert any(moved), part
+
+
+@every_variant
+def test_losses_are_one_finite_number_for_each_seed(algo: str, overrides: list[str]) -> None:
+    algorithm = make_algorithm(algo, *overrides, seeds=(0, 1))
+    algorithm.step(random_batch(seeds=2))
+    records = algorithm.take_records()
+    assert {f"loss/{part}" for part in algorithm.trained} <= set(records)
+    assert {f"gradient_norm/{part}" for part in algorithm.trained} <= set(records)
+    for name, values in records.items():
+        assert len(values) == 2, name
+        assert all(torch.isfinite(torch.tensor(values))), name
+
+
+@every_variant
+def test_bfloat16_autocast_gives_finite_losses_in_float32(algo: str, overrides: list[str]) -> None:
+    algorithm = make_algorithm(algo, *overrides, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        algorithm.step(random_batch(dtype=torch.float32))
+    assert all(value.dtype == torch.float32 for values in algorithm._records.values() for _, value in values)
+    algorithm.take_records()  # raises if anything is not finite
+
+
+@every_variant
+def test_same_seed_same_weights_and_other_seed_other_weights(algo: str, overrides: list[str]) -> None:
+    first, again = state(train(make_algorithm(algo, *overrides))), state(train(make_algorithm(algo, *overrides)))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    other = state(train(make_algorithm(algo, *overrides, seeds=(1,))))
+    assert any(not torch.equal(first[name], other[name]) for name in first if name.startswith("actor"))
+
+
+@every_algorithm
+def test_chunks_do_not_matter(algo: str) -> None:
+    whole = state(train(make_algorithm(algo), 6))
+    parts = make_algorithm(algo)
+    for start, updates in ((0, 1), (1, 3), (4, 2)):
+        train(parts, updates, start)
+    assert all(torch.equal(whole[name], value) for name, value in state(parts).items())
+
+
+@every_algorithm
+def test_a_transition_order_does_not_matter(algo: str) -> None:
+    """Losses are means over the batch: no silent broadcasting of (batch, 1) against (batch,)."""
+    batch = random_batch(size=6)
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    shuffled = Batch(*(getattr(batch, name)[:, order] for name in Batch.__slots__))
+    first, second = make_algorithm(algo), make_algorithm(algo)
+    first.step(batch)
+    second.step(shuffled)
+    for name, values in first.take_records().items():
+        assert second.take_records.__self__._records[name][0][1].tolist() == pytest.approx(values, rel=1e-6), name
+
+
+@every_algorithm
+def test_save_and_load_give_the_same_actions(algo: str) -> None:
+    algorithm = train(make_algorithm(algo, seeds=(0, 1)))
+    checkpoint: dict[str, Any] = {"state_dict": algorithm.state_dict(), "loops": {}}
+    algorithm.on_save_checkpoint(checkpoint)
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=True)
+    fresh = make_algorithm(algo, seeds=(5, 6))
+    fresh.load_state_dict(loaded["state_dict"])
+    fresh.on_load_checkpoint(loaded)
+    observations = torch.randn(2, 4, 3, dtype=torch.float64)
+    for deterministic in (True, False):
+        assert torch.equal(algorithm.act(observations, deterministic, 3), fresh.act(observations, deterministic, 3))
+    assert fresh.update_count == 4
+    assert "loops" not in loaded
+
+
+@every_algorithm
+def test_act_speaks_environment_units(algo: str) -> None:
+    """Observations are normalized inside; actions stay within the environment's bounds, sampled ones too."""
+    spec = make_spec(
+        observation_mean=(10.0,) * 3, observation_std=(5.0,) * 3, action_low=(-2.0, 0.0), action_high=(2.0, 10.0)
+    )
+    algorithm = make_algorithm(algo, spec=spec)
+    observations = 10 + 5 * torch.randn(1, 50, 3, dtype=torch.float64)
+    for deterministic in (True, False):
+        actions = algorithm.act(observations, deterministic)
+        assert actions.shape == (1, 50, 2)
+        assert (actions >= algorithm.action_low).all()
+        assert (actions <= algorithm.action_high).all()
+        assert torch.allclose(algorithm.to_environment(algorithm.from_environment(actions)), actions)
+    plain = make_algorithm(algo)
+    expected = plain.act((observations - 10) / 5)
+    assert torch.allclose(algorithm.from_environment(algorithm.act(observations)), expected)
+
+
+@every_algorithm
+def test_sampled_actions_depend_on_the_step_and_the_seed_alone(algo: str) -> None:
+    algorithm = make_algorithm(algo, seeds=(0, 1))
+    observations = torch.zeros(2, 3, 3, dtype=torch.float64)
+    first = algorithm.act(observations, False, 0)
+    assert torch.equal(first, algorithm.act(observations, False, 0))
+    assert not torch.equal(first, algorithm.act(observations, False, 1))
+    alone = make_algorithm(algo, seeds=(1,))
+    assert torch.allclose(alone.act(observations[1:], False, 0)[0], first[1])
+
+
+@every_algorithm
+def test_diagnostics_are_per_transition(algo: str) -> None:
+    algorithm = make_algorithm(algo, seeds=(0, 1))
+    with torch.no_grad():
+        values = algorithm.diagnose(random_batch(seeds=2, size=9))
+    assert values
+    assert all(value.shape == (2, 9) for value in values.values())
+
+
+@every_algorithm
+def test_an_algorithm_can_be_copied(algo: str) -> None:
+    algorithm = make_algorithm(algo)
+    assert copy.deepcopy(algorithm).state_dict().keys() == algorithm.state_dict().keys()
+
+
+def test_batch_stream_is_what_the_runner_trains_on() -> None:
+    """The runner's batches are those of the stream, in order."""
+    seen = []
+
+    class Spy:
+        seeds = torch.tensor([4])
+
+        def step(self, batch: Batch) -> None:
+            seen.append(batch.rewards)
+
+    data = transitions()
+    EagerRunner(data, 5).run(Spy(), 2, 4)  # type: ignore[arg-type]
+    indices = batch_indices(torch.tensor([4]), torch.arange(2, 4), 5, len(data))
+    assert torch.equal(torch.stack(seen), torch.stack([data.gather(row).rewards for row in indices]))

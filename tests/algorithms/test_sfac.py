@@ -1,0 +1,208 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import optimize
+
+from brpo.functional import weights
+from brpo.types import Batch
+from tests.algorithms.test_iql import constant_output, three_transitions
+from tests.helpers import make_algorithm, make_spec, random_batch
+
+
+def prepared(*overrides: str):
+    """Critics at 5 and 4, V at 3: every advantage is 1 before we change it."""
+    sfac = make_algorithm("sfac", *overrides)
+    constant_output(sfac.critic, 5.0, 4.0)
+    constant_output(sfac.critic_target.module, 5.0, 4.0)
+    constant_output(sfac.value, 3.0)
+    return sfac
+
+
+def test_weight_by_hand() -> None:
+    """Advantages 0, 1, 2 at temperature 1: e^0, e^1, e^2 over their mean."""
+    sfac = prepared("algo.temperature=1")
+    omega = [1.0, math.e, math.e**2]
+    weight = sfac.weight(three_transitions(), torch.tensor([[3.0, 4.0, 5.0]], dtype=torch.float64))
+    assert weight.tolist()[0] == pytest.approx([value / (sum(omega) / 3) for value in omega])
+
+
+def test_series_omega_by_hand() -> None:
+    """Jeffreys, order 2: 1 + x/2 with x = -4, 0, 2 gives 0, 1, 2; their mean is 1."""
+    sfac = prepared("algo.temperature=1", "algo.omega=series", "algo.policy_order=2")
+    weight = sfac.weight(three_transitions(), torch.tensor([[-1.0, 3.0, 5.0]], dtype=torch.float64))
+    assert weight.tolist()[0] == pytest.approx([0.0, 1.0, 2.0])
+
+
+def test_symmetry_term_by_hand() -> None:
+    """rho = 0.5, 1, 2 and w = 1: t = 2, 1, 0.5; Jeffreys to order 3 with epsilon 0.5 clips t to 1.5, 1, 0.5.
+
+    h(1.5) = 0.125 - 0.125/3, h(1) = 0, h(0.5) = 0.125 + 0.125/3; the mean of rho h.
+    """
+    sfac = prepared("algo.regularizer.loss_order=3", "algo.regularizer.epsilon=0.5")
+    log_rho = torch.tensor([[math.log(0.5), 0.0, math.log(2.0)]], dtype=torch.float64)
+    value = sfac.symmetry_loss(log_rho, torch.ones_like(log_rho)).item()
+    third = 0.125 / 3
+    assert value == pytest.approx((0.5 * (0.125 - third) + 0 + 2 * (0.125 + third)) / 3)
+    assert sfac.take_records()["ratio/clipped_share"] == pytest.approx([1 / 3])
+
+
+def test_behavior_ratio_by_hand() -> None:
+    """t = rho and no outer rho: h(1.5), h(1), h(0.5) clipped from 2, 1, 0.5."""
+    sfac = prepared("algo.ratio=behavior", "algo.regularizer.loss_order=3", "algo.regularizer.epsilon=0.5")
+    log_rho = torch.tensor([[math.log(2.0), 0.0, math.log(0.5)]], dtype=torch.float64)
+    third = 0.125 / 3
+    expected = (0.125 - third + 0.125 + third) / 3
+    assert sfac.symmetry_loss(log_rho, torch.ones_like(log_rho)).item() == pytest.approx(expected)
+
+
+def test_gradient_of_the_symmetry_term() -> None:
+    """d/d log pi = rho (h(t) - t h'(t)); clipped samples keep rho h(1 +- epsilon)."""
+    sfac = prepared("algo.regularizer.loss_order=3", "algo.regularizer.epsilon=0.5")
+    log_rho = torch.tensor([[math.log(0.8), math.log(0.1)]], dtype=torch.float64, requires_grad=True)
+    sfac.symmetry_loss(log_rho, torch.ones_like(log_rho)).sum().backward()
+    t, h = 1.25, 0.5 * 0.25**2 - 0.25**3 / 3
+    slope = 0.25 - 0.25**2
+    clipped = 0.1 * (0.5 * 0.25 - 0.125 / 3)
+    assert log_rho.grad is not None
+    assert log_rho.grad.tolist()[0] == pytest.approx([0.8 * (h - t * slope) / 2, clipped / 2])
+
+
+@pytest.mark.parametrize("ratio", ["target", "behavior"])
+@pytest.mark.parametrize("divergence", ["jeffreys", "jensen_shannon", "kl", "reverse_kl", "chi2", "gan"])
+def test_policy_gradient_against_finite_differences(divergence: str, ratio: str) -> None:
+    """Through the clip, the capped ratio and the importance weight, in float64."""
+    order = 3 if divergence in ("jensen_shannon", "gan") else 4
+    sfac = prepared(
+        f"algo.divergence={divergence}", f"algo.ratio={ratio}", f"algo.regularizer.loss_order={order}",
+        "algo.regularizer.epsilon=0.7", "algo.max_ratio=2",
+    )  # fmt: skip
+    weight = torch.tensor([[0.3, 1.0, 1.7, 2.5, 0.9]], dtype=torch.float64)
+    log_rho = torch.tensor([[-0.4, 0.1, 0.3, 1.5, 0.9]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: sfac.symmetry_loss(v, weight), (log_rho,), eps=1e-7, atol=1e-5)
+
+
+def test_kl_has_no_symmetry_term_and_coefficient_zero_is_advantage_regression() -> None:
+    batch = random_batch()
+    for overrides in (["algo.divergence=kl"], ["algo.symmetry_coefficient=0"]):
+        sfac = prepared(*overrides, "algo.temperature=1")
+        q = sfac.critic_target(batch.observations, batch.actions).amin(1)
+        weight, log_prob = sfac.weight(batch, q), sfac.actor.log_prob(batch.observations, batch.actions)
+        expected = -(weight * log_prob).mean().item()
+        assert sfac.actor_loss(batch, q).item() == pytest.approx(expected)
+
+
+def test_no_gradient_into_the_behaviour_model_or_the_critic() -> None:
+    sfac = prepared()
+    batch = random_batch()
+    q = sfac.critic_target(batch.observations, batch.actions).amin(1)
+    loss = sfac.actor_loss(batch, q).sum()
+    for part in (sfac.behavior, sfac.critic, sfac.value):
+        grads = torch.autograd.grad(loss, list(part.parameters()), retain_graph=True, allow_unused=True)
+        assert all(gradient is None for gradient in grads)
+
+
+def test_value_losses_by_hand() -> None:
+    batch = three_transitions()
+    q = torch.tensor([[4.0, 2.0, 3.0]], dtype=torch.float64)
+    expectile = prepared("algo.value_loss=expectile", "algo.expectile=0.7")
+    assert expectile.value_loss(batch, q).item() == pytest.approx((0.7 + 0.3 + 0) / 3)
+    softmax = prepared("algo.value_loss=softmax", "algo.temperature=1")
+    gumbel = [math.exp(-1) * (math.e - 2), math.exp(-1) * math.exp(-1), math.exp(-1) * 0]
+    assert softmax.value_loss(batch, q).item() == pytest.approx(sum(gumbel) / 3)
+    sample = prepared("algo.value_loss=sample")  # Q_min at a sampled action is 4, V is 3
+    assert sample.value_loss(batch, q).item() == pytest.approx(1.0)
+
+
+def test_critic_targets_by_hand() -> None:
+    """expectile bootstraps V = 3; sample bootstraps the smaller target critic, 4."""
+    batch = three_transitions()
+    for value_loss, bootstrap in (("expectile", 3.0), ("sample", 4.0)):
+        sfac = prepared(f"algo.value_loss={value_loss}")
+        targets = (1 + 0.99 * bootstrap, 2 + 0.99 * bootstrap, 3.0)
+        expected = sum((5 - y) ** 2 + (4 - y) ** 2 for y in targets) / 3
+        assert sfac.critic_loss(batch).item() == pytest.approx(expected)
+
+
+def test_sample_weighs_by_the_online_critics() -> None:
+    sfac = prepared("algo.value_loss=sample", "algo.temperature=1")
+    constant_output(sfac.critic, 7.0, 6.0)
+    batch = three_transitions()
+    with torch.no_grad():
+        sfac.value.network.layers[-1].weight.normal_()
+        advantage = 6.0 - sfac.value(batch.observations)
+    expected = weights.normalize(weights.clipped_exp(advantage, 100.0))
+    assert torch.allclose(sfac.weight(batch, torch.zeros(1, 3, dtype=torch.float64)), expected)
+
+
+def bandit(sfac, actions: torch.Tensor, rewards: torch.Tensor) -> Batch:
+    zeros = torch.zeros(1, len(actions), sfac.spec.observation_dim, dtype=torch.float64)
+    column = actions.view(1, -1, 1)
+    return Batch(zeros, column, rewards.view(1, -1), zeros, column, torch.ones(1, len(actions), dtype=torch.float64))
+
+
+def test_policy_of_a_one_state_problem_is_the_weighted_fit() -> None:
+    """One state, actions N(0, 0.3), reward a: pi* ∝ N(0, 0.3) exp(a / temperature) = N(0.09 / temperature, 0.3).
+
+    Advantage regression (coefficient 0) with an exact critic recovers that mean and spread.
+    """
+    generator = torch.Generator().manual_seed(0)
+    actions = (0.3 * torch.randn(4096, generator=generator, dtype=torch.float64)).clamp(-1, 1)
+    sfac = make_algorithm(
+        "sfac", "algo.symmetry_coefficient=0", "algo.temperature=0.5", "algo.optimizer.lr=0.02", "algo.schedule={}",
+        spec=make_spec(observation=1, action=1),
+    )  # fmt: skip
+    batch = bandit(sfac, actions, actions)
+    constant_output(sfac.value, 0.0)
+    q = actions.view(1, -1)
+    for _ in range(400):
+        sfac.descend("actor", sfac.actor_loss(batch, q))
+    mean, log_std = sfac.actor(batch.observations[:, :1])
+    assert mean.item() == pytest.approx(0.18, abs=0.02)
+    assert log_std.exp().item() == pytest.approx(0.3, abs=0.02)
+
+
+@pytest.mark.parametrize("divergence", ["jeffreys", "jensen_shannon"])
+def test_fit_to_a_bimodal_target_is_the_minimum_of_the_integral(divergence: str) -> None:
+    """Modes at +-0.4 of width 0.15 and w = 1: the learned mean and spread are those that scipy finds for the population
+    loss `int p_D [-log pi + cap(rho) h(clip(1 / rho))]`, and lie apart from the KL fit's spread of 0.427.
+    """
+    order, epsilon = (4, 1.0) if divergence == "jeffreys" else (3, 0.5)
+    modes = [torch.distributions.Normal(torch.tensor(m, dtype=torch.float64), 0.15) for m in (-0.4, 0.4)]
+
+    def data_log_prob(x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([mode.log_prob(x) for mode in modes]).logsumexp(0) - math.log(2)
+
+    sfac = make_algorithm(
+        "sfac", f"algo.divergence={divergence}", f"algo.regularizer.loss_order={order}",
+        f"algo.regularizer.epsilon={epsilon}", "algo.max_ratio=20", "algo.symmetry_coefficient=1",
+        "algo.optimizer.lr=0.01", "algo.schedule={}", spec=make_spec(observation=1, action=1),
+    )  # fmt: skip
+
+    grid = torch.linspace(-1.5, 1.5, 3001, dtype=torch.float64)
+
+    def population_loss(parameters: np.ndarray) -> float:
+        mean, log_std = parameters
+        log_prob = torch.distributions.Normal(mean, math.exp(log_std)).log_prob(grid)
+        log_rho = log_prob - data_log_prob(grid)
+        symmetry = weights.capped_ratio(log_rho, 20.0) * sfac.regularizer((-log_rho).unsqueeze(0))[0]
+        return torch.trapezoid(data_log_prob(grid).exp() * (symmetry - log_prob), grid).item()
+
+    best = optimize.minimize(population_loss, np.array([0.0, math.log(0.4)]), method="Nelder-Mead", options={"xatol": 1e-5})
+
+    class Mixture(torch.nn.Module):
+        def log_prob(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+            return data_log_prob(actions).sum(-1)
+
+    sfac.behavior = Mixture()
+    # Quantiles of the mixture are its sample: equal weights, no sampling noise.
+    cumulative = torch.cumulative_trapezoid(data_log_prob(grid).exp(), grid).numpy()
+    actions = torch.from_numpy(np.interp((np.arange(4000) + 0.5) / 4000, cumulative, grid[1:].numpy()))
+    batch = bandit(sfac, actions, actions)
+    constant_output(sfac.value, 0.0)
+    for _ in range(600):
+        sfac.descend("actor", sfac.actor_loss(batch, torch.zeros(1, 4000, dtype=torch.float64)))
+    mean, log_std = sfac.actor(batch.observations[:, :1])
+    assert (mean.item(), log_std.item()) == pytest.approx(tuple(best.x), abs=0.02)
+    assert abs(math.exp(best.x[1]) - 0.427) > 0.001

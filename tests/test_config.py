@@ -1,0 +1,124 @@
+import re
+from typing import Any
+
+import pytest
+
+from brpo import config
+from brpo.errors import UserError
+from tests.helpers import ALGORITHMS, ROOT, compose_config
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_algorithm_composes_and_is_trusted(algo: str) -> None:
+    composed = compose_config(f"algo={algo}")
+    config.check_config(composed)
+    config.check_trusted(composed["algo"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf" / "algo").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_option_of_an_algorithm_is_commented(path: Any) -> None:
+    """Meaning, unit, source: on the line itself, above it, or where the same key stands first."""
+    explained: set[str] = {"_target_", "_partial_"}
+    lines = path.read_text().splitlines()
+    for above, line in zip(["", *lines], lines, strict=False):
+        if match := re.match(r"\s*(\w+):", line):
+            key = match[1]
+            if "#" in line or above.lstrip().startswith("#"):
+                explained.add(key)
+            nested = line.rstrip().endswith(":")
+            assert key in explained or nested, f"{path.name}: {line}"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "family", "expectile"),
+    [
+        ("D4RL/antmaze/medium-diverse-v1", None, 0.9),
+        ("mujoco/hopper/medium-v0", None, 0.7),
+        ("mujoco/hopper/medium-v0", "antmaze", 0.9),
+        ("x/notantmaze/y-v0", None, 0.7),
+    ],
+)
+def test_by_family(dataset: str, family: str | None, expectile: float) -> None:
+    overrides = [f"dataset={dataset}", *([f"data.family={family}"] if family else [])]
+    assert compose_config("algo=iql", *overrides)["algo"]["expectile"] == expectile
+
+
+def test_the_command_line_wins_over_the_family() -> None:
+    composed = compose_config("algo=iql", "dataset=D4RL/antmaze/x-v0", "algo.expectile=0.6")
+    assert composed["algo"]["expectile"] == 0.6
+
+
+@pytest.mark.parametrize(("given", "seeds"), [(1, [0]), (3, [0, 1, 2]), ([3, 7], [3, 7])])
+def test_seed_list(given: Any, seeds: list[int]) -> None:
+    assert config.seed_list(given) == seeds
+
+
+@pytest.mark.parametrize("given", [0, -1, 1.5, "a", [], [1, 1], [-1], [0.5], True, None])
+def test_seed_list_refuses(given: Any) -> None:
+    with pytest.raises(UserError, match="seeds=.* is not allowed; it must be a number n >= 1"):
+        config.seed_list(given)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("max_updates=0", "max_updates=0 is not allowed; it must be a whole number >= 1"),
+        ("max_updates=1.5", "max_updates=1.5 is not allowed"),
+        ("batch_size=-2", "batch_size=-2 is not allowed"),
+        ("eval.every=0", "eval.every=0 is not allowed"),
+        ("eval.mode=greedy", "eval.mode=greedy is not allowed; it must be mean or sampled"),
+        ("engine.chunk=abc", "engine.chunk=abc is not allowed"),
+        ("engine.matmul_precision=low", "engine.matmul_precision=low is not allowed"),
+        ("engine.threads=0", "engine.threads=0 is not allowed"),
+        ("trainer.precision=16-mixed", "Use trainer.precision=bf16-mixed"),
+        ("trainer.precision=64", "trainer.precision=64 is not allowed; it must be 32-true or bf16-mixed"),
+        ("trainer.devices=2", "several devices are not supported yet"),
+        ("dataset=3", "dataset=3 is not allowed; it must be a Minari id"),
+    ],
+)
+def test_check_config_refuses(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        config.check_config(compose_config(override))
+
+
+def test_differing_keys() -> None:
+    stored = compose_config("algo=iql")
+    wanted = compose_config("algo=iql", "algo.expectile=0.8", "batch_size=32", "max_updates=5", "eval.every=2")
+    assert config.differing_keys(stored, wanted) == ["algo.expectile", "batch_size"]
+    assert config.differing_keys(stored, stored) == []
+    assert "algo._target_" in config.differing_keys(stored, compose_config("algo=bc"))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "brpo.files.os.system",
+        "brpo.runs.subprocess.run",
+        "brpo.runs.subprocess.Popen",
+        "brpo.cli.main",
+        "brpo.nothing.Here",
+        "torch.load",
+        "torch.optim.Adam.step",
+        "torch.hub.load",
+        "brpoevil.Class",
+        "",
+        3,
+        None,
+    ],
+)
+def test_untrusted_targets_are_refused(target: Any) -> None:
+    with pytest.raises(UserError, match="only classes of brpo and torch.optim are built from files"):
+        config.check_trusted({"a": [{"_target_": target}]})
+
+
+@pytest.mark.parametrize("node", [{"_args_": [1]}, {"_recursive_": False}, {"a": "${oc.env:HOME}"}])
+def test_other_instructions_in_stored_configurations_are_refused(node: Any) -> None:
+    with pytest.raises(UserError, match="The stored configuration"):
+        config.check_trusted(node)
+
+
+def test_trusted_targets() -> None:
+    config.check_trusted({"_target_": "torch.optim.Adam", "_partial_": True})
+    config.check_trusted({"_target_": "brpo.algorithms.iql.IQL", "actor": {"_target_": "brpo.modules.actors.GaussianActor"}})

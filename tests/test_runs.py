@@ -1,0 +1,130 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from brpo import runs
+from brpo.engine.checkpoint_io import encode
+from brpo.errors import UserError
+from tests.helpers import compose_config
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def started(config: dict, name: str | None = None, updates: int | None = 10) -> runs.RunFolder:
+    folder = runs.RunFolder(Path(name)) if name else runs.new_run_folder(config, "iql")
+    folder.create(config, ["algo=iql"])
+    if updates is not None:
+        content = {"state_dict": {}, "brpo": {"updates": updates}}
+        (folder.checkpoints / "last.ckpt").write_bytes(encode(content))
+    return folder
+
+
+def test_two_runs_get_two_folders(here: Path) -> None:
+    config = compose_config("algo=iql")
+    folders = {runs.new_run_folder(config, "iql").path for _ in range(20)}
+    assert len(folders) == 20
+    assert all(str(path).startswith("runs/iql/brpo-halfcheetah-medium-replay-v0/") for path in folders)
+
+
+def test_a_folder_that_holds_a_run_is_refused(here: Path) -> None:
+    config = compose_config("algo=iql", "run_dir=here")
+    started(config, "here")
+    with pytest.raises(UserError, match="run_dir=here already holds a run. Continue it with resume=auto"):
+        runs.new_run_folder(config, "iql")
+
+
+def test_an_unwritable_folder_is_one_line(here: Path) -> None:
+    (here / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written .*Choose another with run_dir=PATH"):
+        runs.RunFolder(here / "file" / "run").create({}, [])
+
+
+def test_the_config_comes_back(here: Path) -> None:
+    config = compose_config("algo=iql")
+    assert started(config, "here").read_config() == (config, ["algo=iql"])
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "a: 1", "\x00", "{", "!!python/object/apply:os.system ['true']"])
+def test_other_config_files_are_refused(here: Path, text: str) -> None:
+    (here / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match="is no run folder"):
+        runs.RunFolder(here).read_config()
+
+
+def test_damaged_last_checkpoint_falls_back_to_the_one_before(here: Path) -> None:
+    folder = started(compose_config(), "here", updates=20)
+    (folder.checkpoints / "last.ckpt").replace(folder.checkpoints / "previous.ckpt")
+    (folder.checkpoints / "last.ckpt").write_bytes(b"torn")
+    found = runs.resume_in(folder)
+    assert (found.checkpoint, found.updates) == (folder.checkpoints / "previous.ckpt", 20)
+    assert "last.ckpt is torn" in found.notice
+    assert "previous.ckpt from update 20" in found.notice
+    (folder.checkpoints / "previous.ckpt").write_bytes(b"torn")
+    found = runs.resume_in(folder)
+    assert (found.checkpoint, found.updates) == (None, 0)
+    assert "starts anew" in found.notice
+
+
+def test_resume_from_paths(here: Path) -> None:
+    folder = started(compose_config(), "here")
+    assert runs.resume_from(Path("here")).updates == 10
+    assert runs.resume_from(folder.checkpoints / "last.ckpt").folder == folder
+    with pytest.raises(UserError, match="resume=absent does not exist"):
+        runs.resume_from(Path("absent"))
+    (here / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no run to resume"):
+        runs.resume_from(Path("empty"))
+    (here / "loose.ckpt").write_bytes((folder.checkpoints / "last.ckpt").read_bytes())
+    with pytest.raises(UserError, match="is not inside a run folder"):
+        runs.resume_from(here / "loose.ckpt")
+
+
+def test_auto_finds_the_newest_unfinished_run_of_the_same_configuration(here: Path) -> None:
+    config = compose_config("algo=iql")
+    assert runs.find_unfinished(config, "iql") is None
+    names = [f"runs/iql/brpo-halfcheetah-medium-replay-v0/2026010{k}-000000-a" for k in (1, 2, 3, 4)]
+    folders = [started(config, name) for name in names[:3]]
+    started({**config, "batch_size": 8}, names[3])  # newer, but another configuration
+    folders[2].result.write_text("{}")  # the newest one is finished
+    assert runs.find_unfinished(config, "iql") == folders[1]
+    assert runs.find_unfinished({**config, "max_updates": 99}, "iql") == folders[1]  # may differ
+    for folder in folders[:2]:
+        folder.result.write_text("{}")
+    assert runs.find_unfinished(config, "iql") == folders[2]  # all finished: the newest is named
+
+
+def test_metrics_are_written_whole(here: Path) -> None:
+    path = here / "metrics.csv"
+    runs.write_metrics(path, [{"update": 1, "score": 2.5}, {"update": 2, "score": None}])
+    with path.open() as file:
+        assert list(csv.DictReader(file)) == [{"update": "1", "score": "2.5"}, {"update": "2", "score": ""}]
+    runs.write_metrics(path, [])
+    assert not path.exists()
+
+
+def test_events_are_cut_after_an_update_and_torn_ends_are_mended(here: Path) -> None:
+    writer = SummaryWriter(str(here))
+    for step in (10, 20, 30):
+        writer.add_scalar("loss", step, step)
+    writer.close()
+    (path,) = here.glob("events.out.tfevents.*")
+    path.write_bytes(path.read_bytes() + b"torn")
+    runs.cut_events(here, 20)
+    events = EventAccumulator(str(here))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(10, 10.0), (20, 20.0)]
+
+
+def test_versions_and_result(here: Path) -> None:
+    found = runs.versions()
+    assert {"python", "torch", "lightning", "gymnasium", "minari"} <= set(found)
+    runs.write_result(here / "result.json", {"versions": found})
+    assert json.loads((here / "result.json").read_text())["versions"] == found
