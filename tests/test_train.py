@@ -1,0 +1,319 @@
+"""`python train.py` and `brpo` as a user runs them: in processes of their own, on a tiny data set, without a network."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from brpo.engine import checkpoint_io
+from tests.conftest import ROOT, Run, random_episode, write_dataset
+from tests.helpers import ALGORITHMS
+
+TINY = [
+    "dataset=tests/pendulum/tiny-v0",
+    "batch_size=16",
+    "eval.episodes=1",
+    "trainer=cpu",
+]
+SMALL_NETWORKS = {
+    "bc": ["algo.actor.hidden=[16,16]"],
+    "iql": ["algo.actor.hidden=[16,16]", "algo.critic.hidden=[16,16]", "algo.value.hidden=[16,16]"],
+    "sfac": ["algo.actor.hidden=[16,16]", "algo.critic.hidden=[16,16]", "algo.value.hidden=[16,16]"],
+}
+
+
+def tiny(algo: str, *overrides: str) -> list[str]:
+    return [f"algo={algo}", *TINY, *SMALL_NETWORKS.get(algo, []), *overrides]
+
+
+def scalars(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0})
+    events.Reload()
+    return events
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint_io.read(folder / "checkpoints" / "last.ckpt")["state_dict"]
+
+
+def same_weights(a: Path, b: Path) -> None:
+    left, right = weights(a), weights(b)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_train_evaluate_and_resume(algo: str, cli: Run, tmp_path: Path) -> None:
+    """One run in one go, the same in two goes: equal weights, rows and events; then `brpo evaluate`."""
+    # A cosine schedule refers to max_updates, which differs between the parts of this run.
+    options = ["eval.every=20", "engine.chunk=8", "seeds=[3,7]", *([] if algo == "bc" else ["algo.schedule.actor=constant"])]
+    whole = cli(*tiny(algo, *options, "max_updates=40", "run_dir=whole"))
+    assert whole.returncode == 0, whole.stderr
+    assert re.search(r"final: return -\d+\.\d \+- \d+\.\d \(2 seeds\), normalized score", whole.stdout)
+    folder = tmp_path / "whole"
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
+
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["algo"], result["seeds"], result["updates"]) == (algo, [3, 7], 40)
+    assert result["dataset"]["id"] == "tests/pendulum/tiny-v0"
+    assert len(result["dataset"]["digest"]) == 64
+    assert result["env"]["id"] == "Pendulum-v1"
+    assert result["evaluation"] == {"mode": "mean", "episodes": 1}
+    assert {"git", "versions", "config", "wall_seconds", "updates_per_second", "auc"} <= set(result)
+    for rule in ("final", "best"):
+        for key in ("return", "score"):
+            assert len(result[rule][key]) == 2
+
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    assert rows[0].startswith("update,seed,mode,return_mean,score")
+    assert [row.split(",")[:2] for row in rows[1:]] == [["20", "3"], ["20", "7"], ["40", "3"], ["40", "7"]]
+    final = [float(row.split(",")[3]) for row in rows[3:]]
+    assert final == pytest.approx(result["final"]["return"])
+
+    events = scalars(folder)
+    tags = events.Tags()
+    assert {"loss/actor", "gradient_norm/actor", "evaluation/score", "evaluation_by_seed/score/7"} <= set(tags["scalars"])
+    assert [event.step for event in events.Scalars("loss/actor")] == [8, 16, 20, 24, 32, 40]
+    assert [event.step for event in events.Scalars("evaluation/score")] == [20, 40]
+    assert "heldout/actor/log_prob" in tags["histograms"]
+
+    first = cli(*tiny(algo, *options, "max_updates=20", "run_dir=parts"))
+    assert first.returncode == 0, first.stderr
+    second = cli("resume=parts", "max_updates=40")
+    assert second.returncode == 0, second.stderr
+    same_weights(folder, tmp_path / "parts")
+
+    evaluated = cli("evaluate", "parts", "--episodes", "1", program="brpo")
+    assert evaluated.returncode == 0, evaluated.stderr
+    parts = json.loads((tmp_path / "parts" / "result.json").read_text())
+    assert f"{parts['final']['return'][0]:.1f}" in evaluated.stdout  # the same starts, the same policy
+    assert "update 40" in evaluated.stdout
+
+
+def start(tmp_path: Path, data_root: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "MINARI_DATASETS_PATH": str(data_root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
+    """Poll until the condition holds; fail with the process's own words where it ends first."""
+    for _ in range(6000):
+        if condition():
+            return
+        if process.poll() is not None:
+            out, err = process.communicate()
+            raise AssertionError(f"ended with {process.returncode} before the condition held\n{out}\n{err}")
+        time.sleep(0.01)
+    process.kill()
+    raise AssertionError("the condition never held")
+
+
+LONG = ["eval.every=150", "engine.chunk=10", "max_updates=450"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
+    """A run of Sf-AC that nobody disturbs; the resumed ones must equal it."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    process = start(folder, data_root, *tiny("sfac", *LONG, "run_dir=run"))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "final:" in out
+    return folder / "run"
+
+
+def without_clocks(path: Path) -> list[list[str]]:
+    return [line.split(",")[:-2] for line in path.read_text().splitlines()]
+
+
+def test_sigkill_in_the_middle_then_resume_is_bit_exact(tmp_path: Path, data_root: Path, uninterrupted: Path) -> None:
+    """Checkpoints are there in mid-training; after SIGKILL `resume=auto` gives the uninterrupted run's bits."""
+    arguments = tiny("sfac", *LONG, "run_dir=run")
+    run = tmp_path / "run"
+    process = start(tmp_path, data_root, *arguments)
+    wait_for((run / "checkpoints" / "last.ckpt").exists, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (run / "result.json").exists()
+    updates = checkpoint_io.read(run / "checkpoints" / "last.ckpt")["brpo"]["updates"]
+    assert 0 < updates < 450
+    # what a killed run may leave behind: rows and events after its last checkpoint, a torn temporary file
+    with (run / "metrics.csv").open("a") as file:
+        file.write("9999,0,mean,1,1,1,1,1,1,1,1,1\n")
+
+    process = start(tmp_path, data_root, *arguments, "resume=auto")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert f"from update {updates}" in out
+    same_weights(run, uninterrupted)
+    assert without_clocks(run / "metrics.csv") == without_clocks(uninterrupted / "metrics.csv")
+    left, right = scalars(run), scalars(uninterrupted)
+    for tag in ("loss/critic", "evaluation/score", "heldout/ratio/rho/mean"):
+        assert [(e.step, e.value) for e in left.Scalars(tag)] == [(e.step, e.value) for e in right.Scalars(tag)], tag
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_exit_130_and_the_run_resumes(
+    number: signal.Signals, tmp_path: Path, data_root: Path, uninterrupted: Path
+) -> None:
+    arguments = tiny("sfac", *LONG, "run_dir=run")
+    process = start(tmp_path, data_root, *arguments)
+    wait_for((tmp_path / "run" / "checkpoints" / "last.ckpt").exists, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert re.search(rf"interrupted: {number.name} at update \d+; saved run/checkpoints/last.ckpt. Continue with:", err)
+    assert "Traceback" not in err
+    process = start(tmp_path, data_root, "resume=run")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    same_weights(tmp_path / "run", uninterrupted)
+    assert without_clocks(tmp_path / "run" / "metrics.csv") == without_clocks(uninterrupted / "metrics.csv")
+
+
+def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path) -> None:
+    options = tiny("bc", "eval.every=10", "engine.chunk=5")
+    fresh = cli(*options, "max_updates=20", "resume=auto")
+    assert fresh.returncode == 0, fresh.stderr
+    assert "no run to continue, starting one" in fresh.stdout
+    (folder,) = (tmp_path / "runs" / "bc" / "tests-pendulum-tiny-v0").iterdir()
+
+    finished = cli(*options, "max_updates=20", "resume=auto")
+    assert (finished.returncode, "already finished" in finished.stdout) == (0, True)
+
+    refused = cli(*options, "max_updates=40", f"run_dir={folder}")
+    assert refused.returncode == 2
+    assert "already holds a run. Continue it with resume=auto" in refused.stderr
+
+    different = cli(f"resume={folder}", "batch_size=32", "algo.optimizer.lr=0.1")
+    assert different.returncode == 2
+    assert "other values of: algo.optimizer.lr, batch_size" in different.stderr
+    assert len(different.stderr.strip().splitlines()) == 1
+
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    (folder / "result.json").unlink()
+    resumed = cli(*options, "max_updates=20", "resume=auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "is torn" in resumed.stdout
+    assert "previous.ckpt from update 10" in resumed.stdout
+    assert (folder / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["algo=iqll"], "Could not find 'algo/iqll'"),
+        (["algo=iql", "algo.expectle=0.7"], "Key 'expectle' is not in struct"),
+        (["algo=iql", "algo.expectile=1.7"], "algo.expectile=1.7 is not allowed; it must be in (0, 1)"),
+        (["algo=sfac", "algo.divergence=jefreys"], "Unknown divergence 'jefreys'. Known: chi2"),
+        (["dataset=brpo/halfcheetah/medium-replay"], "Did you mean brpo/halfcheetah/medium-replay-v0?"),
+        (["dataset=mujoco/hopper/medium-v0"], "could not be downloaded"),
+        (["trainer.precision=16-mixed"], "Use trainer.precision=bf16-mixed"),
+        (["seeds=[1,1]"], "seeds=[1, 1] is not allowed"),
+        (["max_updates"], "max_updates"),
+        (["resume=nowhere"], "resume=nowhere does not exist"),
+        (["run_dir=/proc/brpo"], "cannot be written"),
+        (["data.reward_scale=rnage"], "data.reward_scale=rnage is not allowed. Use a positive number or return_range"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, cli: Run, tmp_path: Path) -> None:
+    result = cli("dataset=tests/pendulum/tiny-v0", *arguments)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert list(tmp_path.iterdir()) == []  # nothing was written
+
+
+def test_bad_data_is_one_line_and_exit_code_2(cli: Run, data_root: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    episode = random_episode(np.random.default_rng(0), 4)
+    episode["rewards"][2] = np.nan
+    write_dataset(data_root, "tests/bad-v0", [episode])
+    for result in (cli("dataset=tests/bad-v0"), cli("data", "check", "tests/bad-v0", program="brpo")):
+        assert result.returncode == 2
+        assert "tests/bad-v0, episode 0: the field rewards holds NaN or infinity at step 2" in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_divergence_ends_with_code_3_and_names_the_good_checkpoint(cli: Run, tmp_path: Path) -> None:
+    result = cli(*tiny("bc", "eval.every=10", "engine.chunk=5", "max_updates=10", "run_dir=run"))
+    assert result.returncode == 0, result.stderr
+    before = (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
+    # A huge step from the resumed weights on: the same configuration otherwise.
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.0003", "lr: 1.0e+30"))
+    options = tiny("bc", "eval.every=10", "engine.chunk=5", "run_dir=run")
+    result = cli(*options, "max_updates=60", "algo.optimizer.lr=1e30", "resume=auto")
+    assert result.returncode == 3, result.stderr
+    assert re.search(r"diverged: \S+ of seed 0 became NaN or infinite at update 1\d", result.stderr)
+    assert "The last good checkpoint is run/checkpoints/last.ckpt" in result.stderr
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+def test_without_an_environment_training_goes_on(cli: Run, data_root: Path, tmp_path: Path) -> None:
+    import gymnasium
+    import numpy as np
+
+    box = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    actions = gymnasium.spaces.Box(-2, 2, (1,), np.float32)
+    episodes = [random_episode(np.random.default_rng(k), 5) for k in range(4)]
+    write_dataset(
+        data_root, "tests/noenv-v0", episodes, env=None, observation_space=box, action_space=actions, references=None
+    )
+    result = cli("algo=bc", "dataset=tests/noenv-v0", "max_updates=4", "eval.every=2", "batch_size=8", "run_dir=run")
+    assert result.returncode == 0, result.stderr
+    assert "no rollouts: the data set names no environment; offline diagnostics remain" in result.stdout
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["final"] == {"return": None, "score": None}
+    assert "heldout/actor/log_prob" in scalars(tmp_path / "run").Tags()["histograms"]
+
+
+def test_sweep_runs_every_job_in_a_folder_of_its_own(cli: Run, tmp_path: Path) -> None:
+    result = cli("-m", *TINY, "algo=bc,iql", "max_updates=2", "eval.every=2")
+    assert result.returncode == 0, result.stderr
+    assert len(list(tmp_path.glob("runs/*/*/*/result.json"))) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+
+
+def test_smoke_trainer_and_bfloat16(cli: Run) -> None:
+    result = cli("algo=sfac", "dataset=tests/pendulum/tiny-v0", "trainer=smoke", "trainer.precision=bf16-mixed")
+    assert result.returncode == 0, result.stderr
+    assert "final: return" in result.stdout
+
+
+def test_brpo_data_commands(cli: Run) -> None:
+    listed = cli("data", "list", program="brpo")
+    assert listed.returncode == 0, listed.stderr
+    assert "tests/pendulum/tiny-v0" in listed.stdout
+    assert "brpo/halfcheetah/medium-replay-v0" in listed.stdout
+    assert "The hub cannot be reached" in listed.stdout
+    info = cli("data", "info", "brpo/halfcheetah/medium-replay-v0", program="brpo")
+    assert info.returncode == 0, info.stderr
+    assert "60: 0 terminated, 60 truncated, 0 neither" in info.stdout
+    checked = cli("data", "check", "tests/pendulum/tiny-v0", program="brpo")
+    assert (checked.returncode, "good. 240 transitions in 12 episodes" in checked.stdout) == (0, True)
+    for arguments in (["data", "info", "nope-v0"], ["evaluate", "nowhere"], ["data", "inof"], ["evaluate"]):
+        assert cli(*arguments, program="brpo").returncode == 2
+
+
+def test_help_says_how(cli: Run) -> None:
+    result = cli("--help")
+    assert result.returncode == 0
+    assert "algo" in result.stdout
