@@ -22,24 +22,22 @@ MEDIUM = ("brpo/hopper/medium-v0", "brpo/walker2d/medium-v0", "brpo/halfcheetah/
 BUNDLED = "brpo/halfcheetah/medium-replay-v0"
 
 # The seed of the search is not among those of the comparison.
-# Rows are named by what differs from the values that the search started from (temperature 1/3, as IQL's).
-START = ["algo.temperature=0.3333"]
+# Rows are named by what they set (T is the temperature); everything else is the default.
 SEARCH = {
-    "start": START,
-    "temperature 3": ["algo.temperature=3"],
-    "temperature 1": ["algo.temperature=1"],
-    "temperature 10": ["algo.temperature=10"],
-    "coefficient 0": [*START, "algo.symmetry_coefficient=0"],
-    "temperature 3, coefficient 0": ["algo.temperature=3", "algo.symmetry_coefficient=0"],
-    "temperature 3, epsilon 0.5": ["algo.temperature=3", "algo.regularizer.epsilon=0.5"],
-    "temperature 3, JS order 3, epsilon 0.5": [
-        "algo.temperature=3",
+    "T 1/3, epsilon 1": ["algo.temperature=0.3333", "algo.regularizer.epsilon=1"],
+    "T 3, epsilon 1": ["algo.temperature=3", "algo.regularizer.epsilon=1"],
+    "T 1, epsilon 0.5": ["algo.temperature=1", "algo.regularizer.epsilon=0.5"],
+    "T 1/3, epsilon 0.5": ["algo.temperature=0.3333", "algo.regularizer.epsilon=0.5"],
+    "T 1, coefficient 0": ["algo.temperature=1", "algo.symmetry_coefficient=0"],
+    "T 1, JS order 3, epsilon 0.5": [
+        "algo.temperature=1",
         "algo.divergence=jensen_shannon",
         "algo.regularizer.loss_order=3",
         "algo.regularizer.epsilon=0.5",
     ],
-    "temperature 3, softmax": ["algo.temperature=3", "algo.value_loss=softmax"],
-    "temperature 3, coefficient 3": ["algo.temperature=3", "algo.symmetry_coefficient=3"],
+    "T 1, softmax": ["algo.temperature=1", "algo.regularizer.epsilon=0.5", "algo.value_loss=softmax"],
+    "T 1, epsilon 1": ["algo.temperature=1", "algo.regularizer.epsilon=1"],
+    "T 1/3, coefficient 0": ["algo.temperature=0.3333", "algo.symmetry_coefficient=0"],
 }
 
 
@@ -57,7 +55,7 @@ def cells(grid: str) -> dict[tuple[str, str], list[str]]:
         return {
             (row, dataset): [f"dataset={dataset}", *options, "engine.matmul_precision=medium", *overrides]
             for row, overrides in SEARCH.items()
-            for dataset in MEDIUM
+            for dataset in (*MEDIUM, BUNDLED)
         }
     raise typer.BadParameter(f"{grid}: known grids are comparison and search")
 

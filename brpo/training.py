@@ -10,6 +10,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from brpo import config as configuration
@@ -121,17 +122,7 @@ def train(config: dict[str, Any], overrides: list[str], resumption: runs.Resumpt
         progress = UpdateProgress(recorder, config["max_updates"])
         checkpoints = Checkpoints(folder.checkpoints, recorder, signals)
         extra = [configuration.build(node) for node in config["callbacks"].values()]
-        trainer = lightning.Trainer(
-            **config["trainer"],
-            max_epochs=-1,
-            logger=RunLogger(folder.path, name="", version="", default_hp_metric=False),
-            callbacks=[recorder, evaluate, progress, *extra, checkpoints],
-            plugins=[DigestCheckpointIO()],
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-        )
+        trainer = make_trainer(config, folder, [recorder, evaluate, progress, *extra, checkpoints])
         device = trainer.strategy.root_device
         algorithm.runner = EagerRunner(datamodule.train_transitions.to(device), config["batch_size"])
         try:
@@ -145,6 +136,21 @@ def train(config: dict[str, Any], overrides: list[str], resumption: runs.Resumpt
     runs.write_result(folder.result, result)
     log_hyperparameters(folder, config, result)
     return {**result, "run_dir": str(folder.path)}
+
+
+def make_trainer(config: dict[str, Any], folder: runs.RunFolder, callbacks: list[Callback]) -> lightning.Trainer:
+    """Lightning's trainer with our files: an epoch is an evaluation interval, and the module says when to stop."""
+    return lightning.Trainer(
+        **config["trainer"],
+        max_epochs=-1,
+        logger=RunLogger(folder.path, name="", version="", default_hp_metric=False),
+        callbacks=callbacks,
+        plugins=[DigestCheckpointIO()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
 
 
 def _quiet_libraries() -> None:

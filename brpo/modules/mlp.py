@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from brpo.functional import streams
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
+    "relu": torch.relu,
     "tanh": torch.tanh,
     "gelu": F.gelu,
     "silu": F.silu,
@@ -32,7 +32,6 @@ class StackedLinear(nn.Module):
 
     def __init__(self, members: tuple[int, ...], inputs: int, outputs: int) -> None:
         super().__init__()
-        self.members = members
         self.weight = nn.Parameter(torch.empty(*members, inputs, outputs))
         self.bias = nn.Parameter(torch.empty(*members, outputs))
 
@@ -45,16 +44,11 @@ class StackedLinear(nn.Module):
             parameter.copy_((2.0 * drawn - 1.0) * bound)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map (seeds, batch, inputs) or (*members, batch, inputs) to (*members, batch, outputs)."""
-        members = len(self.members)
-        if inputs.dim() == members + 1:  # one input for all the critics of a seed
-            inputs = inputs.unsqueeze(1).expand(*self.members, *inputs.shape[-2:])
-        if self.weight.shape[:members].numel() == 1:  # a plain product has less overhead than a batched one
-            batch = inputs.reshape(inputs.shape[-2:])
-            weight, bias = self.weight.view(self.weight.shape[-2:]), self.bias.view(-1)
-            return F.linear(batch, weight.t(), bias).view(*self.members, len(batch), -1)
-        flat = torch.baddbmm(self.bias.flatten(0, -2).unsqueeze(1), inputs.flatten(0, -3), self.weight.flatten(0, -3))
-        return flat.view(*self.members, *flat.shape[-2:])
+        """Map (members, batch, inputs) to (members, batch, outputs), the stack flattened; without `members` for one."""
+        weight, bias = self.weight.flatten(0, -3), self.bias.flatten(0, -2)
+        if inputs.dim() == 2:  # a plain product has less overhead than a batched one
+            return torch.addmm(bias[0], inputs, weight[0])
+        return torch.baddbmm(bias.unsqueeze(1), inputs, weight)
 
 
 class MLP(nn.Module):
@@ -80,15 +74,19 @@ class MLP(nn.Module):
         sizes = (inputs, *hidden, outputs)
         if min(sizes) < 1:
             raise ValueError(f"Layer sizes must be at least 1, got {sizes}.")
+        self.members = members
         self.activation = ACTIVATIONS[activation]
         self.layers = nn.ModuleList(StackedLinear(members, a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (seeds, batch, inputs) to (*members, batch, outputs)."""
-        hidden = inputs
+        members, batch = self.members, inputs.shape[-2]
+        if len(members) == 2:  # one input for all the critics of a seed
+            inputs = inputs.unsqueeze(1).expand(*members, -1, -1)
+        hidden = inputs.reshape(batch, -1) if math.prod(members) == 1 else inputs.flatten(0, -3)
         for layer in self.layers[:-1]:
             hidden = self.activation(layer(hidden))
-        output = self.layers[-1](hidden)
+        output = self.layers[-1](hidden).view(*members, batch, -1)
         # Under autocast the products run in bfloat16; everything after them (losses, densities) wants float32.
         return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
 

@@ -16,12 +16,11 @@ SPEC = make_spec(observation=3, action=2)
 def test_stacked_linear_equals_plain_linears() -> None:
     layer = StackedLinear((2, 3), 4, 5)
     initialize(layer, torch.tensor([0, 1]), "layer")
-    inputs = torch.randn(2, 7, 4)
+    inputs = torch.randn(6, 7, 4)
     output = layer(inputs)
-    for seed in range(2):
-        for critic in range(3):
-            expected = inputs[seed] @ layer.weight[seed, critic] + layer.bias[seed, critic]
-            assert torch.allclose(output[seed, critic], expected, atol=1e-6)
+    for member in range(6):
+        weight, bias = layer.weight.flatten(0, 1)[member], layer.bias.flatten(0, 1)[member]
+        assert torch.allclose(output[member], inputs[member] @ weight + bias, atol=1e-6)
 
 
 def test_single_member_equals_its_stack() -> None:

@@ -1,0 +1,65 @@
+"""What the benchmarks share: composing a configuration, building an algorithm on its data, naming the machine."""
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from hydra import compose, initialize_config_dir  # noqa: E402
+
+from brpo import training  # noqa: E402
+from brpo.algorithms.base import OfflineAlgorithm  # noqa: E402
+from brpo.config import register_resolvers, seed_list, to_plain  # noqa: E402
+from brpo.datasets.datamodule import OfflineDataModule  # noqa: E402
+from brpo.engine.runner import EagerRunner  # noqa: E402
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The configuration of a command line, its torch settings applied."""
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = to_plain(compose("train", overrides=list(overrides)))
+    training.set_up_torch(config["engine"])
+    return config
+
+
+def build(config: dict[str, Any]) -> tuple[OfflineAlgorithm, OfflineDataModule]:
+    """The algorithm with its runner, on the CPU, and its data."""
+    datamodule = training.make_datamodule(config)
+    seeds = seed_list(config["seeds"])
+    algorithm = training.make_algorithm(config["algo"], datamodule.spec, seeds=seeds, max_updates=config["max_updates"])
+    algorithm.runner = EagerRunner(datamodule.train_transitions, config["batch_size"])
+    return algorithm, datamodule
+
+
+def machine() -> str:
+    """Processor, threads and versions, for the head of a table."""
+    name = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            name = line.split(":")[1].strip()
+            break
+    return f"{name}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Wall time of a call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def paired(a: Callable[[], float], b: Callable[[], float], rounds: int) -> tuple[float, float, float]:
+    """Medians of two measurements taken in turn, and the median of their ratios a/b (both after a warm-up)."""
+    a(), b()
+    pairs = [(a(), b()) if k % 2 == 0 else tuple(reversed((b(), a()))) for k in range(rounds)]
+    first, second = [p[0] for p in pairs], [p[1] for p in pairs]
+    return statistics.median(first), statistics.median(second), statistics.median(x / y for x, y in pairs)
