@@ -26,6 +26,7 @@ BUNDLED = "brpo/halfcheetah/medium-replay-v0"
 SEARCH = {
     "T 1/3, epsilon 1": ["algo.temperature=0.3333", "algo.regularizer.epsilon=1"],
     "T 3, epsilon 1": ["algo.temperature=3", "algo.regularizer.epsilon=1"],
+    "T 3, epsilon 0.5": ["algo.temperature=3", "algo.regularizer.epsilon=0.5"],
     "T 1, epsilon 0.5": ["algo.temperature=1", "algo.regularizer.epsilon=0.5"],
     "T 1/3, epsilon 0.5": ["algo.temperature=0.3333", "algo.regularizer.epsilon=0.5"],
     "T 1, coefficient 0": ["algo.temperature=1", "algo.symmetry_coefficient=0"],

@@ -61,7 +61,9 @@ def data_info(dataset_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     from brpo.datasets import minari_io
     from brpo.datasets.statistics import describe
 
-    table = Table(title=dataset_id, show_header=False)
+    table = Table(title=dataset_id, title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in describe(minari_io.load(dataset_id)).items():
         table.add_row(name, value)
     console.print(table)
@@ -85,6 +87,7 @@ def evaluate(
     mode: Annotated[Mode, typer.Option(help="The policy's mode, or sampled actions.")] = Mode.mean,
     checkpoint: Annotated[Rule, typer.Option(help="Which checkpoint of a run folder.")] = Rule.last,
     video: Annotated[bool, typer.Option(help="Also film one episode of each seed into RUN/videos.")] = False,
+    frames: Annotated[int, typer.Option(min=1, help="Longest video, in environment steps.")] = 500,
 ) -> None:
     """Roll the policy of a run out and print what each seed reaches."""
     from brpo import saved_runs
@@ -96,7 +99,7 @@ def evaluate(
         if video:
             if "MUJOCO_GL" not in os.environ and sys.platform == "linux" and not os.environ.get("DISPLAY"):
                 os.environ["MUJOCO_GL"] = "egl"  # renders without a screen
-            for file in saved_runs.film(path, mode=mode.value):
+            for file in saved_runs.film(path, mode=mode.value, max_frames=frames):
                 print(f"video: {file}")
     except KeyboardInterrupt:
         raise Interrupted("the evaluation was given up") from None

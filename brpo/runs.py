@@ -1,6 +1,8 @@
 """The run folder: where its files are, how a run is found again, and what its result file says."""
 
+import contextlib
 import csv
+import fcntl
 import importlib.metadata
 import io
 import os
@@ -8,6 +10,7 @@ import platform
 import secrets
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +74,20 @@ class RunFolder:
             raise UserError(
                 f"The run folder {self.path} cannot be written ({error.strerror}). Choose another with run_dir=PATH."
             ) from error
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; the lock goes with the process, however it ends.
+
+        Raises:
+            UserError: another process is training here.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"Another process is training in {self.path}. Wait for it, or stop it first.") from error
+            yield
 
     def read_config(self) -> tuple[dict[str, Any], list[str]]:
         """Configuration and the overrides that were typed.

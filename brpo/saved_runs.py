@@ -1,6 +1,7 @@
 """Evaluating what a run saved: from a checkpoint file to scores and films. The file is not trusted."""
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,8 @@ def evaluate_checkpoint(path: Path, *, episodes: int, mode: str) -> dict[str, An
     }
 
 
-def film(path: Path, *, mode: str, max_frames: int = 10_000) -> list[Path]:
-    """Film one episode of each seed into the run's `videos/`, without a screen.
+def film(path: Path, *, mode: str, max_frames: int) -> Iterator[Path]:
+    """Film one episode of each seed into the run's `videos/`, without a screen; gives each file when it is there.
 
     Raises:
         UserError: the environment cannot be rendered here.
@@ -84,7 +85,6 @@ def film(path: Path, *, mode: str, max_frames: int = 10_000) -> list[Path]:
         env = environments.maker(algorithm.spec.environment, render=True)()
     except environments.EnvironmentUnavailable as error:
         raise UserError(f"No video: {error}.") from error
-    files = []
     for member, seed in enumerate(seeds):
         file = folder / f"{path.stem}-{mode}-seed{seed}.mp4"
         act = functools.partial(_act_as, algorithm, member, len(seeds), mode)
@@ -99,9 +99,8 @@ def film(path: Path, *, mode: str, max_frames: int = 10_000) -> list[Path]:
                 f"No video: the environment cannot be rendered here ({type(error).__name__}: {error}). On a machine "
                 f"without a screen set MUJOCO_GL=egl or MUJOCO_GL=osmesa and install that library."
             ) from error
-        files.append(file)
+        yield file
     env.close()
-    return files
 
 
 def _act_as(

@@ -100,15 +100,17 @@ def train(config: dict[str, Any], overrides: list[str], resumption: runs.Resumpt
     if checkpoint is not None:
         _check_same_data(checkpoint, spec)
     print(describe(datamodule, algorithm, seeds), flush=True)
+    for notice in algorithm.notices():
+        print(f"note: {notice}", flush=True)
     make = _environment_maker(spec)
 
     folder.create(config, overrides)
-    if resumption is not None:
-        runs.cut_events(folder.path, resumption.updates)
-        folder.result.unlink(missing_ok=True)  # it is no longer the result of this run
     print(f"run folder: {folder.path}", flush=True)
-    with Signals() as signals:
-        recorder = Recorder(folder)
+    with folder.lock(), Signals() as signals:
+        if resumption is not None:
+            runs.cut_events(folder.path, resumption.updates)
+            folder.result.unlink(missing_ok=True)  # it is no longer the result of this run
+        recorder = Recorder(folder, {"data/boundary_share": datamodule.flat.boundary_share, **algorithm.constants()})
         evaluate = Evaluate(
             make,
             recorder,

@@ -47,6 +47,14 @@ def test_an_unwritable_folder_is_one_line(here: Path) -> None:
         runs.RunFolder(here / "file" / "run").create({}, [])
 
 
+def test_one_process_at_a_time(here: Path) -> None:
+    folder = started(compose_config(), "here")
+    with folder.lock(), pytest.raises(UserError, match="Another process is training in here"), folder.lock():
+        pass
+    with folder.lock():  # free again
+        pass
+
+
 def test_the_config_comes_back(here: Path) -> None:
     config = compose_config("algo=iql")
     assert started(config, "here").read_config() == (config, ["algo=iql"])

@@ -85,6 +85,8 @@ def test_train_evaluate_and_resume(algo: str, cli: Run, tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("loss/actor")] == [8, 16, 20, 24, 32, 40]
     assert [event.step for event in events.Scalars("evaluation/score")] == [20, 40]
     assert "heldout/actor/log_prob" in tags["histograms"]
+    assert "data/boundary_share" in tags["scalars"]
+    assert ("series/remainder" in tags["scalars"]) == (algo == "sfac")
 
     first = cli(*tiny(algo, *options, "max_updates=20", "run_dir=parts"))
     assert first.returncode == 0, first.stderr

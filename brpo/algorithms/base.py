@@ -120,6 +120,14 @@ class OfflineAlgorithm(lightning.LightningModule):
         """The critic's value (seeds, n) of environment-unit observations and [-1, 1] actions, in scaled rewards."""
         return None
 
+    def constants(self) -> dict[str, float]:
+        """Numbers that the options imply, logged once."""
+        return {}
+
+    def notices(self) -> list[str]:
+        """What a user should know about the options, said once at the start."""
+        return []
+
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         """Quantities (seeds, n) on a fixed held-out batch, whose distribution the evaluation logs."""
         return {}

@@ -185,6 +185,20 @@ class SfAC(OfflineAlgorithm):
         """The smallest critic's Q, (seeds, n)."""
         return self.critic(self.normalize(observations), actions).amin(1)
 
+    def constants(self) -> dict[str, float]:
+        """Largest error of the truncated series on the clip range, and whether it converges there."""
+        return {"series/remainder": self.regularizer.remainder, "series/converges": float(self.regularizer.converges)}
+
+    def notices(self) -> list[str]:
+        """Where the series is no approximation."""
+        if self.regularizer.exact or self.regularizer.converges:
+            return []
+        radius = self.divergence.series_radius
+        return [
+            f"epsilon={self.regularizer.epsilon:g} is above the radius {radius:g} of the series: it acts as a penalty on "
+            f"large ratios, not as an approximation of {self.divergence.name}"
+        ]
+
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         """Likelihoods of both models, the ratios, Q and V on held-out transitions."""
         q = self.critic_target(batch.observations, batch.actions).amin(1)

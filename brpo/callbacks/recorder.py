@@ -29,10 +29,11 @@ class Recorder(Callback):
 
     Args:
         folder: the run folder.
+        constants: numbers that are logged once.
     """
 
-    def __init__(self, folder: runs.RunFolder) -> None:
-        self.folder = folder
+    def __init__(self, folder: runs.RunFolder, constants: dict[str, float] | None = None) -> None:
+        self.folder, self.constants = folder, constants or {}
         self.rows: list[dict[str, Any]] = []
         self.best_update: int | None = None
         self.best_mean = float("-inf")
@@ -65,6 +66,12 @@ class Recorder(Callback):
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Bring `metrics.csv` to what the checkpoint knows."""
         runs.write_metrics(self.folder.metrics, self.rows)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Log what does not change."""
+        if pl_module.update_count == 0:
+            for name, value in self.constants.items():
+                writer(trainer).add_scalar(name, value, 0)
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Start the clock of the chunk."""

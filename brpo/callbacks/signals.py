@@ -14,7 +14,9 @@ class Signals:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Signals":
-        self._before = {number: signal.signal(number, self._note) for number in self.HANDLED}
+        for number in self.HANDLED:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup and a shell's background jobs have it ignored
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -23,5 +25,5 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
-        for handled in self.HANDLED:
+        for handled in self._before:
             signal.signal(handled, signal.SIG_DFL)

@@ -89,11 +89,18 @@ def maker(specification: str | None, render: bool = False) -> Callable[[], gymna
             f"(gymnasium-robotics for PointMaze and AntMaze)"
         )
 
+    options = {"max_episode_steps": wanted["max_episode_steps"], **wanted["kwargs"]}
+    if render:
+        options["render_mode"] = "rgb_array"
+
     def make() -> gymnasium.Env:
-        arguments = {**wanted["kwargs"], **({"render_mode": "rgb_array"} if render else {})}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an environment's age is the data set's matter
-            env = gymnasium.make(wanted["id"], max_episode_steps=wanted["max_episode_steps"], **arguments)
+            try:
+                # Gymnasium's MuJoCo models have a camera that follows the body; without its name the body runs away.
+                env = gymnasium.make(wanted["id"], **{"camera_name": "track", **options} if render else options)
+            except TypeError:
+                env = gymnasium.make(wanted["id"], **options)
         return FlattenGoal(env) if isinstance(env.observation_space, gymnasium.spaces.Dict) else env
 
     try:

@@ -103,6 +103,12 @@ def test_no_gradient_into_the_behaviour_model_or_the_critic() -> None:
         assert all(gradient is None for gradient in grads)
 
 
+def test_a_series_beyond_its_radius_is_announced() -> None:
+    assert make_algorithm("sfac", "algo.regularizer.epsilon=0.5").notices() == []
+    (notice,) = make_algorithm("sfac", "algo.regularizer.epsilon=100").notices()
+    assert "epsilon=100 is above the radius 1 of the series: it acts as a penalty" in notice
+
+
 def test_value_losses_by_hand() -> None:
     batch = three_transitions()
     q = torch.tensor([[4.0, 2.0, 3.0]], dtype=torch.float64)

@@ -1,0 +1,180 @@
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from brpo import saved_runs
+from brpo.callbacks.evaluate import Evaluate
+from brpo.callbacks.recorder import Recorder
+from brpo.callbacks.signals import Signals
+from brpo.engine.checkpoint_io import encode
+from brpo.errors import UserError
+from brpo.evaluation.evaluate import evaluate
+from brpo.evaluation.rollout import Rollouts
+from brpo.runs import RunFolder
+from tests.evaluation.test_evaluation import Countdown
+from tests.helpers import compose_config, make_algorithm, make_spec, random_batch, shrink
+
+
+def test_first_signal_is_noted_and_the_second_is_not_ours() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Signals() as signals:
+        assert signals.received is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signals.received is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Log:
+    """Collects what a SummaryWriter is given."""
+
+    def __init__(self) -> None:
+        self.scalars: dict[str, float] = {}
+        self.histograms: dict[str, np.ndarray] = {}
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.scalars[name] = value
+
+    def add_histogram(self, name: str, values: np.ndarray, step: int) -> None:
+        self.histograms[name] = values
+
+
+class FakeTrainer:
+    def __init__(self) -> None:
+        self.log = Log()
+        self.logger = type("Logger", (), {"experiment": self.log})()
+
+
+def test_distributions_leave_out_what_is_not_finite(tmp_path: Path) -> None:
+    trainer: Any = FakeTrainer()
+    values = torch.tensor([[0.0, 1.0, 2.0, 3.0, float("inf")], [4.0, 5.0, 6.0, 7.0, float("nan")]])
+    Recorder(RunFolder(tmp_path)).add_distributions(trainer, {"w": values, "none": torch.full((1, 2), float("nan"))}, 5)
+    assert trainer.log.scalars["heldout/w/finite_share"] == pytest.approx(0.8)
+    assert trainer.log.scalars["heldout/w/mean"] == pytest.approx(3.5)
+    assert trainer.log.scalars["heldout/w/q50"] == pytest.approx(3.5)
+    assert sorted(trainer.log.histograms["heldout/w"].tolist()) == list(range(8))
+    assert trainer.log.scalars["heldout/none/finite_share"] == 0
+    assert "heldout/none" not in trainer.log.histograms
+
+
+def make_evaluate(recorder: Recorder, signals: Signals) -> Evaluate:
+    return Evaluate(
+        Countdown, recorder, signals, seeds=[0, 1], episodes=2, mode="mean", every=10, batch=random_batch(seeds=2, spec=SPEC)
+    )
+
+
+SPEC = make_spec(observation=1, action=1)
+
+
+def test_evaluation_is_made_once_for_each_update_and_given_up_on_a_signal(tmp_path: Path) -> None:
+    trainer: Any = FakeTrainer()
+    algorithm = make_algorithm("bc", spec=SPEC, seeds=(0, 1), dtype=torch.float32)
+    recorder, signals = Recorder(RunFolder(tmp_path)), Signals()
+    callback = make_evaluate(recorder, signals)
+    callback.batch = random_batch(seeds=2, spec=SPEC, dtype=torch.float32)
+    callback.rollouts = Rollouts(Countdown, 2, 2, seed=3)
+    algorithm.update_count = 10
+    signals.received = signal.SIGINT
+    callback.on_train_epoch_end(trainer, algorithm)
+    assert (recorder.rows, callback.state_dict()) == ([], {"evaluated": 0})
+    signals.received = None
+    callback.on_train_start(trainer, algorithm)  # what a resumed run does first
+    assert [(row["update"], row["seed"], row["return_mean"]) for row in recorder.rows] == [(10, 0, 3.5), (10, 1, 3.5)]
+    assert callback.state_dict() == {"evaluated": 10}
+    callback.on_train_epoch_end(trainer, algorithm)
+    assert len(recorder.rows) == 2
+    callback.teardown(trainer, algorithm, "fit")
+
+
+def test_value_gap_by_hand() -> None:
+    """Q = 10 everywhere; three and four rewards of 2 * 1 + 1 at discount 0.5 are 5.25 and 5.625."""
+
+    class Policy:
+        spec = make_spec(observation=1, action=1, reward_scale=2.0, reward_shift=1.0)
+        discount, device = 0.5, "cpu"
+
+        def act(self, observations: torch.Tensor, deterministic: bool, step: int) -> torch.Tensor:
+            return torch.zeros(1, 2, 1)
+
+        def from_environment(self, actions: torch.Tensor) -> torch.Tensor:
+            return actions
+
+        def value_estimate(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+            return torch.full((1, 2), 10.0)
+
+    rollouts = Rollouts(Countdown, 1, 2, seed=3)
+    (summary,), _ = evaluate(Policy(), rollouts, "mean", [7], 10)
+    assert summary.value_gap == pytest.approx(10 - (5.25 + 5.625) / 2)
+    assert (summary.seed, summary.return_mean, summary.return_worst, summary.return_cvar) == (7, 3.5, 3.0, 3.0)
+    assert summary.score is None
+    rollouts.close()
+
+
+def saved(tmp_path: Path, **changes: Any) -> Path:
+    """A checkpoint of an untrained BC on Countdown's sizes."""
+    config = compose_config("algo=bc")
+    shrink(config["algo"])
+    algorithm = make_algorithm("bc", spec=SPEC, dtype=torch.float32)
+    content = {"config": {**config, **changes}, "spec": SPEC.to_dict(), "updates": 3}
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(encode({"state_dict": algorithm.state_dict(), "brpo": content}))
+    return path
+
+
+def test_films_are_written_frame_by_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import imageio.v2 as imageio
+
+    class Pictures(Countdown):
+        metadata: Any = {"render_fps": 10}  # noqa: RUF012
+
+        def render(self) -> Any:
+            return np.full((32, 48, 3), 8 * self.step_number, np.uint8)
+
+    monkeypatch.setattr(saved_runs.environments, "maker", lambda specification, render: Pictures)
+    (file,) = saved_runs.film(saved(tmp_path), mode="mean", max_frames=5)
+    assert file == tmp_path / "run" / "videos" / "last-mean-seed0.mp4"
+    reader: Any = imageio.get_reader(file)
+    assert reader.count_frames() == 5
+    assert reader.get_meta_data()["fps"] == 10
+
+
+def test_an_environment_that_cannot_be_rendered_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Blind(Countdown):
+        def render(self) -> Any:
+            raise RuntimeError("no display")
+
+    monkeypatch.setattr(saved_runs.environments, "maker", lambda specification, render: Blind)
+    with pytest.raises(UserError, match="cannot be rendered here .*no display.*MUJOCO_GL=egl"):
+        list(saved_runs.film(saved(tmp_path), mode="mean", max_frames=5))
+    assert list((tmp_path / "run" / "videos").iterdir()) == []
+
+
+def test_a_checkpoint_that_names_foreign_code_is_not_built(tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    algo = {"_target_": "os.mkdir", "path": str(marker)}
+    with pytest.raises(UserError, match=r"names 'os\.mkdir'; only classes of brpo and torch\.optim"):
+        saved_runs.load_algorithm(saved(tmp_path, algo=algo))
+    assert not marker.exists()
+
+
+def test_a_checkpoint_of_other_sizes_is_one_line(tmp_path: Path) -> None:
+    config = compose_config("algo=bc")
+    with pytest.raises(UserError, match="does not fit this version of brpo"):
+        saved_runs.load_algorithm(saved(tmp_path, algo=config["algo"]))
