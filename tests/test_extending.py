@@ -1,0 +1,55 @@
+"""The README's recipes in a copy: one entry adds a divergence, two files an algorithm, and the tests find both."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with a divergence and an algorithm more, both taken from the README's text."""
+    root = tmp_path_factory.mktemp("copy")
+    for name in ("brpo", "conf", "tests"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "train.py"):
+        shutil.copy(ROOT / name, root / name)
+    entry, algorithm = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    path = root / "brpo" / "functional" / "divergences.py"
+    text = path.read_text()
+    marker = '        Divergence(\n            "kl",'
+    assert text.count(marker) == 1
+    path.write_text(text.replace(marker, f"        {entry.strip()},\n{marker}"))
+    head = '"""Mine. Source: the README."""\n\nfrom brpo.algorithms.base import OfflineAlgorithm\n\n\n'
+    (root / "brpo" / "algorithms" / "mine.py").write_text(head + algorithm)
+    config = (root / "conf" / "algo" / "bc.yaml").read_text().replace("brpo.algorithms.bc.BC", "brpo.algorithms.mine.Mine")
+    (root / "conf" / "algo" / "mine.yaml").write_text(config)
+    return root
+
+
+def pytest_in(root: Path, *arguments: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(root), "HYPOTHESIS_STORAGE_DIRECTORY": str(root / ".hypothesis")}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", *arguments]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stdout[-3000:]
+    return result.stdout
+
+
+def test_the_divergence_is_found_by_the_tests_of_the_table(copy: Path) -> None:
+    output = pytest_in(
+        copy, "tests/functional/test_divergences.py", "tests/functional/test_series.py", "-k", "half_jeffreys"
+    )
+    assert "test_f_is_zero_at_one_and_convex[half_jeffreys]" in output
+    assert "test_monotone[2-half_jeffreys]" in output
+
+
+def test_the_algorithm_is_found_by_the_contract_tests(copy: Path) -> None:
+    output = pytest_in(copy, "tests/algorithms/test_contract.py", "-k", "mine")
+    assert "test_seeds_together_equal_seeds_alone[mine-overrides" in output
+    assert "test_act_speaks_environment_units[mine]" in output
