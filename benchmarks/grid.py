@@ -24,21 +24,26 @@ BUNDLED = "brpo/halfcheetah/medium-replay-v0"
 # The seed of the search is not among those of the comparison.
 # Rows are named by what they set (T is the temperature); everything else is the default.
 SEARCH = {
-    "T 1/3, epsilon 1": ["algo.temperature=0.3333", "algo.regularizer.epsilon=1"],
-    "T 3, epsilon 1": ["algo.temperature=3", "algo.regularizer.epsilon=1"],
-    "T 3, epsilon 0.5": ["algo.temperature=3", "algo.regularizer.epsilon=0.5"],
-    "T 1, epsilon 0.5": ["algo.temperature=1", "algo.regularizer.epsilon=0.5"],
-    "T 1/3, epsilon 0.5": ["algo.temperature=0.3333", "algo.regularizer.epsilon=0.5"],
-    "T 1, coefficient 0": ["algo.temperature=1", "algo.symmetry_coefficient=0"],
-    "T 1, JS order 3, epsilon 0.5": [
-        "algo.temperature=1",
-        "algo.divergence=jensen_shannon",
-        "algo.regularizer.loss_order=3",
-        "algo.regularizer.epsilon=0.5",
+    "T 1/3, epsilon 1, coefficient 1": [
+        "algo.temperature=0.3333",
+        "algo.regularizer.epsilon=1",
+        "algo.symmetry_coefficient=1",
     ],
-    "T 1, softmax": ["algo.temperature=1", "algo.regularizer.epsilon=0.5", "algo.value_loss=softmax"],
-    "T 1, epsilon 1": ["algo.temperature=1", "algo.regularizer.epsilon=1"],
-    "T 1/3, coefficient 0": ["algo.temperature=0.3333", "algo.symmetry_coefficient=0"],
+    "T 1/3, coefficient 0": ["algo.temperature=0.3333", "algo.regularizer.epsilon=0.5", "algo.symmetry_coefficient=0"],
+    "T 1, epsilon 0.5, coefficient 1": ["algo.temperature=1", "algo.regularizer.epsilon=0.5", "algo.symmetry_coefficient=1"],
+    "T 1, epsilon 0.5, coefficient 0.3": [
+        "algo.temperature=1",
+        "algo.regularizer.epsilon=0.5",
+        "algo.symmetry_coefficient=0.3",
+    ],
+    "T 3, epsilon 1, coefficient 1": ["algo.temperature=3", "algo.regularizer.epsilon=1", "algo.symmetry_coefficient=1"],
+    "T 3, epsilon 0.5, coefficient 1": ["algo.temperature=3", "algo.regularizer.epsilon=0.5", "algo.symmetry_coefficient=1"],
+    "T 3, epsilon 0.5, coefficient 0.3": [
+        "algo.temperature=3",
+        "algo.regularizer.epsilon=0.5",
+        "algo.symmetry_coefficient=0.3",
+    ],
+    "T 3, coefficient 0": ["algo.temperature=3", "algo.regularizer.epsilon=0.5", "algo.symmetry_coefficient=0"],
 }
 
 
