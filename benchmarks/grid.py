@@ -43,6 +43,19 @@ SEARCH = {
         "algo.regularizer.epsilon=0.5",
         "algo.symmetry_coefficient=0.3",
     ],
+    "T 3, JS order 3": [
+        "algo.temperature=3",
+        "algo.divergence=jensen_shannon",
+        "algo.regularizer.loss_order=3",
+        "algo.regularizer.epsilon=0.5",
+        "algo.symmetry_coefficient=0.3",
+    ],
+    "T 3, softmax": [
+        "algo.temperature=3",
+        "algo.regularizer.epsilon=0.5",
+        "algo.symmetry_coefficient=0.3",
+        "algo.value_loss=softmax",
+    ],
     "T 3, coefficient 0": ["algo.temperature=3", "algo.regularizer.epsilon=0.5", "algo.symmetry_coefficient=0"],
 }
 
