@@ -23,6 +23,9 @@ def exit_code_of(run: Callable[[], Any], debug: bool = False) -> int:
         return _report(f"diverged: {error}", DIVERGED, debug)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         return _report(f"error: {_in_one_line(error)}", WRONG_INPUT, debug)
+    except OSError as error:  # a full disk, a folder that cannot be written
+        where = f": {error.filename}" if error.filename else ""
+        return _report(f"error: {error.strerror or error}{where}", WRONG_INPUT, debug)
     return DONE
 
 
