@@ -15,7 +15,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from brpo.config import register_resolvers
-from brpo.exits import exit_code_of
+from brpo.errors import UserError
+from brpo.exits import DONE, INTERRUPTED, exit_code_of
 
 register_resolvers()
 
@@ -27,9 +28,10 @@ def main(config: DictConfig) -> None:
 
     job = HydraConfig.get()
     run = functools.partial(launch, config, list(job.overrides.task))
-    if job.mode == RunMode.MULTIRUN:
-        run()  # an exception fails this job and lets the sweep go on; SystemExit would end it
-    elif code := exit_code_of(run, debug=bool(config.debug)):
+    code = exit_code_of(run, debug=bool(config.debug))
+    if job.mode == RunMode.MULTIRUN and code not in (DONE, INTERRUPTED):
+        raise UserError(f"a job of the sweep failed: {' '.join(job.overrides.task)}")  # Hydra goes on with the others
+    if code:
         sys.exit(code)
 
 

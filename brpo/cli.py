@@ -92,7 +92,7 @@ def evaluate(
     """Roll the policy of a run out and print what each seed reaches."""
     from brpo import saved_runs
 
-    path = run / "checkpoints" / f"{checkpoint.value}.ckpt" if run.is_dir() else run
+    path = saved_runs.checkpoint_of(run, checkpoint.value)
     try:
         result = saved_runs.evaluate_checkpoint(path, episodes=episodes, mode=mode.value)
         _print_evaluation(result)

@@ -13,6 +13,7 @@ from brpo.errors import UserError
 
 # What a resumed run may change. Everything else would make its result one of no configuration.
 RESUME_MAY_CHANGE = ("max_updates", "eval", "engine", "trainer", "debug", "resume", "run_dir", "callbacks")
+FAMILIES = ("default", "mujoco", "antmaze")
 TRUSTED_MODULES = ("brpo", "torch.optim")
 
 
@@ -105,6 +106,15 @@ def check_config(config: dict[str, Any]) -> None:
         if not holds:
             raise UserError(f"{key}={value} is not allowed; it must be {allowed}.")
 
+    for key in ("algo", "data", "engine", "trainer", "eval"):
+        require(key, config[key], isinstance(config[key], dict), f"a group or a mapping, as in {key}.name=value")
+    callbacks = config["callbacks"]
+    require("callbacks", callbacks, callbacks is None or isinstance(callbacks, dict), "a mapping of names to callbacks")
+    for key in ("run_dir", "resume"):
+        require(key, config[key], config[key] is None or isinstance(config[key], str), "a path")
+    require("engine.name", config["engine"]["name"], config["engine"]["name"] == "eager", "eager")
+    family = config["data"]["family"]
+    require("data.family", family, family is None or family in FAMILIES, f"null or one of {', '.join(FAMILIES)}")
     for key, value in (
         ("max_updates", config["max_updates"]),
         ("batch_size", config["batch_size"]),

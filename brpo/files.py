@@ -5,8 +5,13 @@ import os
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | str, keep: Path | None = None) -> None:
     """Write to a temporary name beside `path`, flush to the disk, then rename.
+
+    Args:
+        path: the file.
+        content: its new content.
+        keep: a name for the old content, which takes it only when the new one is safe on the disk.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; `path` is then as it was.
@@ -18,6 +23,11 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            link = keep.with_name(f".{keep.name}.{os.getpid()}.tmp")
+            link.unlink(missing_ok=True)
+            os.link(path, link)
+            os.replace(link, keep)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """What `train.py` does with a composed configuration: check, find what to resume, train, say what came out."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from brpo import config as configuration
 from brpo import runs
 from brpo.errors import UserError
 from brpo.training import algorithm_name, train
+
+_GROUPS = ("algo", "data", "engine", "trainer")
+RUN_KEYS = (*_GROUPS, "dataset", "seeds", "max_updates", "batch_size", "eval", "run_dir", "resume", "debug")
 
 
 def launch(composed: DictConfig, overrides: list[str]) -> None:
@@ -32,12 +36,13 @@ def launch(composed: DictConfig, overrides: list[str]) -> None:
         configuration.check_config(config)
     if resumption is not None:
         print(resumption.notice, flush=True)
-        stored, _ = resumption.folder.read_config()
-        keys = configuration.differing_keys(stored, config)
+        keys = set()
+        for stored in (resumption.folder.read_config()[0], resumption.config):
+            keys |= set(configuration.differing_keys(stored, config)) if stored else set()
         if keys:
             raise UserError(
-                f"{resumption.folder.path} was started with other values of: {', '.join(keys)}. A resumed run may change "
-                f"only {', '.join(configuration.RESUME_MAY_CHANGE)}. Leave them out, or start a new run."
+                f"{resumption.folder.path} was started with other values of: {', '.join(sorted(keys))}. "
+                f"A resumed run may change only {', '.join(configuration.RESUME_MAY_CHANGE)}. Leave them out, or start a new run."
             )
         if resumption.folder.result.exists() and resumption.updates >= config["max_updates"]:
             print(f"already finished: {resumption.folder.path} ({resumption.folder.result})", flush=True)
@@ -64,21 +69,33 @@ def _automatic(config: dict[str, Any]) -> runs.Resumption | None:
 
 
 def _continued_config(folder: runs.RunFolder, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """`resume=PATH` continues that run: its own overrides, then the ones just typed.
+    """`resume=PATH` continues that run: its own overrides, then the ones just typed, which are kept for the next time.
 
-    The run's file decides what is composed, so nothing but our own classes and Lightning's trainer may come out.
+    The run's file decides what is composed: only keys of a run are taken from it (Hydra's own could import code while it
+    composes), and nothing but our classes may come out. Callbacks are code of the user's: they must be typed again.
     """
     stored, typed_then = folder.read_config()
     configuration.check_trusted({key: value for key, value in stored.items() if key != "callbacks"})
     if not isinstance(typed_then, list) or not all(isinstance(item, str) for item in typed_then):
         raise UserError(f"{folder.config} has no list of overrides; it is not one of ours.")
-    kept = [item for item in typed_then if item.split("=")[0] not in ("resume", "run_dir")]
-    merged = [*kept, *(item for item in overrides if item.split("=")[0] != "resume")]
-    config = configuration.to_plain(compose("train", overrides=merged))
+    kept = []
+    for item in typed_then:
+        key = _key(item)
+        if key == "callbacks":
+            print(f"note: {item} is left out; type it again if the run is to go on with it", flush=True)
+        elif key not in RUN_KEYS:
+            raise UserError(f"{folder.config} holds the override {item!r}; a run has only {', '.join(RUN_KEYS)}.")
+        elif key not in ("resume", "run_dir"):
+            kept.append(item)
+    typed = [item for item in overrides if _key(item) != "resume"]
+    config = configuration.to_plain(compose("train", overrides=[*kept, *typed]))
     configuration.check_trusted({key: value for key, value in config.items() if key != "callbacks"})
-    if any(item.lstrip("+~").startswith(("callbacks", "hydra")) for item in kept):
-        raise UserError(f"{folder.config} adds callbacks; type them again to allow them.")
-    return config, kept
+    return config, [*kept, *(item for item in typed if _key(item) not in ("run_dir", "callbacks"))]
+
+
+def _key(override: str) -> str:
+    """The top-level key of an override, `algo` of `+algo.optimizer.lr=1`."""
+    return re.split(r"[.=@]", override.lstrip("+~"))[0]
 
 
 def report(result: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from brpo.config import differing_keys
 from brpo.engine import checkpoint_io
 from brpo.errors import UserError
 from brpo.files import write_atomically, write_json
+from brpo.types import DataSpec
 
 _PACKAGES = ("brpo", "torch", "lightning", "numpy", "gymnasium", "mujoco", "minari", "hydra-core")
 
@@ -71,18 +72,29 @@ class RunFolder:
             text = yaml.safe_dump({**config, "overrides": overrides}, sort_keys=False)
             write_atomically(self.config, text)
         except OSError as error:
-            raise UserError(
-                f"The run folder {self.path} cannot be written ({error.strerror}). Choose another with run_dir=PATH."
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"The run folder {self.path} cannot be written ({error.strerror}). Choose another with run_dir=PATH."
+        )
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes from training in this folder; the lock goes with the process, however it ends.
 
         Raises:
-            UserError: another process is training here.
+            UserError: another process is training here, or the folder cannot be made.
         """
-        with (self.path / ".lock").open("w") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            opened = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise self._unwritable(error) from error
+        with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -111,10 +123,7 @@ def new_run_folder(config: dict[str, Any], algorithm: str) -> RunFolder:
     """
     if config["run_dir"]:
         folder = RunFolder(Path(config["run_dir"]).expanduser())
-        if folder.holds_run():
-            raise UserError(
-                f"run_dir={folder.path} already holds a run. Continue it with resume=auto, or choose another folder."
-            )
+        refuse_second_run(folder)
         return folder
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     return RunFolder(runs_root() / algorithm / config["dataset"].replace("/", "-") / stamp)
@@ -133,6 +142,18 @@ class Resumption:
     checkpoint: Path | None  # None: it was killed before its first checkpoint
     updates: int
     notice: str
+    config: dict[str, Any] | None = None  # the configuration that the checkpoint holds
+    evaluated: int = -1  # the update that was evaluated last
+
+    @classmethod
+    def at(cls, folder: RunFolder, path: Path, checkpoint: dict[str, Any], notice: str = "") -> "Resumption":
+        """Continue from a checkpoint that has been read."""
+        ours = checkpoint["brpo"]
+        updates = int(ours["updates"])
+        states = checkpoint.get("callbacks", {}).values()
+        evaluated = next((int(state["evaluated"]) for state in states if "evaluated" in state), -1)
+        notice = f"{notice} Continuing {path} from update {updates}.".strip()
+        return cls(folder, path, updates, notice, ours.get("config"), evaluated)
 
 
 def newest_checkpoint(folder: RunFolder) -> tuple[Path | None, dict[str, Any] | None, str]:
@@ -159,9 +180,8 @@ def resume_in(folder: RunFolder) -> Resumption:
         raise UserError(f"{folder.path} holds no run to resume. A run folder has a config.yaml and checkpoints/.")
     path, checkpoint, notice = newest_checkpoint(folder)
     if path is None or checkpoint is None:
-        return Resumption(folder, None, 0, f"{notice} {folder.path} has no whole checkpoint: it starts anew.".strip())
-    updates = int(checkpoint["brpo"]["updates"])
-    return Resumption(folder, path, updates, f"{notice} Continuing {path} from update {updates}.".strip())
+        return Resumption(folder, None, -1, f"{notice} {folder.path} has no whole checkpoint: it starts anew.".strip())
+    return Resumption.at(folder, path, checkpoint, notice)
 
 
 def resume_from(path: Path) -> Resumption:
@@ -178,8 +198,46 @@ def resume_from(path: Path) -> Resumption:
     folder = RunFolder(path.parent.parent)
     if not folder.holds_run():
         raise UserError(f"resume={path} is not inside a run folder (no {folder.config}).")
-    updates = int(checkpoint["brpo"]["updates"])
-    return Resumption(folder, path, updates, f"Continuing {path} from update {updates}.")
+    return Resumption.at(folder, path, checkpoint)
+
+
+def refuse_second_run(folder: RunFolder) -> None:
+    """Asked under the lock, since another process may have started a run here in the meantime.
+
+    Raises:
+        UserError: the folder holds a run.
+    """
+    if folder.holds_run():
+        raise UserError(
+            f"run_dir={folder.path} already holds a run. Continue it with resume=auto, or choose another folder."
+        )
+
+
+def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], overrides: list[str]) -> Resumption:
+    """Under the lock, bring the folder back to the checkpoint that is continued; read it anew, it may have moved on.
+
+    Raises:
+        UserError: the data set is not the one that the checkpoint was trained on.
+    """
+    folder = resumption.folder
+    automatic = resumption.checkpoint is None or resumption.checkpoint.name in ("last.ckpt", "previous.ckpt")
+    if automatic:
+        resumption = resume_in(folder)
+    if resumption.checkpoint is not None:
+        stored = checkpoint_io.read(resumption.checkpoint)["brpo"]["spec"]
+        if stored["digest"] != spec.digest:
+            raise UserError(
+                f"The data set {spec.dataset_id} has changed since {resumption.checkpoint} was written "
+                f"(digest {spec.digest[:12]}, then {stored['digest'][:12]}). Restore it, or start a new run."
+            )
+    if resumption.checkpoint is not None and resumption.checkpoint.name == "previous.ckpt":
+        # Out of the way: the next save keeps what stands as last.ckpt, and must not keep a damaged one.
+        with contextlib.suppress(FileNotFoundError):
+            (folder.checkpoints / "last.ckpt").rename(folder.checkpoints / "damaged.ckpt")
+    folder.create(config, overrides)
+    cut_events(folder.path, resumption.updates, resumption.evaluated)
+    folder.result.unlink(missing_ok=True)  # it is no longer the result of this run
+    return resumption
 
 
 def find_unfinished(config: dict[str, Any], algorithm: str) -> RunFolder | None:
@@ -215,8 +273,11 @@ def write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
     write_atomically(path, text.getvalue())
 
 
-def cut_events(folder: Path, update: int) -> None:
-    """Drop from TensorBoard's event files everything after an update, and a torn end."""
+def cut_events(folder: Path, update: int, evaluated: int | None = None) -> None:
+    """Drop from TensorBoard's event files what comes after an update, and a torn end.
+
+    Of evaluations, what comes after the one that was `evaluated` last: a resumed run makes the next one again.
+    """
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -225,7 +286,9 @@ def cut_events(folder: Path, update: int) -> None:
         kept = io.BytesIO()
         writer = RecordWriter(kept)
         for raw in RawEventFileLoader(str(path)).Load():
-            if Event.FromString(raw).step <= update:
+            event = Event.FromString(raw)
+            evaluation = any(value.tag.startswith(("evaluation", "heldout")) for value in event.summary.value)
+            if event.step <= (evaluated if evaluation and evaluated is not None else update):
                 writer.write(raw)
         write_atomically(path, kept.getvalue())
 
@@ -242,13 +305,15 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Commit of the clone that runs, with `-dirty` where files differ; None outside a clone."""
+    """Commit of the clone that runs, `-dirty` where the code or its configuration differ; None outside a clone."""
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
         options = {"cwd": root, "capture_output": True, "text": True, "timeout": 10, "env": environment, "check": True}
         commit = subprocess.run(["git", "rev-parse", "HEAD"], **options).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **options).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--", "brpo", "conf", "train.py"], **options
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{commit}-dirty" if changed else commit

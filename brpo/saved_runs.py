@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from brpo import config as configuration
+from brpo import runs
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.engine import checkpoint_io
 from brpo.errors import UserError
@@ -32,14 +33,35 @@ def load_algorithm(path: Path) -> tuple[OfflineAlgorithm, dict[str, Any]]:
         algorithm = configuration.build(config["algo"], spec, seeds=seeds, max_updates=config["max_updates"])
         algorithm.load_state_dict(checkpoint["state_dict"])
         algorithm.on_load_checkpoint(checkpoint)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"The checkpoint {path} does not fit this version of brpo ({error}).") from error
     return algorithm.eval(), config
 
 
+def checkpoint_of(run: Path, rule: str) -> Path:
+    """The checkpoint of a run folder, `last` or `best`; a file as it is. Takes the one before a damaged `last`, and says so.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not run.is_dir():
+        return run
+    if rule == "best":
+        return run / "checkpoints" / "best.ckpt"
+    path, _, notice = runs.newest_checkpoint(runs.RunFolder(run))
+    if notice:
+        print(notice)
+    if path is None:
+        raise UserError(f"{run} has no whole checkpoint. A run folder has checkpoints/last.ckpt.")
+    return path
+
+
 def _rollouts(spec: DataSpec, seeds: int, episodes: int) -> Rollouts:
     try:
-        return Rollouts(environments.maker(spec.environment), seeds, episodes)
+        sizes = (spec.observation_dim, spec.action_dim)
+        return Rollouts(environments.maker(spec.environment, sizes=sizes), seeds, episodes)
     except environments.EnvironmentUnavailable as error:
         raise UserError(f"No rollouts: {error}.") from error
 

@@ -2,14 +2,14 @@
 
 import contextlib
 import logging
-import os
 import warnings
-from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -22,7 +22,7 @@ from brpo.callbacks.progress import UpdateProgress
 from brpo.callbacks.recorder import Recorder
 from brpo.callbacks.signals import Signals
 from brpo.datasets.datamodule import OfflineDataModule
-from brpo.engine.checkpoint_io import DigestCheckpointIO, read
+from brpo.engine.checkpoint_io import DigestCheckpointIO
 from brpo.engine.runner import EagerRunner
 from brpo.errors import TrainingDiverged, UserError
 from brpo.evaluation import environments
@@ -42,8 +42,17 @@ def algorithm_name(config: dict[str, Any]) -> str:
 
 
 def make_algorithm(node: Any, spec: DataSpec, *, seeds: list[int], max_updates: int) -> OfflineAlgorithm:
-    """Build the algorithm of a configuration node."""
-    return configuration.build(node, spec, seeds=seeds, max_updates=max_updates)
+    """Build the algorithm of a configuration node, and its optimizers once to see that their options are allowed.
+
+    Raises:
+        UserError: an option is refused.
+    """
+    algorithm = configuration.build(node, spec, seeds=seeds, max_updates=max_updates)
+    try:
+        algorithm.configure_optimizers()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"algo.optimizer={node['optimizer']} is refused: {' '.join(str(error).split())}") from error
+    return algorithm
 
 
 def make_datamodule(config: dict[str, Any]) -> OfflineDataModule:
@@ -69,9 +78,8 @@ def make_datamodule(config: dict[str, Any]) -> OfflineDataModule:
 
 def set_up_torch(engine: dict[str, Any]) -> None:
     """Threads and precision of matrix products."""
-    threads = engine["threads"] or os.environ.get("OMP_NUM_THREADS")
-    if threads:
-        torch.set_num_threads(int(threads))
+    if engine["threads"] is not None:  # torch itself follows OMP_NUM_THREADS
+        torch.set_num_threads(engine["threads"])
     torch.set_float32_matmul_precision(engine["matmul_precision"])
 
 
@@ -84,7 +92,7 @@ def train(config: dict[str, Any], overrides: list[str], resumption: runs.Resumpt
         resumption: where to continue; None starts a run.
 
     Raises:
-        UserError: the input is wrong; nothing was written.
+        UserError: the input is wrong (nothing was written then), or the disk is full.
         TrainingDiverged: a loss became NaN or infinite; the last good checkpoint is kept.
         Interrupted: a signal arrived; a checkpoint was written.
     """
@@ -94,39 +102,41 @@ def train(config: dict[str, Any], overrides: list[str], resumption: runs.Resumpt
     datamodule = make_datamodule(config)
     spec = datamodule.spec
     algorithm = make_algorithm(config["algo"], spec, seeds=seeds, max_updates=config["max_updates"])
-    folder = resumption.folder if resumption else runs.new_run_folder(config, algorithm_name(config))
     algorithm.stored = {"config": config}
-    checkpoint = resumption.checkpoint if resumption else None
-    if checkpoint is not None:
-        _check_same_data(checkpoint, spec)
+    folder = resumption.folder if resumption else runs.new_run_folder(config, algorithm_name(config))
     print(describe(datamodule, algorithm, seeds), flush=True)
     for notice in algorithm.notices():
         print(f"note: {notice}", flush=True)
-    make = _environment_maker(spec)
+    signals = Signals()
+    evaluation = config["eval"]
+    constants = {"data/boundary_share": datamodule.flat.boundary_share, **algorithm.constants()}
+    recorder = Recorder(folder, mode=evaluation["mode"], episodes=evaluation["episodes"], constants=constants)
+    evaluate = Evaluate(
+        _environment_maker(spec),
+        recorder,
+        signals,
+        seeds=seeds,
+        episodes=evaluation["episodes"],
+        mode=evaluation["mode"],
+        every=evaluation["every"],
+        batch=datamodule.diagnostic_batch(len(seeds)),
+    )
+    progress = UpdateProgress(recorder, config["max_updates"])
+    checkpoints = Checkpoints(folder.checkpoints, recorder, signals)
+    extra = [configuration.build(node) for node in (config["callbacks"] or {}).values()]
+    trainer = make_trainer(config, folder, [recorder, evaluate, progress, *extra, checkpoints])
 
-    folder.create(config, overrides)
-    print(f"run folder: {folder.path}", flush=True)
-    with folder.lock(), Signals() as signals:
-        if resumption is not None:
-            runs.cut_events(folder.path, resumption.updates)
-            folder.result.unlink(missing_ok=True)  # it is no longer the result of this run
-        recorder = Recorder(folder, {"data/boundary_share": datamodule.flat.boundary_share, **algorithm.constants()})
-        evaluate = Evaluate(
-            make,
-            recorder,
-            signals,
-            seeds=seeds,
-            episodes=config["eval"]["episodes"],
-            mode=config["eval"]["mode"],
-            every=config["eval"]["every"],
-            batch=datamodule.diagnostic_batch(len(seeds)),
-        )
-        progress = UpdateProgress(recorder, config["max_updates"])
-        checkpoints = Checkpoints(folder.checkpoints, recorder, signals)
-        extra = [configuration.build(node) for node in config["callbacks"].values()]
-        trainer = make_trainer(config, folder, [recorder, evaluate, progress, *extra, checkpoints])
+    # Everything that can be wrong with the input has been built; from here on files are written.
+    with contextlib.closing(evaluate), folder.lock(), signals:
+        if resumption is None:
+            runs.refuse_second_run(folder)
+            folder.create(config, overrides)
+        else:
+            resumption = runs.take_up(resumption, spec, config, overrides)
+        print(f"run folder: {folder.path}", flush=True)
         device = trainer.strategy.root_device
         algorithm.runner = EagerRunner(datamodule.train_transitions.to(device), config["batch_size"])
+        checkpoint = resumption.checkpoint if resumption else None
         try:
             trainer.fit(algorithm, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         except TrainingDiverged as error:
@@ -134,25 +144,36 @@ def train(config: dict[str, Any], overrides: list[str], resumption: runs.Resumpt
             raise TrainingDiverged(
                 f"{error}. " + (f"The last good checkpoint is {kept}." if kept else "No checkpoint had been written yet.")
             ) from error
-    result = summarize(config, spec, recorder, algorithm)
-    runs.write_result(folder.result, result)
-    log_hyperparameters(folder, config, result)
+        result = summarize(config, spec, recorder, algorithm)
+        runs.write_result(folder.result, result)
+        log_hyperparameters(folder, config, result)
     return {**result, "run_dir": str(folder.path)}
 
 
 def make_trainer(config: dict[str, Any], folder: runs.RunFolder, callbacks: list[Callback]) -> lightning.Trainer:
-    """Lightning's trainer with our files: an epoch is an evaluation interval, and the module says when to stop."""
-    return lightning.Trainer(
-        **config["trainer"],
-        max_epochs=-1,
-        logger=RunLogger(folder.path, name="", version="", default_hp_metric=False),
-        callbacks=callbacks,
-        plugins=[DigestCheckpointIO()],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
+    """Lightning's trainer with our files: an epoch is an evaluation interval, and the module says when to stop.
+
+    Raises:
+        UserError: an option of the trainer is refused, or the device is not here.
+    """
+    plugins: list[Any] = [DigestCheckpointIO()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save and requeue by rules of its own
+    try:
+        return lightning.Trainer(
+            **config["trainer"],
+            max_epochs=-1,
+            default_root_dir=folder.path,
+            logger=RunLogger(folder.path, name="", version="", default_hp_metric=False),
+            callbacks=callbacks,
+            plugins=plugins,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise UserError(f"The trainer's options {config['trainer']} are refused: {' '.join(str(error).split())}") from error
 
 
 def _quiet_libraries() -> None:
@@ -165,19 +186,10 @@ def _quiet_libraries() -> None:
 
 def _environment_maker(spec: DataSpec) -> Any:
     try:
-        return environments.maker(spec.environment)
+        return environments.maker(spec.environment, sizes=(spec.observation_dim, spec.action_dim))
     except environments.EnvironmentUnavailable as error:
         print(f"no rollouts: {error}; offline diagnostics remain", flush=True)
         return None
-
-
-def _check_same_data(checkpoint: Path, spec: DataSpec) -> None:
-    stored = read(checkpoint)["brpo"]["spec"]
-    if stored["digest"] != spec.digest:
-        raise UserError(
-            f"The data set {spec.dataset_id} has changed since {checkpoint} was written "
-            f"(digest {spec.digest[:12]}, then {stored['digest'][:12]}). Restore it, or start a new run."
-        )
 
 
 def describe(datamodule: OfflineDataModule, algorithm: OfflineAlgorithm, seeds: list[int]) -> str:
@@ -200,7 +212,7 @@ def summarize(config: dict[str, Any], spec: DataSpec, recorder: Recorder, algori
     with contextlib.suppress(environments.EnvironmentUnavailable):
         environment = environments.describe(spec.environment)["id"]
     seeds = configuration.seed_list(config["seeds"])
-    rows = recorder.rows
+    rows = recorder.comparable
     updates = sorted({row["update"] for row in rows})
 
     def at(update: int | None, key: str) -> list[Any] | None:

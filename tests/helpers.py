@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from lightning.pytorch.callbacks import Callback
 
 from brpo import training
 from brpo.algorithms.base import OfflineAlgorithm
@@ -90,3 +91,12 @@ def random_batch(
         normal(seeds, size, spec.action_dim).clamp(-1, 1),
         (normal(seeds, size) > 1).to(dtype),
     )
+
+
+class Poison(Callback):
+    """Makes a weight NaN after update 15, as a training that diverges would."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if pl_module.update_count == 15:
+            with torch.no_grad():
+                next(pl_module.actor.parameters()).fill_(float("nan"))

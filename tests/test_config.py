@@ -73,6 +73,11 @@ def test_seed_list_refuses(given: Any) -> None:
         ("trainer.precision=16-mixed", "Use trainer.precision=bf16-mixed"),
         ("trainer.precision=64", "trainer.precision=64 is not allowed; it must be 32-true or bf16-mixed"),
         ("trainer.devices=2", "several devices are not supported yet"),
+        ("data.family=antmazee", "data.family=antmazee is not allowed; it must be null or one of default"),
+        ("engine.name=compile", "engine.name=compile is not allowed; it must be eager"),
+        ("run_dir=1", "run_dir=1 is not allowed; it must be a path"),
+        ("eval=5000", "eval=5000 is not allowed"),
+        ("callbacks=1", "callbacks=1 is not allowed"),
         ("dataset=3", "dataset=3 is not allowed; it must be a Minari id"),
     ],
 )

@@ -9,7 +9,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from brpo import runs
 from brpo.engine.checkpoint_io import encode
 from brpo.errors import UserError
-from tests.helpers import compose_config
+from tests.helpers import compose_config, make_spec
 
 
 @pytest.fixture
@@ -77,8 +77,9 @@ def test_damaged_last_checkpoint_falls_back_to_the_one_before(here: Path) -> Non
     assert "previous.ckpt from update 20" in found.notice
     (folder.checkpoints / "previous.ckpt").write_bytes(b"torn")
     found = runs.resume_in(folder)
-    assert (found.checkpoint, found.updates) == (None, 0)
+    assert (found.checkpoint, found.updates) == (None, -1)
     assert "starts anew" in found.notice
+    assert (folder.checkpoints / "last.ckpt").read_bytes() == b"torn"
 
 
 def test_resume_from_paths(here: Path) -> None:
@@ -129,6 +130,42 @@ def test_events_are_cut_after_an_update_and_torn_ends_are_mended(here: Path) -> 
     events = EventAccumulator(str(here))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(10, 10.0), (20, 20.0)]
+
+
+def test_evaluations_that_will_be_made_again_are_cut(here: Path) -> None:
+    writer = SummaryWriter(str(here))
+    for step in (10, 20):
+        writer.add_scalar("loss", step, step)
+        writer.add_scalar("evaluation/score", step, step)
+        writer.add_scalar("heldout/w/mean", step, step)
+    writer.close()
+    runs.cut_events(here, 20, evaluated=10)
+    events = EventAccumulator(str(here))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [10, 20]
+    assert [event.step for event in events.Scalars("evaluation/score")] == [10]
+    assert [event.step for event in events.Scalars("heldout/w/mean")] == [10]
+
+
+def test_taking_up_a_run_reads_the_checkpoint_anew_and_moves_a_damaged_one_away(here: Path) -> None:
+    config = compose_config()
+    folder = started(config, "here", updates=None)
+    spec = make_spec()
+
+    def checkpoint(updates: int) -> bytes:
+        return encode({"state_dict": {}, "brpo": {"updates": updates, "spec": spec.to_dict()}})
+
+    (folder.checkpoints / "previous.ckpt").write_bytes(checkpoint(10))
+    (folder.checkpoints / "last.ckpt").write_bytes(b"torn")
+    found = runs.take_up(runs.resume_in(folder), spec, config, [])
+    assert (found.checkpoint, found.updates) == (folder.checkpoints / "previous.ckpt", 10)
+    assert {path.name for path in folder.checkpoints.iterdir()} == {"previous.ckpt", "damaged.ckpt"}
+    # another process went on to 30 between the first look and the lock
+    (folder.checkpoints / "last.ckpt").write_bytes(checkpoint(30))
+    assert runs.take_up(found, spec, config, []).updates == 30
+    other = make_spec(digest="1" * 64)
+    with pytest.raises(UserError, match="has changed since .* Restore it, or start a new run"):
+        runs.take_up(found, other, config, [])
 
 
 def test_versions_and_result(here: Path) -> None:

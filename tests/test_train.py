@@ -210,6 +210,10 @@ def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path)
     last = folder / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-1000])
     (folder / "result.json").unlink()
+    evaluated = cli("evaluate", str(folder), "--episodes", "1", program="brpo")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "last.ckpt is torn" in evaluated.stdout
+    assert "update 10" in evaluated.stdout
     resumed = cli(*options, "max_updates=20", "resume=auto")
     assert resumed.returncode == 0, resumed.stderr
     assert "is torn" in resumed.stdout
@@ -220,6 +224,10 @@ def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["algo=bc", "algo.optimizer.lr=-1"], "algo.optimizer="),
+        (["trainer=gpu"], "The trainer's options"),
+        (["algo=bc", "algo.actor.hidden=256"], "hidden must be a list of whole numbers"),
+        (["eval=5000"], "eval=5000 is not allowed"),
         (["algo=iqll"], "Could not find 'algo/iqll'"),
         (["algo=iql", "algo.expectle=0.7"], "Key 'expectle' is not in struct"),
         (["algo=iql", "algo.expectile=1.7"], "algo.expectile=1.7 is not allowed; it must be in (0, 1)"),
@@ -250,7 +258,10 @@ def test_bad_data_is_one_line_and_exit_code_2(cli: Run, data_root: Path, tmp_pat
     write_dataset(data_root, "tests/bad-v0", [episode])
     for result in (cli("dataset=tests/bad-v0"), cli("data", "check", "tests/bad-v0", program="brpo")):
         assert result.returncode == 2
-        assert "tests/bad-v0, episode 0: the field rewards holds NaN or infinity at step 2" in result.stderr
+        assert (
+            "tests/bad-v0, episode 0: the field rewards holds NaN, infinity or a number beyond float32 at step 2"
+            in result.stderr
+        )
         assert len(result.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -282,13 +293,10 @@ def test_divergence_ends_with_code_3_and_names_the_good_checkpoint(cli: Run, tmp
     result = cli(*tiny("bc", "eval.every=10", "engine.chunk=5", "max_updates=10", "run_dir=run"))
     assert result.returncode == 0, result.stderr
     before = (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
-    # A huge step from the resumed weights on: the same configuration otherwise.
-    config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace("lr: 0.0003", "lr: 1.0e+30"))
-    options = tiny("bc", "eval.every=10", "engine.chunk=5", "run_dir=run")
-    result = cli(*options, "max_updates=60", "algo.optimizer.lr=1e30", "resume=auto")
+    options = tiny("bc", "eval.every=10", "engine.chunk=5", "run_dir=run", "+callbacks.poison._target_=tests.helpers.Poison")
+    result = cli(*options, "max_updates=60", "resume=auto", PYTHONPATH=str(ROOT))
     assert result.returncode == 3, result.stderr
-    assert re.search(r"diverged: \S+ of seed 0 became NaN or infinite at update 1\d", result.stderr)
+    assert "diverged: loss/actor of seed 0 became NaN or infinite at update 15." in result.stderr
     assert "The last good checkpoint is run/checkpoints/last.ckpt" in result.stderr
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() == before
 
@@ -308,6 +316,41 @@ def test_without_an_environment_training_goes_on(cli: Run, data_root: Path, tmp_
     assert "no rollouts: the data set names no environment; offline diagnostics remain" in result.stdout
     assert json.loads((tmp_path / "run" / "result.json").read_text())["final"] == {"return": None, "score": None}
     assert "heldout/actor/log_prob" in scalars(tmp_path / "run").Tags()["histograms"]
+
+
+def test_a_run_remembers_what_was_typed_when_it_was_resumed(cli: Run, tmp_path: Path) -> None:
+    """Two resumes by path: the second one, with no options, continues with those of the first."""
+    assert cli(*tiny("bc", "eval.every=10", "max_updates=10", "run_dir=run")).returncode == 0
+    assert cli("resume=run", "max_updates=20").returncode == 0
+    (tmp_path / "run" / "result.json").unlink()
+    again = cli("resume=run")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["updates"] == 20
+
+
+def test_a_run_folder_cannot_smuggle_code_in(cli: Run, tmp_path: Path) -> None:
+    """Hydra imports what hydra.searchpath names while it composes: refused before it does."""
+    assert cli(*tiny("bc", "eval.every=2", "max_updates=2", "run_dir=run")).returncode == 0
+    (tmp_path / "evil.py").write_text("import pathlib; pathlib.Path('executed').touch()")
+    config = tmp_path / "run" / "config.yaml"
+    for line in ("hydra.searchpath=[pkg://evil]", "+x._target_=os.system"):
+        text = config.read_text()
+        config.write_text(text.replace("overrides:\n", f"overrides:\n- {line}\n"))
+        result = cli("resume=run", PYTHONPATH=str(tmp_path))
+        assert result.returncode == 2
+        assert "a run has only algo" in result.stderr
+        config.write_text(text)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_failed_job_of_a_sweep_does_not_stop_the_others(cli: Run, tmp_path: Path) -> None:
+    result = cli("-m", *TINY, "algo=iql,bc", "+algo.expectile=0.6", "max_updates=2", "eval.every=2")
+    assert result.returncode == 2, result.stderr
+    result = cli("-m", *TINY, "algo=bc", "algo.gradient_clip=-1,1", "max_updates=2", "eval.every=2")
+    assert result.returncode == 2, result.stderr
+    assert "algo.gradient_clip=-1 is not allowed" in result.stderr
+    assert "a job of the sweep failed" in result.stderr
+    assert len(list(tmp_path.glob("runs/*/*/*/result.json"))) == 1
 
 
 def test_sweep_runs_every_job_in_a_folder_of_its_own(cli: Run, tmp_path: Path) -> None:

@@ -77,12 +77,14 @@ class OfflineAlgorithm(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        require("discount", discount is None or 0 <= discount < 1, discount, "in [0, 1)")
-        require("polyak", polyak is None or 0 < polyak <= 1, polyak, "in (0, 1]")
-        require("gradient_clip", gradient_clip is None or gradient_clip > 0, gradient_clip, "positive or null")
+        if "critic" in self.trained:
+            require("discount", discount, "in [0, 1)", lambda v: 0 <= v < 1)
+            require("polyak", polyak, "in (0, 1]", lambda v: 0 < v <= 1)
+        require("gradient_clip", gradient_clip, "positive or null", lambda v: v is None or v > 0)
+        require("schedule", schedule, "a mapping of parts to schedules", lambda v: isinstance(v, dict))
         for part, name in schedule.items():
-            require("schedule", part in self.trained, part, f"a mapping from {', '.join(self.trained)}")
-            require(f"schedule.{part}", name in SCHEDULES, name, " or ".join(SCHEDULES))
+            require("schedule", part, f"a mapping from {', '.join(self.trained)}", lambda v: v in self.trained)
+            require(f"schedule.{part}", name, " or ".join(SCHEDULES), lambda v: v in SCHEDULES)
         self.spec, self.max_updates = spec, max_updates
         self.discount = discount if discount is not None else 1.0
         self.polyak = polyak if polyak is not None else 1.0
@@ -270,11 +272,21 @@ def _raise_diverged(records: dict[str, list[tuple[int, Tensor]]], seeds: list[in
         raise TrainingDiverged(f"{name} of seed {seed} became NaN or infinite at update {update}")
 
 
-def require(option: str, holds: bool, value: object, allowed: str) -> None:
+def require(option: str, value: Any, allowed: str, holds: Callable[[Any], bool]) -> None:
     """Refuse an option's value.
 
     Raises:
         UserError: names the option, the value and what is allowed.
     """
-    if not holds:
+    try:
+        good = holds(value)
+    except TypeError:  # text or null where a number belongs
+        good = False
+    if not good:
         raise UserError(f"algo.{option}={value} is not allowed; it must be {allowed}.")
+
+
+def require_positive(**options: Any) -> None:
+    """Refuse values that are no positive numbers (see `require`)."""
+    for option, value in options.items():
+        require(option, value, "positive", lambda v: v > 0)

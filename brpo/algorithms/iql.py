@@ -1,9 +1,7 @@
 """Implicit Q-Learning (IQL).
 
 Source: Kostrikov, Nair, Levine (2022), arXiv:2110.06169. Equation numbers are theirs.
-Differs from the authors' code: the squared errors of the two critics are summed, not averaged (the same as twice
-their critic learning rate before Adam, which is invariant to it); weights start as torch's linear layers do, not
-orthogonal; the log standard deviation is bounded by -5 instead of -10.
+Differs from the authors' code: weights start as torch's linear layers do, theirs are orthogonal.
 """
 
 from collections.abc import Callable
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brpo.algorithms.base import OfflineAlgorithm, require
+from brpo.algorithms.base import OfflineAlgorithm, require, require_positive
 from brpo.functional import losses, weights
 from brpo.modules.target import Target
 from brpo.types import Batch, DataSpec
@@ -47,9 +45,9 @@ class IQL(OfflineAlgorithm):
         **common: Any,
     ) -> None:
         super().__init__(spec, **common)
-        require("expectile", 0 < expectile < 1, expectile, "in (0, 1)")
-        require("inverse_temperature", inverse_temperature >= 0, inverse_temperature, "at least 0")
-        require("max_weight", max_weight > 0, max_weight, "positive")
+        require("expectile", expectile, "in (0, 1)", lambda v: 0 < v < 1)
+        require("inverse_temperature", inverse_temperature, "at least 0", lambda v: v >= 0)
+        require_positive(max_weight=max_weight)
         self.expectile, self.inverse_temperature, self.max_weight = expectile, inverse_temperature, max_weight
         self.actor = self.build("actor", actor)
         self.critic = self.build("critic", critic)

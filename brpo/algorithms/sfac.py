@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brpo.algorithms.base import OfflineAlgorithm, require
+from brpo.algorithms.base import OfflineAlgorithm, require, require_positive
 from brpo.functional import losses, series, weights
 from brpo.functional.divergences import get_divergence
 from brpo.modules.target import Target
@@ -77,16 +77,13 @@ class SfAC(OfflineAlgorithm):
         **common: Any,
     ) -> None:
         super().__init__(spec, **common)
-        require("temperature", temperature > 0, temperature, "positive")
-        require("omega", omega in OMEGAS, omega, " or ".join(OMEGAS))
-        require("policy_order", policy_order in (2, 3, 4, 5), policy_order, "2, 3, 4 or 5")
-        require("max_weight", max_weight > 0, max_weight, "positive")
-        require("symmetry_coefficient", symmetry_coefficient >= 0, symmetry_coefficient, "at least 0")
-        require("ratio", ratio in RATIOS, ratio, " or ".join(RATIOS))
-        require("max_ratio", max_ratio > 0, max_ratio, "positive")
-        require("value_loss", value_loss in VALUES, value_loss, ", ".join(VALUES))
-        require("expectile", 0 < expectile < 1, expectile, "in (0, 1)")
-        require("max_exponent", max_exponent > 0, max_exponent, "positive")
+        require_positive(temperature=temperature, max_weight=max_weight, max_ratio=max_ratio, max_exponent=max_exponent)
+        require("omega", omega, " or ".join(OMEGAS), lambda v: v in OMEGAS)
+        require("policy_order", policy_order, "2, 3, 4 or 5", lambda v: v in (2, 3, 4, 5))
+        require("symmetry_coefficient", symmetry_coefficient, "at least 0", lambda v: v >= 0)
+        require("ratio", ratio, " or ".join(RATIOS), lambda v: v in RATIOS)
+        require("value_loss", value_loss, ", ".join(VALUES), lambda v: v in VALUES)
+        require("expectile", expectile, "in (0, 1)", lambda v: 0 < v < 1)
         self.divergence = get_divergence(divergence)
         self.regularizer: Any = regularizer(divergence)
         self.temperature, self.omega, self.policy_order, self.max_weight = temperature, omega, policy_order, max_weight

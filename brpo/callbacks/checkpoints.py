@@ -34,6 +34,15 @@ class Checkpoints(Callback):
         """The checkpoint to resume from."""
         return self.folder / "last.ckpt"
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """After Evaluate has made up for a missed evaluation: keep it if it is the best; stop if it was interrupted.
+
+        Nothing is saved as `last` here, so that an evaluation that was given up stays the first thing to do.
+        """
+        self.signals.install()  # Lightning has put its own SIGTERM handler around ours by now; it would exit with 0
+        self._save_best(trainer, pl_module)
+        self._stop_if_signalled(pl_module)
+
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -44,10 +53,13 @@ class Checkpoints(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Save after the evaluation; the best one also as `best.ckpt`."""
+        self._save_best(trainer, pl_module)  # first: a kill in between leaves the evaluation to be made again
         self._save(trainer)
-        if self.recorder.best_update == pl_module.update_count:
-            self._write(trainer, self.folder / "best.ckpt")
         self._stop_if_signalled(pl_module)
+
+    def _save_best(self, trainer: lightning.Trainer, algorithm: Any) -> None:
+        if algorithm.update_count and self.recorder.best_update == algorithm.update_count:
+            self._write(trainer, self.folder / "best.ckpt")
 
     def _save(self, trainer: lightning.Trainer) -> None:
         writer(trainer).flush()  # events up to a checkpoint must be on the disk before it

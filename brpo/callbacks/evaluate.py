@@ -72,23 +72,30 @@ class Evaluate(Callback):
         update = algorithm.update_count
         if update == self.evaluated:
             return
-        device = algorithm.device
-        batch = Batch(*(getattr(self.batch, name).to(device) for name in Batch.__slots__))
-        with torch.no_grad():
-            self.recorder.add_distributions(trainer, algorithm.diagnose(batch), update)
-        algorithm.discard_records()  # what `diagnose` recorded belongs to no update
         if self.rollouts is not None:
             try:
                 summaries, _ = evaluate(algorithm, self.rollouts, self.mode, self.seeds, update, self._stop)
             except Interrupted:
                 return  # `evaluated` stays behind, so that the resumed run evaluates first
-            self.recorder.add_evaluation(trainer, summaries, self.mode)
+            self.recorder.add_evaluation(trainer, summaries)
+        batch = Batch(*(getattr(self.batch, name).to(algorithm.device) for name in Batch.__slots__))
+        with torch.no_grad():
+            self.recorder.add_distributions(trainer, algorithm.diagnose(batch), update)
+        algorithm.discard_records()  # what `diagnose` recorded belongs to no update
         self.evaluated = update
 
     def _stop(self) -> bool:
         return self.signals.received is not None
 
     def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        """Close the environments."""
+        self.close()
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """As `teardown`, which Lightning leaves out then."""
+        self.close()
+
+    def close(self) -> None:
         """Close the environments."""
         if self.rollouts is not None:
             self.rollouts.close()

@@ -84,6 +84,13 @@ class UpdateProgress(ProgressBar):
 
     def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         """Close the bar, so that whatever is printed next stands below it."""
+        self._close()
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """As `teardown`, which Lightning leaves out then: the cursor must come back."""
+        self._close()
+
+    def _close(self) -> None:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None

@@ -29,14 +29,17 @@ class Recorder(Callback):
 
     Args:
         folder: the run folder.
+        mode: of the evaluations, `mean` or `sampled`.
+        episodes: of an evaluation, for each seed.
         constants: numbers that are logged once.
     """
 
-    def __init__(self, folder: runs.RunFolder, constants: dict[str, float] | None = None) -> None:
+    def __init__(
+        self, folder: runs.RunFolder, *, mode: str = "mean", episodes: int = 1, constants: dict[str, float] | None = None
+    ) -> None:
         self.folder, self.constants = folder, constants or {}
+        self.mode, self.episodes = mode, episodes
         self.rows: list[dict[str, Any]] = []
-        self.best_update: int | None = None
-        self.best_mean = float("-inf")
         self.latest: dict[str, list[float]] = {}
         self.train_seconds = 0.0
         self.earlier_seconds = 0.0  # wall time of the parts before this one
@@ -48,11 +51,9 @@ class Recorder(Callback):
         return self.earlier_seconds + time.monotonic() - self.start
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows, best evaluation and clocks."""
+        """Rows and clocks."""
         return {
             "rows": self.rows,
-            "best_update": self.best_update,
-            "best_mean": self.best_mean,
             "train_seconds": self.train_seconds,
             "wall_seconds": self.wall_seconds(),
         }
@@ -60,8 +61,20 @@ class Recorder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.rows = list(state_dict["rows"])
-        self.best_update, self.best_mean = state_dict["best_update"], state_dict["best_mean"]
         self.train_seconds, self.earlier_seconds = state_dict["train_seconds"], state_dict["wall_seconds"]
+
+    @property
+    def comparable(self) -> list[dict[str, Any]]:
+        """Rows of the present mode and number of episodes, which a resumed run may have changed."""
+        return [row for row in self.rows if (row["mode"], row["episodes"]) == (self.mode, self.episodes)]
+
+    @property
+    def best_update(self) -> int | None:
+        """The evaluation with the largest mean return over the seeds, the first of equal ones."""
+        table: dict[int, list[float]] = {}
+        for row in self.comparable:
+            table.setdefault(row["update"], []).append(row["return_mean"])
+        return max(table, key=lambda update: (float(np.mean(table[update])), -update), default=None)
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Bring `metrics.csv` to what the checkpoint knows."""
@@ -90,14 +103,15 @@ class Recorder(Callback):
             log.add_scalar(name, sum(values) / len(values), update)
         log.add_scalar("speed/updates_per_second", (stop - start) / max(seconds, 1e-9), update)
 
-    def add_evaluation(self, trainer: lightning.Trainer, summaries: list[Summary], mode: str) -> None:
-        """Keep an evaluation of all seeds; remember whether it is the best so far (by the mean over seeds)."""
+    def add_evaluation(self, trainer: lightning.Trainer, summaries: list[Summary]) -> None:
+        """Keep an evaluation of all seeds."""
         update, log = summaries[0].update, writer(trainer)
         self.rows = [row for row in self.rows if row["update"] != update]
         speed = update / self.train_seconds if self.train_seconds else 0.0
         for summary in summaries:
             values = asdict(summary)
-            row = {"update": values.pop("update"), "seed": values.pop("seed"), "mode": mode, **values}
+            row = {"update": values.pop("update"), "seed": values.pop("seed"), "mode": self.mode}
+            row |= {"episodes": self.episodes, **values}
             row |= {"updates_per_second": round(speed, 2), "wall_seconds": round(self.wall_seconds(), 2)}
             self.rows.append(row)
             for name, value in values.items():
@@ -108,9 +122,6 @@ class Recorder(Callback):
             if None not in values:
                 log.add_scalar(f"evaluation/{name}", sum(values) / len(values), update)
         runs.write_metrics(self.folder.metrics, self.rows)
-        mean = float(np.mean([summary.return_mean for summary in summaries]))
-        if mean > self.best_mean:
-            self.best_mean, self.best_update = mean, update
 
     def add_distributions(self, trainer: lightning.Trainer, values: dict[str, torch.Tensor], update: int) -> None:
         """Histogram, mean and quantiles of each quantity (seeds, n) on the held-out batch, over all seeds."""

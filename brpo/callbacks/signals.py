@@ -16,8 +16,14 @@ class Signals:
     def __enter__(self) -> "Signals":
         for number in self.HANDLED:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup and a shell's background jobs have it ignored
-                self._before[number] = signal.signal(number, self._note)
+                self._before[number] = signal.getsignal(number)
+        self.install()
         return self
+
+    def install(self) -> None:
+        """Be the handler (again, after a library has put its own in place); not once a signal has been noted."""
+        for number in self._before if self.received is None else ():
+            signal.signal(number, self._note)
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():

@@ -72,6 +72,14 @@ class Flat:
     metadata: dict[str, Any]
 
     @property
+    def references(self) -> tuple[float | None, float | None]:
+        """Returns that score 0 and 100; None where the data set has none, or no finite numbers."""
+        low, high = (self.metadata.get(name) for name in ("ref_min_score", "ref_max_score"))
+        if isinstance(low, int | float) and isinstance(high, int | float) and np.isfinite([low, high]).all():
+            return float(low), float(high)
+        return None, None
+
+    @property
     def environment(self) -> str | None:
         """Specification of the evaluation environment as JSON, or of the recorded one, or None."""
         return self.metadata.get("eval_env_spec") or self.metadata.get("env_spec")
@@ -244,14 +252,17 @@ def _check_episode(dataset_id: str, numbered: tuple[int, minari.EpisodeData]) ->
             raise UserError(
                 f"{where}: the field {name} has {len(fields[name])} rows, expected {length} for {steps} rewards."
             )
-    for name, dimensions in (("observations", 2), ("actions", 2), ("rewards", 1)):
-        if fields[name].ndim != dimensions:
-            raise UserError(f"{where}: the field {name} has the shape {fields[name].shape}, expected {dimensions} axes.")
-        if not np.issubdtype(fields[name].dtype, np.number):
-            raise UserError(f"{where}: the field {name} holds {fields[name].dtype}, expected numbers.")
-        if not np.isfinite(fields[name]).all():
-            row = int(np.argwhere(~np.isfinite(fields[name]))[0][0])
-            raise UserError(f"{where}: the field {name} holds NaN or infinity at step {row}.")
+    for name, dimensions in (("observations", 2), ("actions", 2), ("rewards", 1), ("terminations", 1), ("truncations", 1)):
+        value = fields[name]
+        if value.ndim != dimensions:
+            raise UserError(f"{where}: the field {name} has the shape {value.shape}, expected {dimensions} axes.")
+        if not (np.issubdtype(value.dtype, np.number) or value.dtype == bool):
+            raise UserError(f"{where}: the field {name} holds {value.dtype}, expected numbers.")
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(value.astype(np.float32))  # training is in float32
+        if not finite.all():
+            row = int(np.argwhere(~finite)[0][0])
+            raise UserError(f"{where}: the field {name} holds NaN, infinity or a number beyond float32 at step {row}.")
     if fields["terminations"][:-1].any() or fields["truncations"][:-1].any():
         raise UserError(f"{where}: it is terminated or truncated before its last step.")
     return fields

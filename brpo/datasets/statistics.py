@@ -17,7 +17,7 @@ def describe(flat: Flat) -> dict[str, str]:
     """What `brpo data info` prints, by name."""
     observation, _, reward, _, _, _ = flat.columns.slices
     terminated, truncated = int((flat.ended == 2).sum()), int((flat.ended == 1).sum())
-    references = flat.metadata.get("ref_min_score"), flat.metadata.get("ref_max_score")
+    references = flat.references
     normalized = scores.normalized(flat.returns, *references)
     lines = {
         "digest": flat.digest,

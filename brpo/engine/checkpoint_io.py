@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +54,6 @@ def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     return checkpoint
 
 
-def rotate_and_write(path: Path, previous: Path, data: bytes) -> None:
-    """Write `path`, keeping its old content as `previous`; at every moment at least one of them is whole."""
-    if path.exists():
-        link = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
-        link.unlink(missing_ok=True)
-        os.link(path, link)
-        os.replace(link, previous)
-    write_atomically(path, data)
-
-
 class DigestCheckpointIO(CheckpointIO):
     """Lightning's way to files, through `encode` and `read`."""
 
@@ -72,10 +61,8 @@ class DigestCheckpointIO(CheckpointIO):
         """Write atomically; `last.ckpt` keeps its predecessor as `previous.ckpt`."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.name == "last.ckpt":
-            rotate_and_write(path, path.with_name("previous.ckpt"), encode(checkpoint))
-        else:
-            write_atomically(path, encode(checkpoint))
+        keep = path.with_name("previous.ckpt") if path.name == "last.ckpt" else None
+        write_atomically(path, encode(checkpoint), keep)
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None

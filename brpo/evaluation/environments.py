@@ -71,11 +71,19 @@ def describe(specification: str | None) -> dict[str, Any]:
         raise EnvironmentUnavailable(f"the environment id {name!r} names a module to import, which is not done")
     if wrappers:
         raise EnvironmentUnavailable(f"{name} was recorded under {len(wrappers)} wrapper(s), which are not rebuilt")
-    return {"id": name, "kwargs": arguments, "max_episode_steps": parsed.get("max_episode_steps")}
+    files = [key for key in arguments if str(key).endswith(("file", "path", "dir"))]
+    if files:
+        raise EnvironmentUnavailable(f"{name} asks for files ({', '.join(files)}), which a data set may not name")
+    limit = parsed.get("max_episode_steps")
+    if limit is not None and not (isinstance(limit, int) and limit >= 1):
+        raise EnvironmentUnavailable(f"{name} has the step limit {limit!r}; it must be a whole number of at least 1")
+    return {"id": name, "kwargs": arguments, "max_episode_steps": limit}
 
 
-def maker(specification: str | None, render: bool = False) -> Callable[[], gymnasium.Env]:
-    """A function that makes the environment of a specification.
+def maker(
+    specification: str | None, render: bool = False, sizes: tuple[int, int] | None = None
+) -> Callable[[], gymnasium.Env]:
+    """A function that makes the environment of a specification; `sizes` of observation and action are compared.
 
     Raises:
         EnvironmentUnavailable: it is not registered here, or cannot be made.
@@ -104,7 +112,12 @@ def maker(specification: str | None, render: bool = False) -> Callable[[], gymna
         return FlattenGoal(env) if isinstance(env.observation_space, gymnasium.spaces.Dict) else env
 
     try:
-        make().close()
+        env = make()
+        spaces = env.observation_space, env.action_space
+        env.close()
     except Exception as error:  # whatever the simulator raises: training can do without it
         raise EnvironmentUnavailable(f"{wanted['id']} cannot be made ({type(error).__name__}: {error})") from error
+    found = tuple(int(np.prod(space.shape or ())) for space in spaces)
+    if sizes is not None and found != sizes:
+        raise EnvironmentUnavailable(f"{wanted['id']} has observations and actions of sizes {found}, the data {sizes}")
     return make

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import gymnasium
 import numpy as np
 
+MAX_STEPS = 100_000  # an environment without a step limit may never end
 Act = Callable[[np.ndarray, int], np.ndarray]
 
 
@@ -48,7 +49,7 @@ class Rollouts:
         first = observations.reshape(*shape, -1).copy()
         returns, discounted, lengths = np.zeros(count), np.zeros(count), np.zeros(count, np.int64)
         running, step, factor = np.ones(count, bool), 0, 1.0
-        while running.any():
+        while running.any() and step < MAX_STEPS:
             actions = act(observations.reshape(*shape, -1), step)
             observations, rewards, terminated, truncated, _ = self.envs.step(actions.reshape(count, -1))
             returns += running * rewards

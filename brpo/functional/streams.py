@@ -69,7 +69,7 @@ def integers(keys: Tensor, count: int, high: int) -> Tensor:
 
 
 def uniform(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uniform numbers in the open interval (0, 1) of shape (*keys.shape, *shape)."""
+    """Uniform numbers of shape (*keys.shape, *shape): in (0, 1) in float64, rounded to the type asked for."""
     return _open_uniform(keys, shape).to(dtype)
 
 
@@ -79,6 +79,6 @@ def normal(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.floa
 
 
 def _open_uniform(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """53 random bits as float64, moved by half a step off zero."""
-    drawn = _shift_right(bits(keys, math.prod(shape)), 11).to(torch.float64)
-    return ((drawn + 0.5) * 2.0**-53).reshape(*keys.shape, *shape)
+    """52 random bits as float64, moved by half a step off zero; with 53 the largest would round to 1."""
+    drawn = _shift_right(bits(keys, math.prod(shape)), 12).to(torch.float64)
+    return ((drawn + 0.5) * 2.0**-52).reshape(*keys.shape, *shape)

@@ -30,9 +30,9 @@ class SeriesDivergence(nn.Module):
     def __init__(self, divergence: str, *, loss_order: int, epsilon: float, exact: bool = False) -> None:
         super().__init__()
         self.divergence = get_divergence(divergence)
-        if loss_order < 2:
-            raise ValueError(f"loss_order must be at least 2, got {loss_order}.")
-        if not epsilon > 0:
+        if not isinstance(loss_order, int) or loss_order < 2:
+            raise ValueError(f"loss_order must be a whole number of at least 2, got {loss_order}.")
+        if not (isinstance(epsilon, int | float) and epsilon > 0):
             raise ValueError(f"epsilon must be positive, got {epsilon}.")
         self.coefficients = self.divergence.conditional_symmetry_taylor(loss_order)
         self.converges = epsilon <= self.divergence.series_radius

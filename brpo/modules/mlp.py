@@ -71,9 +71,9 @@ class MLP(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"Unknown activation {activation!r}. Known: {', '.join(sorted(ACTIVATIONS))}.")
+        if not isinstance(hidden, Sequence) or not all(isinstance(size, int) and size >= 1 for size in hidden):
+            raise ValueError(f"hidden must be a list of whole numbers of at least 1, as in [256,256], got {hidden}.")
         sizes = (inputs, *hidden, outputs)
-        if min(sizes) < 1:
-            raise ValueError(f"Layer sizes must be at least 1, got {sizes}.")
         self.members = members
         self.activation = ACTIVATIONS[activation]
         self.layers = nn.ModuleList(StackedLinear(members, a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from brpo import saved_runs
+from brpo.callbacks.checkpoints import Checkpoints
 from brpo.callbacks.evaluate import Evaluate
 from brpo.callbacks.recorder import Recorder
 from brpo.callbacks.signals import Signals
 from brpo.engine.checkpoint_io import encode
-from brpo.errors import UserError
+from brpo.errors import Interrupted, UserError
 from brpo.evaluation.evaluate import evaluate
 from brpo.evaluation.rollout import Rollouts
 from brpo.runs import RunFolder
@@ -71,6 +72,40 @@ def test_distributions_leave_out_what_is_not_finite(tmp_path: Path) -> None:
     assert sorted(trainer.log.histograms["heldout/w"].tolist()) == list(range(8))
     assert trainer.log.scalars["heldout/none/finite_share"] == 0
     assert "heldout/none" not in trainer.log.histograms
+
+
+def row(update: int, seed: int, value: float, mode: str = "mean", episodes: int = 10) -> dict[str, Any]:
+    return {"update": update, "seed": seed, "mode": mode, "episodes": episodes, "return_mean": value, "score": None}
+
+
+def test_best_is_the_largest_mean_over_seeds_of_the_present_mode(tmp_path: Path) -> None:
+    recorder = Recorder(RunFolder(tmp_path), mode="mean", episodes=10)
+    assert recorder.best_update is None
+    recorder.rows = [row(5, 0, 1.0), row(5, 1, 3.0), row(10, 0, 9.0), row(10, 1, -6.0), row(15, 0, 2.0), row(15, 1, 2.0)]
+    assert recorder.best_update == 5  # means 2, 1.5 and 2; the first of equal ones
+    recorder.rows += [row(20, 0, 99.0, mode="sampled"), row(25, 0, 99.0, episodes=1)]
+    assert recorder.best_update == 5
+    assert len(recorder.comparable) == 6
+
+
+def test_an_interrupted_make_up_evaluation_is_not_trained_over(tmp_path: Path) -> None:
+    """Nothing is saved as `last`, so the evaluation stays the first thing to do."""
+
+    class Module:
+        update_count = 10
+
+    recorder, signals = Recorder(RunFolder(tmp_path)), Signals()
+    checkpoints = Checkpoints(tmp_path, recorder, signals)
+    saved: list[str] = []
+    trainer: Any = type("Trainer", (), {"save_checkpoint": lambda self, path: saved.append(path.name)})()
+    signals.received = signal.SIGINT
+    with pytest.raises(Interrupted, match="SIGINT at update 10"):
+        checkpoints.on_train_start(trainer, Module())
+    assert saved == []
+    signals.received = None
+    recorder.rows = [row(10, 0, 1.0, episodes=1)]
+    checkpoints.on_train_start(trainer, Module())
+    assert saved == ["best.ckpt"]  # the evaluation that was made up for is the best so far
 
 
 def make_evaluate(recorder: Recorder, signals: Signals) -> Evaluate:

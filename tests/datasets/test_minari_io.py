@@ -111,9 +111,9 @@ def corrupt(root: Path, field: str, value: np.ndarray | None) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("observations", np.array([[np.nan] * 3] * 2), "field observations holds NaN or infinity at step 0"),
-        ("actions", np.array([[np.inf]]), "field actions holds NaN or infinity at step 0"),
-        ("rewards", np.array([np.nan]), "field rewards holds NaN or infinity"),
+        ("observations", np.array([[np.nan] * 3] * 2), "field observations holds NaN, infinity"),
+        ("actions", np.array([[np.inf]]), "field actions holds NaN, infinity"),
+        ("rewards", np.array([np.nan]), "field rewards holds NaN, infinity"),
         ("rewards", np.array([1.0, 2.0]), "field observations has 2 rows, expected 3 for 2 rewards"),
         ("rewards", np.array([[1.0]]), "field rewards has the shape"),
         ("rewards", np.array([]), "it is empty"),
@@ -122,6 +122,9 @@ def corrupt(root: Path, field: str, value: np.ndarray | None) -> None:
         ("observations", np.zeros((2, 4)), r"have sizes \(4, 1\), expected \(3, 1\)"),
         ("observations", np.zeros((1, 3)), "field observations has 1 rows, expected 2"),
         ("terminations", np.array([False, False]), "field terminations has 2 rows, expected 1"),
+        ("terminations", np.array([[False]]), r"field terminations has the shape \(1, 1\), expected 1 axes"),
+        ("truncations", np.array([np.nan]), "field truncations holds NaN"),
+        ("rewards", np.array([1e300]), "field rewards holds NaN, infinity or a number beyond float32 at step 0"),
         ("rewards", None, "cannot be read, the file is truncated, damaged or lacks a field"),
         ("truncations", None, "cannot be read, the file is truncated, damaged or lacks a field"),
     ],

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from brpo import files
-from brpo.engine import checkpoint_io
 from brpo.engine.checkpoint_io import DamagedCheckpoint, DigestCheckpointIO, encode, read
 from brpo.errors import UserError
 
@@ -92,14 +91,35 @@ def test_full_disk_leaves_the_previous_content(tmp_path: Path, monkeypatch: pyte
 
 def test_a_kill_between_the_renames_leaves_a_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     last, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    io = DigestCheckpointIO()
     for updates in (1, 2):
-        checkpoint_io.rotate_and_write(last, previous, encode({**CONTENT, "brpo": {"updates": updates}}))
+        io.save_checkpoint({**CONTENT, "brpo": {"updates": updates}}, last)
+    replace, calls = os.replace, []
 
-    def killed(path: Path, data: bytes) -> None:
-        raise KeyboardInterrupt
+    def killed_at_the_second(source: Any, target: Any) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
 
-    monkeypatch.setattr(checkpoint_io, "write_atomically", killed)
+    monkeypatch.setattr(files.os, "replace", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint_io.rotate_and_write(last, previous, b"")
+        io.save_checkpoint({**CONTENT, "brpo": {"updates": 3}}, last)
+    assert [Path(target).name for target in calls] == ["previous.ckpt", "last.ckpt"]
     assert read(last)["brpo"]["updates"] == 2
     assert read(previous)["brpo"]["updates"] == 2
+
+
+def test_a_write_that_fails_does_not_touch_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged `last` must not take the place of a good `previous` before the new file is safe."""
+    last, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    previous.write_bytes(encode(CONTENT))
+    last.write_bytes(b"torn")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        DigestCheckpointIO().save_checkpoint(CONTENT, last)
+    assert read(previous)["brpo"]["updates"] == 7

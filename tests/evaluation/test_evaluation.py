@@ -5,7 +5,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from brpo.evaluation import environments, scores
+from brpo.evaluation import environments, rollout, scores
 from brpo.evaluation.rollout import Rollouts
 
 
@@ -81,11 +81,26 @@ def test_environment_is_made_by_its_registered_id() -> None:
         (spec(id="NoSuchEnv-v0"), "NoSuchEnv-v0 is not registered here"),
         (spec(additional_wrappers=[{"name": "x", "entry_point": "os:system", "kwargs": {}}]), "wrapper"),
         (spec(kwargs={"no_such_argument": 1}), "cannot be made"),
+        (spec(kwargs={"xml_file": "/etc/passwd"}), "asks for files"),
+        (spec(max_episode_steps=-1), "the step limit -1"),
     ],
 )
 def test_unavailable_environments(specification: str | None, message: str) -> None:
     with pytest.raises(environments.EnvironmentUnavailable, match=message):
         environments.maker(specification)
+
+
+def test_an_environment_of_other_sizes_is_unavailable() -> None:
+    environments.maker(spec(), sizes=(3, 1))
+    with pytest.raises(environments.EnvironmentUnavailable, match=r"of sizes \(3, 1\), the data \(5, 1\)"):
+        environments.maker(spec(), sizes=(5, 1))
+
+
+def test_an_episode_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout, "MAX_STEPS", 7)
+    rollouts = Rollouts(Countdown, seeds=1, episodes=1, seed=1000)
+    assert rollouts.run(lambda observations, step: np.zeros((1, 1, 1), np.float32)).lengths.tolist() == [[7]]
+    rollouts.close()
 
 
 def test_entry_point_of_a_file_is_not_used(capsys: pytest.CaptureFixture[str]) -> None:
