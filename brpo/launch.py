@@ -42,7 +42,8 @@ def launch(composed: DictConfig, overrides: list[str]) -> None:
         if keys:
             raise UserError(
                 f"{resumption.folder.path} was started with other values of: {', '.join(sorted(keys))}. "
-                f"A resumed run may change only {', '.join(configuration.RESUME_MAY_CHANGE)}. Leave them out, or start a new run."
+                f"A resumed run may change only {', '.join(configuration.RESUME_MAY_CHANGE)}. "
+                f"Leave them out, or start a new run."
             )
         if resumption.folder.result.exists() and resumption.updates >= config["max_updates"]:
             print(f"already finished: {resumption.folder.path} ({resumption.folder.result})", flush=True)

@@ -74,9 +74,9 @@ def test_train_evaluate_and_resume(algo: str, cli: Run, tmp_path: Path) -> None:
             assert len(result[rule][key]) == 2
 
     rows = (folder / "metrics.csv").read_text().splitlines()
-    assert rows[0].startswith("update,seed,mode,return_mean,score")
+    assert rows[0].startswith("update,seed,mode,episodes,return_mean,score")
     assert [row.split(",")[:2] for row in rows[1:]] == [["20", "3"], ["20", "7"], ["40", "3"], ["40", "7"]]
-    final = [float(row.split(",")[3]) for row in rows[3:]]
+    final = [float(row.split(",")[4]) for row in rows[3:]]
     assert final == pytest.approx(result["final"]["return"])
 
     events = scalars(folder)
@@ -281,7 +281,7 @@ def test_a_disk_without_room_is_one_line_and_leaves_the_checkpoint(cli: Run, dat
         env={**os.environ, "MINARI_DATASETS_PATH": str(data_root), "OMP_NUM_THREADS": "1"},
     )
     assert result.returncode == 2, result.stderr
-    assert "last.ckpt cannot be written (File too large); the one before it is intact" in result.stderr
+    assert ".ckpt cannot be written (File too large); the one before it is intact" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     folder = tmp_path / "run" / "checkpoints"
     assert (folder / "last.ckpt").read_bytes() == before
