@@ -23,6 +23,7 @@ from brpo.types import Batch, DataSpec
 
 OMEGAS = ("exp", "series")
 RATIOS = ("target", "behavior")
+EPSILON_SCHEDULES = ("fixed", "spread")
 VALUES = ("expectile", "sample", "softmax")
 
 
@@ -43,6 +44,8 @@ class SfAC(OfflineAlgorithm):
         policy_order: 2..5, order of the series for `omega=series`.
         max_weight: > 0, clips `exp(A / temperature)`.
         symmetry_coefficient: >= 0, factor on the series term; 0 is plain advantage regression.
+        epsilon_schedule: `fixed`, or `spread`: epsilon / (1 + spread / temperature) with the standard deviation of the
+            target critics at the transition, so that the series acts less where the critics disagree. Ours.
         ratio: `target`: t = pi*/pi under the outer ratio rho; `behavior`: t = pi/pi_D without one.
         max_ratio: > 0, beyond which rho is continued by its tangent in log rho (bounds the gradient's variance).
         value_loss: `expectile` (as IQL), `sample` (V at the policy's actions; the Q target then uses Q at them), or
@@ -69,6 +72,7 @@ class SfAC(OfflineAlgorithm):
         policy_order: int,
         max_weight: float,
         symmetry_coefficient: float,
+        epsilon_schedule: str,
         ratio: str,
         max_ratio: float,
         value_loss: str,
@@ -81,6 +85,7 @@ class SfAC(OfflineAlgorithm):
         require("omega", omega, " or ".join(OMEGAS), lambda v: v in OMEGAS)
         require("policy_order", policy_order, "2, 3, 4 or 5", lambda v: v in (2, 3, 4, 5))
         require("symmetry_coefficient", symmetry_coefficient, "at least 0", lambda v: v >= 0)
+        require("epsilon_schedule", epsilon_schedule, " or ".join(EPSILON_SCHEDULES), lambda v: v in EPSILON_SCHEDULES)
         require("ratio", ratio, " or ".join(RATIOS), lambda v: v in RATIOS)
         require("value_loss", value_loss, ", ".join(VALUES), lambda v: v in VALUES)
         require("expectile", expectile, "in (0, 1)", lambda v: 0 < v < 1)
@@ -88,6 +93,7 @@ class SfAC(OfflineAlgorithm):
         self.regularizer: Any = regularizer(divergence)
         self.temperature, self.omega, self.policy_order, self.max_weight = temperature, omega, policy_order, max_weight
         self.symmetry_coefficient, self.ratio, self.max_ratio = symmetry_coefficient, ratio, max_ratio
+        self.epsilon_schedule = epsilon_schedule
         self.value_kind, self.expectile, self.max_exponent = value_loss, expectile, max_exponent
         self.actor = self.build("actor", actor)
         self.behavior = self.build("behavior", behavior)
@@ -97,10 +103,11 @@ class SfAC(OfflineAlgorithm):
 
     def update(self, batch: Batch) -> None:
         """Behaviour model, V, actor, Q, target."""
-        q = self.critic_target(batch.observations, batch.actions).amin(1)  # (seeds, batch)
+        critics = self.critic_target(batch.observations, batch.actions)  # (seeds, critics, batch)
+        q = critics.amin(1)  # (seeds, batch)
         self.descend("behavior", self.behavior_loss(batch))
         self.descend("value", self.value_loss(batch, q))
-        self.descend("actor", self.actor_loss(batch, q))
+        self.descend("actor", self.actor_loss(batch, q, self.shrink(critics)))
         self.descend("critic", self.critic_loss(batch))
         self.critic_target.follow(self.critic, self.polyak)
 
@@ -124,7 +131,13 @@ class SfAC(OfflineAlgorithm):
         like = observations.new_empty(*observations.shape[:-1], self.spec.action_dim)
         return self.critic_target(observations, self.actor.sample(observations, self.normal(name, like))).amin(1)
 
-    def actor_loss(self, batch: Batch, q: Tensor) -> Tensor:
+    def shrink(self, critics: Tensor) -> Tensor | None:
+        """Factor on epsilon in (0, 1], (seeds, batch), from the spread of the critics (seeds, critics, batch)."""
+        if self.epsilon_schedule == "fixed":
+            return None
+        return 1.0 / (1.0 + critics.std(1, correction=0) / self.temperature)
+
+    def actor_loss(self, batch: Batch, q: Tensor, shrink: Tensor | None = None) -> Tensor:
         """Advantage regression plus the symmetry term, (seeds,)."""
         weight = self.weight(batch, q)  # (seeds, batch)
         log_prob = self.actor.log_prob(batch.observations, batch.actions)
@@ -132,21 +145,21 @@ class SfAC(OfflineAlgorithm):
             behavior_log_prob = self.behavior.log_prob(batch.observations, batch.actions)
         log_rho = log_prob - behavior_log_prob
         regression = losses.weighted_regression(log_prob, weight)
-        symmetry = self.symmetry_loss(log_rho, weight)
+        symmetry = self.symmetry_loss(log_rho, weight, shrink)
         self.record("actor/regression", regression)
         self.record("actor/symmetry", symmetry)
         if self.symmetry_coefficient == 0:
             return regression
         return regression + self.symmetry_coefficient * symmetry
 
-    def symmetry_loss(self, log_rho: Tensor, weight: Tensor) -> Tensor:
+    def symmetry_loss(self, log_rho: Tensor, weight: Tensor, shrink: Tensor | None = None) -> Tensor:
         """`E_D[rho h(w/rho)]`, or `E_D[h(rho)]` for `ratio=behavior`, (seeds,)."""
         if self.ratio == "behavior":
-            log_t, terms = log_rho, self.regularizer(log_rho)
+            log_t, terms = log_rho, self.regularizer(log_rho, shrink)
         else:
             log_t = weight.log() - log_rho
-            terms = weights.capped_ratio(log_rho, self.max_ratio) * self.regularizer(log_t)
-        self.record("ratio/clipped_share", self.regularizer.clipped_share(log_t))
+            terms = weights.capped_ratio(log_rho, self.max_ratio) * self.regularizer(log_t, shrink)
+        self.record("ratio/clipped_share", self.regularizer.clipped_share(log_t, shrink))
         self.record("ratio/above_max_share", (log_rho > math.log(self.max_ratio)).to(log_rho.dtype).mean(-1))
         return terms.mean(-1)
 

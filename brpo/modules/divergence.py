@@ -47,15 +47,28 @@ class SeriesDivergence(nn.Module):
         # The clip acts on the logarithm: clamping after exp gives NaN gradients once exp overflows.
         self.log_low, self.log_high = math.log(max(1.0 - epsilon, 1e-8)), math.log1p(epsilon)
 
-    def forward(self, log_ratio: Float[Tensor, "seeds batch"]) -> Float[Tensor, "seeds batch"]:
-        """H of the clipped ratio; no gradient where it is clipped."""
-        ratio = log_ratio.clamp(self.log_low, self.log_high).exp()
+    def forward(
+        self, log_ratio: Float[Tensor, "seeds batch"], shrink: Float[Tensor, "seeds batch"] | None = None
+    ) -> Float[Tensor, "seeds batch"]:
+        """H of the clipped ratio; no gradient where it is clipped. `shrink` in (0, 1] narrows epsilon per transition."""
+        low, high = self.bounds(shrink)
+        ratio = log_ratio.clamp(low, high).exp()  # pyright: ignore[reportCallIssue, reportArgumentType]
         if self.exact:
             g = self.coefficients
             return self.divergence.conditional_symmetry(ratio) - g[0] - g[1] * (ratio - 1.0)
         return series.evaluate(self.coefficients, ratio)
 
-    def clipped_share(self, log_ratio: Float[Tensor, "seeds batch"]) -> Float[Tensor, " seeds"]:
+    def bounds(self, shrink: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
+        """The clip range of the logarithm of the ratio."""
+        if shrink is None:
+            return self.log_low, self.log_high
+        epsilon = self.epsilon * shrink
+        return (1.0 - epsilon).clamp(min=1e-8).log(), epsilon.log1p()
+
+    def clipped_share(
+        self, log_ratio: Float[Tensor, "seeds batch"], shrink: Float[Tensor, "seeds batch"] | None = None
+    ) -> Float[Tensor, " seeds"]:
         """Share of ratios outside the clip range."""
-        outside = (log_ratio < self.log_low) | (log_ratio > self.log_high)
+        low, high = self.bounds(shrink)
+        outside = (log_ratio < low) | (log_ratio > high)
         return outside.to(torch.float32).mean(-1)

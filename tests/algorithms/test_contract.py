@@ -21,6 +21,7 @@ SFAC_VARIANTS = [
     ["algo.value_loss=softmax"],
     ["algo.omega=series", "algo.policy_order=4"],
     ["algo.ratio=behavior"],
+    ["algo.epsilon_schedule=spread"],
     ["algo.divergence=jensen_shannon", "algo.regularizer.loss_order=3", "algo.regularizer.epsilon=0.5"],
     ["algo.actor._target_=brpo.modules.actors.SquashedGaussianActor"],
 ]

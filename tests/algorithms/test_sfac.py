@@ -48,6 +48,18 @@ def test_symmetry_term_by_hand() -> None:
     assert sfac.take_records()["ratio/clipped_share"] == pytest.approx([1 / 3])
 
 
+def test_epsilon_shrinks_with_the_spread_of_the_critics_by_hand() -> None:
+    """Critics 5 and 4: population std 0.5; temperature 0.5 halves epsilon 0.5 to 0.25, so t = 2 is clipped to 1.25."""
+    sfac = prepared("algo.epsilon_schedule=spread", "algo.temperature=0.5", "algo.regularizer.epsilon=0.5")
+    batch = three_transitions()
+    shrink = sfac.shrink(sfac.critic_target(batch.observations, batch.actions))
+    assert shrink.tolist() == [[0.5, 0.5, 0.5]]
+    log_rho = torch.full((1, 3), math.log(0.5), dtype=torch.float64)
+    h = 0.25**2 / 2 - 0.25**3 / 3 + 0.25**4 / 4
+    assert sfac.symmetry_loss(log_rho, torch.ones_like(log_rho), shrink).item() == pytest.approx(0.5 * h)
+    assert prepared().shrink(torch.zeros(1, 2, 3)) is None
+
+
 def test_behavior_ratio_by_hand() -> None:
     """t = rho and no outer rho: h(1.5), h(1), h(0.5) clipped from 2, 1, 0.5."""
     sfac = prepared("algo.ratio=behavior", "algo.regularizer.loss_order=3", "algo.regularizer.epsilon=0.5")
