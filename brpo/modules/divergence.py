@@ -50,7 +50,7 @@ class SeriesDivergence(nn.Module):
     def forward(
         self, log_ratio: Float[Tensor, "seeds batch"], shrink: Float[Tensor, "seeds batch"] | None = None
     ) -> Float[Tensor, "seeds batch"]:
-        """The term h of the clipped ratio; no gradient where it is clipped. `shrink` in (0, 1] narrows epsilon per transition."""
+        """The term h of the clipped ratio, no gradient where it is clipped; `shrink` in (0, 1] narrows epsilon."""
         low, high = self.bounds(shrink)
         ratio = log_ratio.clamp(low, high).exp()  # pyright: ignore[reportCallIssue, reportArgumentType]
         if self.exact:
