@@ -36,14 +36,13 @@ def curves(
         name = f"{run.parent.name} ({scores.shape[1]} seeds)"
         (line,) = axes.plot(updates, scores.mean(1), marker="o", markersize=3, label=name)
         axes.fill_between(updates, scores.min(1), scores.max(1), alpha=0.2, color=line.get_color())
-    for value, text in ((data_mean, "mean of the data"), (data_best, "best episode of the data")):
-        axes.axhline(value, color="grey", linewidth=0.8, linestyle="--")
-        axes.annotate(text, (axes.get_xlim()[1], value), ha="right", va="bottom", fontsize=8, color="grey")
+    for value, text, style in ((data_best, "best episode of the data", "--"), (data_mean, "mean of the data", ":")):
+        axes.axhline(value, color="grey", linewidth=1.0, linestyle=style, label=text)
     axes.set_xlabel("updates")
     axes.set_ylabel("normalized score")
     axes.set_title("brpo/halfcheetah/medium-replay-v0, 10 episodes, mean action", fontsize=10)
-    axes.legend(loc="lower right")
-    axes.set_ylim(bottom=0)
+    axes.legend(loc="center", bbox_to_anchor=(0.5, 0.32), ncols=2)
+    axes.set_ylim(bottom=20)
     figure.tight_layout()
     figure.savefig(output)
     print(output)
