@@ -39,14 +39,14 @@ def list_data(
     prefix: Annotated[str, typer.Option(help="Only remote ids that begin like this.")] = "",
 ) -> None:
     """List the data sets of this machine and, when it can be reached, of the hub."""
-    from brpo.datasets import minari_io
+    from brpo.datasets import catalog
 
-    local = minari_io.local_ids()
+    local = catalog.local_ids()
     console.print(f"On this machine ({len(local)}):")
     for dataset_id, folder in local.items():
         print(f"  {dataset_id}  {folder}")
     if remote:
-        found = minari_io.remote_ids(prefix)
+        found = catalog.remote_ids(prefix)
         if found is None:
             console.print("The hub cannot be reached; without a network only the ids above can be used.")
         else:

@@ -8,6 +8,7 @@ from hydra import compose
 from omegaconf import DictConfig
 
 from brpo import config as configuration
+from brpo import resume as resuming
 from brpo import runs
 from brpo.errors import UserError
 from brpo.training import algorithm_name, train
@@ -24,12 +25,12 @@ def launch(composed: DictConfig, overrides: list[str]) -> None:
     """
     config = configuration.to_plain(composed)
     resume = config["resume"]
-    resumption: runs.Resumption | None = None
+    resumption: resuming.Resumption | None = None
     if resume == "auto":
         configuration.check_config(config)
         resumption = _automatic(config)
     elif resume is not None:
-        resumption = runs.resume_from(Path(str(resume)).expanduser())
+        resumption = resuming.resume_from(Path(str(resume)).expanduser())
         config, overrides = _continued_config(resumption.folder, overrides)
         configuration.check_config(config)
     else:
@@ -56,17 +57,17 @@ def launch(composed: DictConfig, overrides: list[str]) -> None:
     report(train(config, overrides, resumption))
 
 
-def _automatic(config: dict[str, Any]) -> runs.Resumption | None:
+def _automatic(config: dict[str, Any]) -> resuming.Resumption | None:
     """`resume=auto`: the run in run_dir, else the newest unfinished one like this; None starts a run."""
     if config["run_dir"]:
         folder = runs.RunFolder(Path(config["run_dir"]).expanduser())
         found = folder if folder.holds_run() else None
     else:
-        found = runs.find_unfinished(config, algorithm_name(config))
+        found = resuming.find_unfinished(config, algorithm_name(config))
     if found is None:
         print("resume=auto: no run to continue, starting one", flush=True)
         return None
-    return runs.resume_in(found)
+    return resuming.resume_in(found)
 
 
 def _continued_config(folder: runs.RunFolder, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from brpo import config as configuration
-from brpo import runs
+from brpo import resume, runs
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.engine import checkpoint_io
 from brpo.errors import UserError
@@ -50,7 +50,7 @@ def checkpoint_of(run: Path, rule: str) -> Path:
         return run
     if rule == "best":
         return run / "checkpoints" / "best.ckpt"
-    path, _, notice = runs.newest_checkpoint(runs.RunFolder(run))
+    path, _, notice = resume.newest_checkpoint(runs.RunFolder(run))
     if notice:
         print(notice)
     if path is None:

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from brpo import config as configuration
-from brpo import runs
+from brpo import resume, runs
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.callbacks.checkpoints import Checkpoints
 from brpo.callbacks.evaluate import Evaluate
@@ -83,7 +83,7 @@ def set_up_torch(engine: dict[str, Any]) -> None:
     torch.set_float32_matmul_precision(engine["matmul_precision"])
 
 
-def train(config: dict[str, Any], overrides: list[str], resumption: runs.Resumption | None = None) -> dict[str, Any]:
+def train(config: dict[str, Any], overrides: list[str], resumption: resume.Resumption | None = None) -> dict[str, Any]:
     """Train, evaluate, and write the result file; gives its content.
 
     Args:
@@ -132,7 +132,7 @@ def train(config: dict[str, Any], overrides: list[str], resumption: runs.Resumpt
             runs.refuse_second_run(folder)
             folder.create(config, overrides)
         else:
-            resumption = runs.take_up(resumption, spec, config, overrides)
+            resumption = resume.take_up(resumption, spec, config, overrides)
         print(f"run folder: {folder.path}", flush=True)
         device = trainer.strategy.root_device
         algorithm.runner = EagerRunner(datamodule.train_transitions.to(device), config["batch_size"])

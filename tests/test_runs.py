@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from brpo import runs
+from brpo import resume, runs
 from brpo.engine.checkpoint_io import encode
 from brpo.errors import UserError
 from tests.helpers import compose_config, make_spec
@@ -71,12 +71,12 @@ def test_damaged_last_checkpoint_falls_back_to_the_one_before(here: Path) -> Non
     folder = started(compose_config(), "here", updates=20)
     (folder.checkpoints / "last.ckpt").replace(folder.checkpoints / "previous.ckpt")
     (folder.checkpoints / "last.ckpt").write_bytes(b"torn")
-    found = runs.resume_in(folder)
+    found = resume.resume_in(folder)
     assert (found.checkpoint, found.updates) == (folder.checkpoints / "previous.ckpt", 20)
     assert "last.ckpt is torn" in found.notice
     assert "previous.ckpt from update 20" in found.notice
     (folder.checkpoints / "previous.ckpt").write_bytes(b"torn")
-    found = runs.resume_in(folder)
+    found = resume.resume_in(folder)
     assert (found.checkpoint, found.updates) == (None, -1)
     assert "starts anew" in found.notice
     assert (folder.checkpoints / "last.ckpt").read_bytes() == b"torn"
@@ -84,30 +84,30 @@ def test_damaged_last_checkpoint_falls_back_to_the_one_before(here: Path) -> Non
 
 def test_resume_from_paths(here: Path) -> None:
     folder = started(compose_config(), "here")
-    assert runs.resume_from(Path("here")).updates == 10
-    assert runs.resume_from(folder.checkpoints / "last.ckpt").folder == folder
+    assert resume.resume_from(Path("here")).updates == 10
+    assert resume.resume_from(folder.checkpoints / "last.ckpt").folder == folder
     with pytest.raises(UserError, match="resume=absent does not exist"):
-        runs.resume_from(Path("absent"))
+        resume.resume_from(Path("absent"))
     (here / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no run to resume"):
-        runs.resume_from(Path("empty"))
+        resume.resume_from(Path("empty"))
     (here / "loose.ckpt").write_bytes((folder.checkpoints / "last.ckpt").read_bytes())
     with pytest.raises(UserError, match="is not inside a run folder"):
-        runs.resume_from(here / "loose.ckpt")
+        resume.resume_from(here / "loose.ckpt")
 
 
 def test_auto_finds_the_newest_unfinished_run_of_the_same_configuration(here: Path) -> None:
     config = compose_config("algo=iql")
-    assert runs.find_unfinished(config, "iql") is None
+    assert resume.find_unfinished(config, "iql") is None
     names = [f"runs/iql/brpo-halfcheetah-medium-replay-v0/2026010{k}-000000-a" for k in (1, 2, 3, 4)]
     folders = [started(config, name) for name in names[:3]]
     started({**config, "batch_size": 8}, names[3])  # newer, but another configuration
     folders[2].result.write_text("{}")  # the newest one is finished
-    assert runs.find_unfinished(config, "iql") == folders[1]
-    assert runs.find_unfinished({**config, "max_updates": 99}, "iql") == folders[1]  # may differ
+    assert resume.find_unfinished(config, "iql") == folders[1]
+    assert resume.find_unfinished({**config, "max_updates": 99}, "iql") == folders[1]  # may differ
     for folder in folders[:2]:
         folder.result.write_text("{}")
-    assert runs.find_unfinished(config, "iql") == folders[2]  # all finished: the newest is named
+    assert resume.find_unfinished(config, "iql") == folders[2]  # all finished: the newest is named
 
 
 def test_metrics_are_written_whole(here: Path) -> None:
@@ -157,15 +157,15 @@ def test_taking_up_a_run_reads_the_checkpoint_anew_and_moves_a_damaged_one_away(
 
     (folder.checkpoints / "previous.ckpt").write_bytes(checkpoint(10))
     (folder.checkpoints / "last.ckpt").write_bytes(b"torn")
-    found = runs.take_up(runs.resume_in(folder), spec, config, [])
+    found = resume.take_up(resume.resume_in(folder), spec, config, [])
     assert (found.checkpoint, found.updates) == (folder.checkpoints / "previous.ckpt", 10)
     assert {path.name for path in folder.checkpoints.iterdir()} == {"previous.ckpt", "damaged.ckpt"}
     # another process went on to 30 between the first look and the lock
     (folder.checkpoints / "last.ckpt").write_bytes(checkpoint(30))
-    assert runs.take_up(found, spec, config, []).updates == 30
+    assert resume.take_up(found, spec, config, []).updates == 30
     other = make_spec(digest="1" * 64)
     with pytest.raises(UserError, match="has changed since .* Restore it, or start a new run"):
-        runs.take_up(found, other, config, [])
+        resume.take_up(found, other, config, [])
 
 
 def test_versions_and_result(here: Path) -> None:

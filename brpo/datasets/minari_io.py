@@ -1,8 +1,6 @@
-"""Finding a Minari data set, checking it, and laying its episodes out as flat transitions."""
+"""Reading a Minari data set: checking its episodes and laying them out as flat transitions."""
 
 import hashlib
-import os
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +11,9 @@ import gymnasium
 import minari
 import numpy as np
 
+from brpo.datasets.catalog import find_dataset, one_line
 from brpo.errors import UserError
 
-_ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
 _FIELDS = ("actions", "rewards", "terminations", "truncations")
 BOUNDARY = 1e-5  # an action within this share of the half-range of a bound counts as a boundary action
 
@@ -85,77 +83,6 @@ class Flat:
         return self.metadata.get("eval_env_spec") or self.metadata.get("env_spec")
 
 
-def data_roots() -> list[Path]:
-    """Folders that are searched for data sets: `MINARI_DATASETS_PATH` when it is set, then the clone's `data/`."""
-    configured = os.environ.get("MINARI_DATASETS_PATH")
-    bundled = Path(__file__).resolve().parents[2] / "data"
-    roots = [Path(configured).expanduser().resolve()] if configured else []
-    return roots + [bundled]
-
-
-def local_ids() -> dict[str, Path]:
-    """Ids of the data sets that are on this machine, with their folders. The first root wins."""
-    found: dict[str, Path] = {}
-    for root in data_roots():
-        for data in sorted(root.glob("**/data/metadata.json")):
-            found.setdefault(data.parents[1].relative_to(root).as_posix(), data.parents[1])
-    return found
-
-
-def check_id(dataset_id: str) -> None:
-    """Refuse what is no Minari id.
-
-    Raises:
-        UserError: the id lacks its version, or has characters that no id has.
-    """
-    if _ID.fullmatch(dataset_id):
-        return
-    versions = [known for known in local_ids() if known.rpartition("-v")[0] == dataset_id]
-    hint = f" Did you mean {versions[-1]}?" if versions else ""
-    raise UserError(
-        f"dataset={dataset_id} is not a Minari id. An id looks like brpo/halfcheetah/medium-replay-v0, "
-        f"with its version at the end.{hint} List the local ones with: brpo data list"
-    )
-
-
-def find_dataset(dataset_id: str) -> Path:
-    """The folder of a data set; downloads it where it is not on this machine.
-
-    Raises:
-        UserError: the id is malformed, unknown, or cannot be downloaded.
-    """
-    check_id(dataset_id)
-    for root in data_roots():
-        if (root / dataset_id / "data").is_dir():
-            return root / dataset_id
-    return _download(dataset_id, data_roots()[0])
-
-
-def _download(dataset_id: str, root: Path) -> Path:
-    print(f"{dataset_id} is not on this machine; downloading it to {root}", flush=True)
-    previous = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(root)
-    try:
-        minari.download_dataset(dataset_id)
-    except Exception as error:  # the hub's client raises its network library's own types, which are no OSError
-        known = ", ".join(local_ids()) or "none"
-        raise UserError(
-            f"dataset={dataset_id} is not on this machine and could not be downloaded "
-            f"({type(error).__name__}: {_one_line(error)}). Local ids: {known}. With a network, get it by: "
-            f"minari download {dataset_id}; or put it into {root / dataset_id}"
-        ) from error
-    finally:
-        if previous is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = previous
-    return root / dataset_id
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 def load(dataset_id: str) -> Flat:
     """Read, check and flatten a data set.
 
@@ -202,7 +129,7 @@ def _open(folder: Path, dataset_id: str) -> minari.MinariDataset:
         return minari.MinariDataset(folder / "data")
     except Exception as error:
         raise UserError(
-            f"{dataset_id} cannot be opened in {folder} ({type(error).__name__}: {_one_line(error)}). "
+            f"{dataset_id} cannot be opened in {folder} ({type(error).__name__}: {one_line(error)}). "
             f"Remove the folder and get the data set again."
         ) from error
 
@@ -228,7 +155,7 @@ def _episodes(dataset: minari.MinariDataset, dataset_id: str) -> Iterator[tuple[
         except Exception as error:
             raise UserError(
                 f"{dataset_id}, episode {number}: it cannot be read, the file is truncated, damaged or lacks a field "
-                f"({type(error).__name__}: {_one_line(error)})."
+                f"({type(error).__name__}: {one_line(error)})."
             ) from error
         yield number, episode
 
@@ -346,11 +273,3 @@ def _digest(episodes: list[dict[str, np.ndarray]]) -> str:
             digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
             digest.update(array.data if array.size else b"")
     return digest.hexdigest()
-
-
-def remote_ids(prefix: str = "") -> list[str] | None:
-    """Ids on the hub, or None where it cannot be reached."""
-    try:
-        return sorted(minari.list_remote_datasets(prefix=prefix or None))
-    except Exception:  # the hub's client raises its network library's own types; every one of them means "no"
-        return None

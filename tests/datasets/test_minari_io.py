@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import gymnasium
@@ -5,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from brpo.datasets import minari_io
+from brpo.datasets import catalog, minari_io
 from brpo.datasets.statistics import describe
 from brpo.errors import UserError
 from tests.conftest import random_episode, write_dataset
@@ -181,9 +182,9 @@ def test_unknown_id_without_network_says_what_is_local(root: Path) -> None:
 
 def test_download_goes_into_the_first_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fake(dataset_id: str) -> None:
-        write_dataset(Path(minari_io.os.environ["MINARI_DATASETS_PATH"]), dataset_id, hand_made())
+        write_dataset(Path(os.environ["MINARI_DATASETS_PATH"]), dataset_id, hand_made())
 
-    monkeypatch.setattr(minari_io.minari, "download_dataset", fake)
+    monkeypatch.setattr(catalog.minari, "download_dataset", fake)
     assert len(minari_io.load("far/away-v0").rows) == 4
     assert (root / "far" / "away-v0" / "data").is_dir()
 

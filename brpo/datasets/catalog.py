@@ -1,0 +1,91 @@
+"""Which Minari data sets there are: on this machine, on the hub, and how one comes here."""
+
+import os
+import re
+from pathlib import Path
+
+import minari
+
+from brpo.errors import UserError
+
+_ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
+
+
+def data_roots() -> list[Path]:
+    """Folders that are searched for data sets: `MINARI_DATASETS_PATH` when it is set, then the clone's `data/`."""
+    configured = os.environ.get("MINARI_DATASETS_PATH")
+    bundled = Path(__file__).resolve().parents[2] / "data"
+    roots = [Path(configured).expanduser().resolve()] if configured else []
+    return roots + [bundled]
+
+
+def local_ids() -> dict[str, Path]:
+    """Ids of the data sets that are on this machine, with their folders. The first root wins."""
+    found: dict[str, Path] = {}
+    for root in data_roots():
+        for data in sorted(root.glob("**/data/metadata.json")):
+            found.setdefault(data.parents[1].relative_to(root).as_posix(), data.parents[1])
+    return found
+
+
+def check_id(dataset_id: str) -> None:
+    """Refuse what is no Minari id.
+
+    Raises:
+        UserError: the id lacks its version, or has characters that no id has.
+    """
+    if _ID.fullmatch(dataset_id):
+        return
+    versions = [known for known in local_ids() if known.rpartition("-v")[0] == dataset_id]
+    hint = f" Did you mean {versions[-1]}?" if versions else ""
+    raise UserError(
+        f"dataset={dataset_id} is not a Minari id. An id looks like brpo/halfcheetah/medium-replay-v0, "
+        f"with its version at the end.{hint} List the local ones with: brpo data list"
+    )
+
+
+def find_dataset(dataset_id: str) -> Path:
+    """The folder of a data set; downloads it where it is not on this machine.
+
+    Raises:
+        UserError: the id is malformed, unknown, or cannot be downloaded.
+    """
+    check_id(dataset_id)
+    for root in data_roots():
+        if (root / dataset_id / "data").is_dir():
+            return root / dataset_id
+    return _download(dataset_id, data_roots()[0])
+
+
+def _download(dataset_id: str, root: Path) -> Path:
+    print(f"{dataset_id} is not on this machine; downloading it to {root}", flush=True)
+    previous = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = str(root)
+    try:
+        minari.download_dataset(dataset_id)
+    except Exception as error:  # the hub's client raises its network library's own types, which are no OSError
+        known = ", ".join(local_ids()) or "none"
+        raise UserError(
+            f"dataset={dataset_id} is not on this machine and could not be downloaded "
+            f"({type(error).__name__}: {one_line(error)}). Local ids: {known}. With a network, get it by: "
+            f"minari download {dataset_id}; or put it into {root / dataset_id}"
+        ) from error
+    finally:
+        if previous is None:
+            del os.environ["MINARI_DATASETS_PATH"]
+        else:
+            os.environ["MINARI_DATASETS_PATH"] = previous
+    return root / dataset_id
+
+
+def remote_ids(prefix: str = "") -> list[str] | None:
+    """Ids on the hub, or None where it cannot be reached."""
+    try:
+        return sorted(minari.list_remote_datasets(prefix=prefix or None))
+    except Exception:  # the hub's client raises its network library's own types; every one of them means "no"
+        return None
+
+
+def one_line(error: BaseException) -> str:
+    """The beginning of an error's message without its line breaks."""
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,124 @@
+"""Finding the checkpoint that a run continues from, and bringing its folder back to it."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from brpo.config import differing_keys
+from brpo.engine import checkpoint_io
+from brpo.errors import UserError
+from brpo.runs import RunFolder, cut_events, runs_root
+from brpo.types import DataSpec
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Where a run continues."""
+
+    folder: RunFolder
+    checkpoint: Path | None  # None: it was killed before its first checkpoint
+    updates: int
+    notice: str
+    config: dict[str, Any] | None = None  # the configuration that the checkpoint holds
+    evaluated: int = -1  # the update that was evaluated last
+
+    @classmethod
+    def at(cls, folder: RunFolder, path: Path, checkpoint: dict[str, Any], notice: str = "") -> "Resumption":
+        """Continue from a checkpoint that has been read."""
+        ours = checkpoint["brpo"]
+        updates = int(ours["updates"])
+        states = checkpoint.get("callbacks", {}).values()
+        evaluated = next((int(state["evaluated"]) for state in states if "evaluated" in state), -1)
+        notice = f"{notice} Continuing {path} from update {updates}.".strip()
+        return cls(folder, path, updates, notice, ours.get("config"), evaluated)
+
+
+def newest_checkpoint(folder: RunFolder) -> tuple[Path | None, dict[str, Any] | None, str]:
+    """The newest whole checkpoint of a run, what it holds, and a notice where an older one had to be taken."""
+    notices = []
+    for name in ("last.ckpt", "previous.ckpt"):
+        path = folder.checkpoints / name
+        if not path.exists():
+            continue
+        try:
+            return path, checkpoint_io.read(path), " ".join(notices)
+        except checkpoint_io.DamagedCheckpoint as error:
+            notices.append(f"{error} Trying the one before it.")
+    return None, None, " ".join(notices)
+
+
+def resume_in(folder: RunFolder) -> Resumption:
+    """Continue a run from its newest whole checkpoint.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    if not folder.holds_run():
+        raise UserError(f"{folder.path} holds no run to resume. A run folder has a config.yaml and checkpoints/.")
+    path, checkpoint, notice = newest_checkpoint(folder)
+    if path is None or checkpoint is None:
+        return Resumption(folder, None, -1, f"{notice} {folder.path} has no whole checkpoint: it starts anew.".strip())
+    return Resumption.at(folder, path, checkpoint, notice)
+
+
+def resume_from(path: Path) -> Resumption:
+    """Continue a run folder, or a checkpoint file inside one.
+
+    Raises:
+        UserError: there is nothing of the kind, or the checkpoint is damaged.
+    """
+    if path.is_dir():
+        return resume_in(RunFolder(path))
+    if not path.exists():
+        raise UserError(f"resume={path} does not exist. Give a run folder or a checkpoint, or use resume=auto.")
+    checkpoint = checkpoint_io.read(path)
+    folder = RunFolder(path.parent.parent)
+    if not folder.holds_run():
+        raise UserError(f"resume={path} is not inside a run folder (no {folder.config}).")
+    return Resumption.at(folder, path, checkpoint)
+
+
+def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], overrides: list[str]) -> Resumption:
+    """Under the lock, bring the folder back to the checkpoint that is continued; read it anew, it may have moved on.
+
+    Raises:
+        UserError: the data set is not the one that the checkpoint was trained on.
+    """
+    folder = resumption.folder
+    automatic = resumption.checkpoint is None or resumption.checkpoint.name in ("last.ckpt", "previous.ckpt")
+    if automatic:
+        resumption = resume_in(folder)
+    if resumption.checkpoint is not None:
+        stored = checkpoint_io.read(resumption.checkpoint)["brpo"]["spec"]
+        if stored["digest"] != spec.digest:
+            raise UserError(
+                f"The data set {spec.dataset_id} has changed since {resumption.checkpoint} was written "
+                f"(digest {spec.digest[:12]}, then {stored['digest'][:12]}). Restore it, or start a new run."
+            )
+    if resumption.checkpoint is not None and resumption.checkpoint.name == "previous.ckpt":
+        # Out of the way: the next save keeps what stands as last.ckpt, and must not keep a damaged one.
+        with contextlib.suppress(FileNotFoundError):
+            (folder.checkpoints / "last.ckpt").rename(folder.checkpoints / "damaged.ckpt")
+    folder.create(config, overrides)
+    cut_events(folder.path, resumption.updates, resumption.evaluated)
+    folder.result.unlink(missing_ok=True)  # it is no longer the result of this run
+    return resumption
+
+
+def find_unfinished(config: dict[str, Any], algorithm: str) -> RunFolder | None:
+    """The newest unfinished run of the same algorithm, data set and configuration; else the newest finished one."""
+    parent = runs_root() / algorithm / config["dataset"].replace("/", "-")
+    finished: RunFolder | None = None
+    for path in sorted(parent.glob("*/config.yaml"), key=lambda p: (p.parent.name, p.stat().st_mtime), reverse=True):
+        folder = RunFolder(path.parent)
+        try:
+            stored, _ = folder.read_config()
+        except UserError:
+            continue
+        if differing_keys(stored, config):
+            continue
+        if not folder.result.exists():
+            return folder
+        finished = finished or folder
+    return finished
