@@ -84,9 +84,10 @@ class MLP(nn.Module):
         if len(members) == 2:  # one input for all the critics of a seed
             inputs = inputs.unsqueeze(1).expand(*members, -1, -1)
         hidden = inputs.reshape(batch, -1) if math.prod(members) == 1 else inputs.flatten(0, -3)
-        for layer in self.layers[:-1]:
+        *inner, last = self.layers  # a slice of a ModuleList would build a new one at every call
+        for layer in inner:
             hidden = self.activation(layer(hidden))
-        output = self.layers[-1](hidden).view(*members, batch, -1)
+        output = last(hidden).view(*members, batch, -1)
         # Under autocast the products run in bfloat16; everything after them (losses, densities) wants float32.
         return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
 

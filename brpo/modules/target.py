@@ -12,13 +12,14 @@ class Target(nn.Module):
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
         self.module = copy.deepcopy(source).requires_grad_(False)
+        self._pairs: tuple[nn.Module, list[Tensor], list[Tensor]] | None = None
 
     @torch.no_grad()
     def follow(self, source: nn.Module, polyak: float) -> None:
         """Move towards the source; `polyak` in (0, 1], 1 copies it."""
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            list(self.module.parameters()), list(source.parameters()), polyak
-        )
+        if self._pairs is None or self._pairs[0] is not source:  # walking the modules costs more than the average
+            self._pairs = (source, list(self.module.parameters()), list(source.parameters()))
+        torch._foreach_lerp_(self._pairs[1], self._pairs[2], polyak)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Tensor:
