@@ -149,21 +149,17 @@ def check_config(config: dict[str, Any]) -> None:
 
 def differing_keys(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Dotted keys, beyond those that a resumed run may change, whose values differ."""
-    left, right = _flatten(stored), _flatten(wanted)
+    left, right = flatten(stored), flatten(wanted)
     keys = [key for key in {**left, **right} if left.get(key, ...) != right.get(key, ...)]
     return sorted(key for key in keys if key.split(".")[0] not in RESUME_MAY_CHANGE)
 
 
-def flatten(config: dict[str, Any]) -> dict[str, Any]:
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted keys to leaves; lists are leaves."""
-    return _flatten(config)
-
-
-def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(node, dict) and node:
         result: dict[str, Any] = {}
         for key, value in node.items():
-            result.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+            result.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
         return result
     return {prefix: node}
 

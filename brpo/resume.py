@@ -22,16 +22,19 @@ class Resumption:
     notice: str
     config: dict[str, Any] | None = None  # the configuration that the checkpoint holds
     evaluated: int = -1  # the update that was evaluated last
+    chosen: bool = False  # the user named this checkpoint; else it is the newest whole one of the folder
 
     @classmethod
-    def at(cls, folder: RunFolder, path: Path, checkpoint: dict[str, Any], notice: str = "") -> "Resumption":
+    def at(
+        cls, folder: RunFolder, path: Path, checkpoint: dict[str, Any], notice: str = "", chosen: bool = False
+    ) -> "Resumption":
         """Continue from a checkpoint that has been read."""
         ours = checkpoint["brpo"]
         updates = int(ours["updates"])
         states = checkpoint.get("callbacks", {}).values()
         evaluated = next((int(state["evaluated"]) for state in states if "evaluated" in state), -1)
         notice = f"{notice} Continuing {path} from update {updates}.".strip()
-        return cls(folder, path, updates, notice, ours.get("config"), evaluated)
+        return cls(folder, path, updates, notice, ours.get("config"), evaluated, chosen)
 
 
 def newest_checkpoint(folder: RunFolder) -> tuple[Path | None, dict[str, Any] | None, str]:
@@ -76,7 +79,7 @@ def resume_from(path: Path) -> Resumption:
     folder = RunFolder(path.parent.parent)
     if not folder.holds_run():
         raise UserError(f"resume={path} is not inside a run folder (no {folder.config}).")
-    return Resumption.at(folder, path, checkpoint)
+    return Resumption.at(folder, path, checkpoint, chosen=True)
 
 
 def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], overrides: list[str]) -> Resumption:
@@ -86,8 +89,7 @@ def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], over
         UserError: the data set is not the one that the checkpoint was trained on.
     """
     folder = resumption.folder
-    automatic = resumption.checkpoint is None or resumption.checkpoint.name in ("last.ckpt", "previous.ckpt")
-    if automatic:
+    if not resumption.chosen:
         resumption = resume_in(folder)
     if resumption.checkpoint is not None:
         stored = checkpoint_io.read(resumption.checkpoint)["brpo"]["spec"]
@@ -96,7 +98,7 @@ def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], over
                 f"The data set {spec.dataset_id} has changed since {resumption.checkpoint} was written "
                 f"(digest {spec.digest[:12]}, then {stored['digest'][:12]}). Restore it, or start a new run."
             )
-    if resumption.checkpoint is not None and resumption.checkpoint.name == "previous.ckpt":
+    if not resumption.chosen and resumption.checkpoint == folder.checkpoints / "previous.ckpt":
         # Out of the way: the next save keeps what stands as last.ckpt, and must not keep a damaged one.
         with contextlib.suppress(FileNotFoundError):
             (folder.checkpoints / "last.ckpt").rename(folder.checkpoints / "damaged.ckpt")

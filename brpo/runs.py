@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from brpo.errors import UserError
-from brpo.files import write_atomically, write_json
+from brpo.files import write_atomically
 
 _PACKAGES = ("brpo", "torch", "lightning", "numpy", "gymnasium", "mujoco", "minari", "hydra-core")
 
@@ -85,9 +85,6 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        try:
             opened = (self.path / ".lock").open("w")
         except OSError as error:
             raise self._unwritable(error) from error
@@ -202,8 +199,3 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{commit}-dirty" if changed else commit
-
-
-def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write `result.json`."""
-    write_json(path, result)

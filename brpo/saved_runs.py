@@ -101,7 +101,7 @@ def film(path: Path, *, mode: str, max_frames: int) -> Iterator[Path]:
 
     algorithm, config = load_algorithm(path)
     seeds = configuration.seed_list(config["seeds"])
-    folder = path.resolve().parent.parent / "videos"
+    folder = runs.RunFolder(path.resolve().parent.parent).videos
     folder.mkdir(exist_ok=True)
     try:
         env = environments.maker(algorithm.spec.environment, render=True)()

@@ -26,6 +26,7 @@ from brpo.engine.checkpoint_io import DigestCheckpointIO
 from brpo.engine.runner import EagerRunner
 from brpo.errors import TrainingDiverged, UserError
 from brpo.evaluation import environments
+from brpo.files import write_json
 from brpo.types import DataSpec
 
 
@@ -145,7 +146,7 @@ def train(config: dict[str, Any], overrides: list[str], resumption: resume.Resum
                 f"{error}. " + (f"The last good checkpoint is {kept}." if kept else "No checkpoint had been written yet.")
             ) from error
         result = summarize(config, spec, recorder, algorithm)
-        runs.write_result(folder.result, result)
+        write_json(folder.result, result)
         log_hyperparameters(folder, config, result)
     return {**result, "run_dir": str(folder.path)}
 

@@ -9,6 +9,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from brpo import resume, runs
 from brpo.engine.checkpoint_io import encode
 from brpo.errors import UserError
+from brpo.files import write_json
 from tests.helpers import compose_config, make_spec
 
 
@@ -163,6 +164,12 @@ def test_taking_up_a_run_reads_the_checkpoint_anew_and_moves_a_damaged_one_away(
     # another process went on to 30 between the first look and the lock
     (folder.checkpoints / "last.ckpt").write_bytes(checkpoint(30))
     assert resume.take_up(found, spec, config, []).updates == 30
+    # a checkpoint that was named is the one that is taken, though there is a newer one
+    chosen = resume.resume_from(folder.checkpoints / "previous.ckpt")
+    assert runs.RunFolder(Path("here")) == chosen.folder
+    taken = resume.take_up(chosen, spec, config, [])
+    assert (taken.checkpoint, taken.updates) == (folder.checkpoints / "previous.ckpt", 10)
+    assert (folder.checkpoints / "last.ckpt").exists()
     other = make_spec(digest="1" * 64)
     with pytest.raises(UserError, match="has changed since .* Restore it, or start a new run"):
         resume.take_up(found, other, config, [])
@@ -171,5 +178,5 @@ def test_taking_up_a_run_reads_the_checkpoint_anew_and_moves_a_damaged_one_away(
 def test_versions_and_result(here: Path) -> None:
     found = runs.versions()
     assert {"python", "torch", "lightning", "gymnasium", "minari"} <= set(found)
-    runs.write_result(here / "result.json", {"versions": found})
+    write_json(here / "result.json", {"versions": found})
     assert json.loads((here / "result.json").read_text())["versions"] == found

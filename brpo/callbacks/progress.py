@@ -55,9 +55,7 @@ class UpdateProgress(ProgressBar):
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance."""
-        start, stop = batch
-        seconds = time.monotonic() - self.recorder._chunk_start
-        rate = (stop - start) / max(seconds, 1e-9)
+        rate = self.recorder.chunk_rate
         self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
         self._show(pl_module.update_count)
 

@@ -44,6 +44,7 @@ class Recorder(Callback):
         self.train_seconds = 0.0
         self.earlier_seconds = 0.0  # wall time of the parts before this one
         self.start = time.monotonic()
+        self.chunk_rate = 0.0  # updates per second of the last chunk
         self._chunk_start = self.start
 
     def wall_seconds(self) -> float:
@@ -101,7 +102,8 @@ class Recorder(Callback):
         log, update = writer(trainer), pl_module.update_count
         for name, values in self.latest.items():
             log.add_scalar(name, sum(values) / len(values), update)
-        log.add_scalar("speed/updates_per_second", (stop - start) / max(seconds, 1e-9), update)
+        self.chunk_rate = (stop - start) / max(seconds, 1e-9)
+        log.add_scalar("speed/updates_per_second", self.chunk_rate, update)
 
     def add_evaluation(self, trainer: lightning.Trainer, summaries: list[Summary]) -> None:
         """Keep an evaluation of all seeds."""
