@@ -12,7 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from brpo.errors import UserError
 
 # What a resumed run may change. Everything else would make its result one of no configuration.
-RESUME_MAY_CHANGE = ("max_updates", "eval", "engine", "trainer", "debug", "resume", "run_dir", "callbacks")
+RESUME_MAY_CHANGE = (
+    "max_updates", "eval", "engine", "parallel", "trainer", "profile", "debug", "resume", "run_dir", "callbacks",
+)  # fmt: skip
+ENGINES = ("auto", "eager", "compile", "cudagraph")
+PARALLEL = ("auto", "seeds", "data")
 FAMILIES = ("default", "mujoco", "antmaze")
 TRUSTED_MODULES = ("brpo", "torch.optim")
 
@@ -112,7 +116,9 @@ def check_config(config: dict[str, Any]) -> None:
     require("callbacks", callbacks, callbacks is None or isinstance(callbacks, dict), "a mapping of names to callbacks")
     for key in ("run_dir", "resume"):
         require(key, config[key], config[key] is None or isinstance(config[key], str), "a path")
-    require("engine.name", config["engine"]["name"], config["engine"]["name"] == "eager", "eager")
+    engine = config["engine"]["name"]
+    require("engine.name", engine, engine in ENGINES, f"one of {', '.join(ENGINES)}")
+    require("parallel", config["parallel"], config["parallel"] in PARALLEL, f"one of {', '.join(PARALLEL)}")
     family = config["data"]["family"]
     require("data.family", family, family is None or family in FAMILIES, f"null or one of {', '.join(FAMILIES)}")
     for key, value in (
@@ -139,12 +145,6 @@ def check_config(config: dict[str, Any]) -> None:
         )
     require("trainer.precision", trainer.get("precision"), trainer.get("precision") in ("32-true", "bf16-mixed"),
             "32-true or bf16-mixed")  # fmt: skip
-    require(
-        "trainer.devices",
-        trainer.get("devices"),
-        trainer.get("devices") == 1,
-        "1 (several devices are not supported yet)",
-    )
 
 
 def differing_keys(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

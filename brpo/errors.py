@@ -1,4 +1,4 @@
-"""The three ways in which a run may end early. `train.py` and `brpo` turn them into exit codes."""
+"""The ways in which a run may end early. `train.py` and `brpo` turn them into exit codes."""
 
 
 class UserError(ValueError):
@@ -11,3 +11,7 @@ class TrainingDiverged(RuntimeError):
 
 class Interrupted(RuntimeError):
     """SIGINT or SIGTERM arrived; a checkpoint was written first. Exit code 130."""
+
+
+class LeftToRankZero(RuntimeError):
+    """Several processes train together and rank 0 reports what ended the run: the others end without a word."""

@@ -8,7 +8,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from brpo.errors import Interrupted, TrainingDiverged, UserError
+from brpo.errors import Interrupted, LeftToRankZero, TrainingDiverged, UserError
 
 DONE, WRONG_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 130
 
@@ -19,6 +19,8 @@ def exit_code_of(run: Callable[[], Any], debug: bool = False) -> int:
         run()
     except (KeyboardInterrupt, Interrupted) as error:
         return _report(f"interrupted: {error}" if str(error) else "interrupted", INTERRUPTED, debug)
+    except LeftToRankZero:
+        return DONE
     except TrainingDiverged as error:
         return _report(f"diverged: {error}", DIVERGED, debug)
     except (UserError, HydraException, OmegaConfBaseException) as error:

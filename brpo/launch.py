@@ -1,10 +1,13 @@
 """What `train.py` does with a composed configuration: check, find what to resume, train, say what came out."""
 
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from brpo import config as configuration
@@ -14,7 +17,9 @@ from brpo.errors import UserError
 from brpo.training import algorithm_name, train
 
 _GROUPS = ("algo", "data", "engine", "trainer")
-RUN_KEYS = (*_GROUPS, "dataset", "seeds", "max_updates", "batch_size", "eval", "run_dir", "resume", "debug")
+RUN_KEYS = (
+    *_GROUPS, "dataset", "seeds", "max_updates", "batch_size", "eval", "parallel", "run_dir", "resume", "profile", "debug",
+)  # fmt: skip
 
 
 def launch(composed: DictConfig, overrides: list[str]) -> None:
@@ -24,6 +29,7 @@ def launch(composed: DictConfig, overrides: list[str]) -> None:
         UserError: see `brpo.training.train`.
     """
     config = configuration.to_plain(composed)
+    silence_other_ranks()
     resume = config["resume"]
     resumption: resuming.Resumption | None = None
     if resume == "auto":
@@ -55,6 +61,12 @@ def launch(composed: DictConfig, overrides: list[str]) -> None:
                 f"{resumption.checkpoint} has made."
             )
     report(train(config, overrides, resumption))
+
+
+def silence_other_ranks() -> None:
+    """Where several processes train together, rank 0 speaks."""
+    if rank_zero_only.rank:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (as long as the process)
 
 
 def _automatic(config: dict[str, Any]) -> resuming.Resumption | None:

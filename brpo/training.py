@@ -3,12 +3,13 @@
 import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -18,12 +19,15 @@ from brpo import resume, runs
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.callbacks.checkpoints import Checkpoints
 from brpo.callbacks.evaluate import Evaluate
+from brpo.callbacks.profile import Profile
 from brpo.callbacks.progress import UpdateProgress
 from brpo.callbacks.recorder import Recorder
 from brpo.callbacks.signals import Signals
 from brpo.datasets.datamodule import OfflineDataModule
+from brpo.engine import strategy
 from brpo.engine.checkpoint_io import DigestCheckpointIO
-from brpo.engine.runner import EagerRunner
+from brpo.engine.choose import choose, make_runner
+from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import TrainingDiverged, UserError
 from brpo.evaluation import environments
 from brpo.files import write_json
@@ -84,6 +88,19 @@ def set_up_torch(engine: dict[str, Any]) -> None:
     torch.set_float32_matmul_precision(engine["matmul_precision"])
 
 
+@dataclass
+class Parts:
+    """What a run is made of, built from a configuration before anything is written."""
+
+    datamodule: OfflineDataModule
+    algorithm: OfflineAlgorithm
+    recorder: Recorder
+    evaluate: Evaluate
+    checkpoints: Checkpoints
+    trainer: lightning.Trainer
+    engine: str  # the one that was chosen
+
+
 def train(config: dict[str, Any], overrides: list[str], resumption: resume.Resumption | None = None) -> dict[str, Any]:
     """Train, evaluate, and write the result file; gives its content.
 
@@ -96,78 +113,119 @@ def train(config: dict[str, Any], overrides: list[str], resumption: resume.Resum
         UserError: the input is wrong (nothing was written then), or the disk is full.
         TrainingDiverged: a loss became NaN or infinite; the last good checkpoint is kept.
         Interrupted: a signal arrived; a checkpoint was written.
+        LeftToRankZero: one of these, on a rank other than 0.
     """
     _quiet_libraries()
-    set_up_torch(config["engine"])
-    seeds = configuration.seed_list(config["seeds"])
     datamodule = make_datamodule(config)
-    spec = datamodule.spec
-    algorithm = make_algorithm(config["algo"], spec, seeds=seeds, max_updates=config["max_updates"])
-    algorithm.stored = {"config": config}
+    ranks = strategy.start(config["trainer"], config["parallel"], len(configuration.seed_list(config["seeds"])))
+    set_up_torch(config["engine"])  # after Lightning, which shares the cores out among several processes
+    # One folder for all ranks, and one checkpoint: those that rank 0 has found.
     folder = resumption.folder if resumption else runs.new_run_folder(config, algorithm_name(config))
-    print(describe(datamodule, algorithm, seeds), flush=True)
-    for notice in algorithm.notices():
-        print(f"note: {notice}", flush=True)
+    folder, resumption = ranks.exchange((folder, resumption))[0]
     signals = Signals()
-    evaluation = config["eval"]
-    constants = {"data/boundary_share": datamodule.flat.boundary_share, **algorithm.constants()}
-    recorder = Recorder(folder, mode=evaluation["mode"], episodes=evaluation["episodes"], constants=constants)
-    evaluate = Evaluate(
-        _environment_maker(spec),
-        recorder,
-        signals,
-        seeds=seeds,
-        episodes=evaluation["episodes"],
-        mode=evaluation["mode"],
-        every=evaluation["every"],
-        batch=datamodule.diagnostic_batch(len(seeds)),
-    )
-    progress = UpdateProgress(recorder, config["max_updates"])
-    checkpoints = Checkpoints(folder.checkpoints, recorder, signals)
-    extra = [configuration.build(node) for node in (config["callbacks"] or {}).values()]
-    trainer = make_trainer(config, folder, [recorder, evaluate, progress, *extra, checkpoints])
+    with _stopping_together(ranks):
+        parts = _build(config, datamodule, folder, ranks, signals)
+    algorithm, trainer = parts.algorithm, parts.trainer
 
     # Everything that can be wrong with the input has been built; from here on files are written.
-    with contextlib.closing(evaluate), folder.lock(), signals:
-        if resumption is None:
-            runs.refuse_second_run(folder)
-            folder.create(config, overrides)
-        else:
-            resumption = resume.take_up(resumption, spec, config, overrides)
+    with contextlib.closing(parts.evaluate), contextlib.ExitStack() as held, signals:
+        with _stopping_together(ranks):
+            if ranks.rank == 0:
+                held.enter_context(folder.lock())
+                if resumption is None:
+                    runs.refuse_second_run(folder)
+                    folder.create(config, overrides)
+                else:
+                    resumption = resume.take_up(resumption, datamodule.spec, config, overrides)
+        resumption = ranks.exchange(resumption)[0]
         print(f"run folder: {folder.path}", flush=True)
-        device = trainer.strategy.root_device
-        algorithm.runner = EagerRunner(datamodule.train_transitions.to(device), config["batch_size"])
+        transitions = datamodule.train_transitions.to(trainer.strategy.root_device)
+        algorithm.runner = make_runner(parts.engine, algorithm, transitions, config["engine"], config["batch_size"])
         checkpoint = resumption.checkpoint if resumption else None
         try:
             trainer.fit(algorithm, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         except TrainingDiverged as error:
-            kept = checkpoints.last if checkpoints.last.exists() else None
+            kept = parts.checkpoints.last if parts.checkpoints.last.exists() else None
             raise TrainingDiverged(
                 f"{error}. " + (f"The last good checkpoint is {kept}." if kept else "No checkpoint had been written yet.")
             ) from error
-        result = summarize(config, spec, recorder, algorithm)
-        write_json(folder.result, result)
-        log_hyperparameters(folder, config, result)
+        result = summarize(config, datamodule.spec, parts, ranks)
+        if ranks.rank == 0:
+            write_json(folder.result, result)
+            log_hyperparameters(folder, config, result)
     return {**result, "run_dir": str(folder.path)}
 
 
-def make_trainer(config: dict[str, Any], folder: runs.RunFolder, callbacks: list[Callback]) -> lightning.Trainer:
+@contextlib.contextmanager
+def _stopping_together(ranks: Ranks) -> Iterator[None]:
+    """An error of the user's input on one rank ends all of them."""
+    error: UserError | None = None
+    try:
+        yield
+    except UserError as caught:
+        error = caught
+    ranks.fail_together(error)
+
+
+def _build(
+    config: dict[str, Any], datamodule: OfflineDataModule, folder: runs.RunFolder, ranks: Ranks, signals: Signals
+) -> Parts:
+    """Build everything, and say what is about to be trained."""
+    spec, evaluation = datamodule.spec, config["eval"]
+    seeds = configuration.seed_list(config["seeds"])
+    own = seeds[ranks.share(len(seeds))]
+    algorithm = make_algorithm(config["algo"], spec, seeds=own, max_updates=config["max_updates"])
+    algorithm.stored = {"config": config}
+    algorithm.join(ranks)
+    print(describe(datamodule, algorithm, seeds), flush=True)
+    for notice in algorithm.notices():
+        print(f"note: {notice}", flush=True)
+    constants = {"data/boundary_share": datamodule.flat.boundary_share, **algorithm.constants()}
+    recorder = Recorder(folder, ranks, mode=evaluation["mode"], episodes=evaluation["episodes"], constants=constants)
+    evaluate = Evaluate(
+        _environment_maker(spec) if ranks.evaluates else None,
+        recorder,
+        signals,
+        ranks,
+        seeds=own,
+        episodes=evaluation["episodes"],
+        mode=evaluation["mode"],
+        every=evaluation["every"],
+        batch=datamodule.diagnostic_batch(len(own)),
+    )
+    progress = UpdateProgress(recorder, config["max_updates"])
+    checkpoints = Checkpoints(folder.checkpoints, recorder, signals, ranks)
+    callbacks: list[Callback] = [recorder, evaluate, progress]
+    callbacks += [configuration.build(node) for node in (config["callbacks"] or {}).values()]
+    if config["profile"]:
+        callbacks.append(Profile(folder.path / "profile"))
+    trainer = make_trainer(config, folder, [*callbacks, checkpoints], ranks)
+    device = trainer.strategy.root_device
+    engine, reason = choose(config["engine"]["name"], device, ranks.averages, config["data"].get("storage", "device"))
+    group = f", {ranks.world} processes with parallel={ranks.mode}" if ranks.world > 1 else ""
+    print(f"engine: {engine} on {device.type} ({reason}){group}", flush=True)
+    return Parts(datamodule, algorithm, recorder, evaluate, checkpoints, trainer, engine)
+
+
+def make_trainer(
+    config: dict[str, Any], folder: runs.RunFolder, callbacks: list[Callback], ranks: Ranks = ALONE
+) -> lightning.Trainer:
     """Lightning's trainer with our files: an epoch is an evaluation interval, and the module says when to stop.
 
     Raises:
         UserError: an option of the trainer is refused, or the device is not here.
     """
-    plugins: list[Any] = [DigestCheckpointIO()]
-    if SLURMEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save and requeue by rules of its own
+    options = dict(config["trainer"])
+    if ranks.world > 1:
+        options["strategy"] = strategy.RanksStrategy(ranks)
     try:
         return lightning.Trainer(
-            **config["trainer"],
+            **options,
             max_epochs=-1,
             default_root_dir=folder.path,
             logger=RunLogger(folder.path, name="", version="", default_hp_metric=False),
             callbacks=callbacks,
-            plugins=plugins,
+            plugins=[DigestCheckpointIO(), *strategy.cluster_plugins()],
             enable_checkpointing=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -207,8 +265,9 @@ def describe(datamodule: OfflineDataModule, algorithm: OfflineAlgorithm, seeds: 
     )
 
 
-def summarize(config: dict[str, Any], spec: DataSpec, recorder: Recorder, algorithm: OfflineAlgorithm) -> dict[str, Any]:
+def summarize(config: dict[str, Any], spec: DataSpec, parts: Parts, ranks: Ranks) -> dict[str, Any]:
     """The content of `result.json`."""
+    algorithm, recorder = parts.algorithm, parts.recorder
     environment = None
     with contextlib.suppress(environments.EnvironmentUnavailable):
         environment = environments.describe(spec.environment)["id"]
@@ -246,12 +305,25 @@ def summarize(config: dict[str, Any], spec: DataSpec, recorder: Recorder, algori
         "worst_episode": at(updates[-1] if updates else None, "return_worst"),
         "cvar": at(updates[-1] if updates else None, "return_cvar"),
         "evaluation": {"mode": config["eval"]["mode"], "episodes": config["eval"]["episodes"]},
+        "engine": {
+            "name": parts.engine,
+            "device": describe_device(parts.trainer.strategy.root_device),
+            "processes": ranks.world,
+            "parallel": ranks.mode if ranks.world > 1 else None,
+        },
         "updates_per_second": algorithm.update_count / recorder.train_seconds if recorder.train_seconds else None,
         "wall_seconds": recorder.wall_seconds(),
         "versions": runs.versions(),
         "git": runs.git_commit(),
         "config": config,
     }
+
+
+def describe_device(device: torch.device) -> str:
+    """The GPU's name, or the number of CPU threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} thread(s)"
 
 
 def log_hyperparameters(folder: runs.RunFolder, config: dict[str, Any], result: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ FLOORS = {
     "algorithms": 2,
     "engine": 2,
 }  # everything else stands on floor 3
-LIGHTNING = {"algorithms", "callbacks", "engine", "datamodule", "training"}
+LIGHTNING = {"algorithms", "callbacks", "engine", "datamodule", "training", "launch"}
 HYDRA = {"config", "launch", "exits"}
 SOURCES = sorted((ROOT / "brpo").rglob("*.py"))
 

@@ -8,6 +8,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import TrainingDiverged, UserError
 from brpo.functional import gradients, streams
 from brpo.modules.mlp import initialize
@@ -57,6 +58,7 @@ class OfflineAlgorithm(lightning.LightningModule):
     trained: tuple[str, ...] = ()
     actor: Any
     seeds: Tensor
+    stream_seeds: Tensor
     updates: Tensor
     observation_mean: Tensor
     observation_std: Tensor
@@ -93,18 +95,30 @@ class OfflineAlgorithm(lightning.LightningModule):
         self.schedules = {name: SCHEDULES[schedule.get(name, "constant")] for name in self.trained}
         self.update_count = 0  # the buffer `updates` as a Python number: branching on it moves nothing off the device
         self.runner: Runner | None = None
+        self.ranks = ALONE
+        self.rates: dict[str, Tensor] | None = None  # learning rates of a chunk's updates, while it is captured
+        self.rates_from = 0  # the first of those updates
+        self.asked: set[tuple[int, int]] = set()  # (every, after) of each `due`
         self.stored: dict[str, Any] = {}  # plain containers that checkpoints carry (the config)
-        self._records: dict[str, list[tuple[int, Tensor]]] = {}
+        self.latest: dict[str, Tensor] = {}  # what the present update recorded
+        self.history: list[tuple[int, dict[str, Tensor]]] = []  # what the updates of the chunk recorded
         self._parameters_of: dict[str, list[nn.Parameter]] = {}
-        self._optimizer_of: dict[str, torch.optim.Optimizer] = {}
+        self.optimizers_by_part: dict[str, torch.optim.Optimizer] = {}
         self._base_rate: dict[str, float] = {}
         self._register(spec, seeds)
 
     def _register(self, spec: DataSpec, seeds: Sequence[int]) -> None:
         self.register_buffer("seeds", torch.tensor(list(seeds), dtype=torch.int64))
+        self.register_buffer("stream_seeds", self.seeds, persistent=False)  # the seeds, unless ranks have own streams
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         for name in ("observation_mean", "observation_std", "action_low", "action_high"):
             self.register_buffer(name, torch.tensor(getattr(spec, name), dtype=torch.float32))
+
+    def join(self, ranks: Ranks) -> None:
+        """Train as one of several ranks. Where they average gradients, each draws numbers of its own."""
+        self.ranks = ranks
+        if ranks.averages and ranks.rank > 0:  # rank 0 draws what a single process draws
+            self.stream_seeds = streams.key(self.seeds, streams.purpose("rank"), ranks.rank)
 
     def build(self, name: str, factory: Callable[..., nn.Module]) -> Any:
         """Build a part with a member for each seed, and draw its weights from the stream of each seed."""
@@ -137,38 +151,47 @@ class OfflineAlgorithm(lightning.LightningModule):
     # --- What it uses -------------------------------------------------------------------------------------------------
 
     def descend(self, name: str, loss: Tensor) -> None:
-        """One gradient step of a part: backward, clipping, learning rate, optimizer.
+        """One gradient step of a part: backward, mean over the ranks, clipping, learning rate, optimizer.
 
         `loss` is (seeds,). The sum over seeds gives each member the gradient of its own loss.
         """
         parameters = self._parameters_of[name]
         # A parameter that the loss does not use (the spread, where only the mean is fitted) gets a zero gradient.
         grads: Sequence[Tensor] = torch.autograd.grad(loss.sum(), parameters, allow_unused=True, materialize_grads=True)
+        if self.ranks.averages:
+            grads = self.ranks.average(grads)
         norms = gradients.norm_per_seed(grads)
         if self.gradient_clip is not None:
             grads = gradients.clip_per_seed(grads, norms, self.gradient_clip)
         for parameter, gradient in zip(parameters, grads, strict=True):
             parameter.grad = gradient
-        optimizer = self._optimizer_of[name]
-        # The rate is a function of the update alone: nothing to store, nothing that a resumed run could miss.
-        rate = self._base_rate[name] * self.schedules[name](self.update_count / self.max_updates)
+        optimizer = self.optimizers_by_part[name]
+        rate = self.rates[name][self.update_count - self.rates_from] if self.rates else self.rate(name, self.update_count)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
         self.record(f"loss/{name}", loss)
         self.record(f"gradient_norm/{name}", norms)
 
+    def rate(self, name: str, update: int) -> float:
+        """Learning rate of a part: a function of the update alone, so there is nothing that a resumed run could miss."""
+        return self._base_rate[name] * self.schedules[name](update / self.max_updates)
+
     def record(self, name: str, value: Tensor) -> None:
-        """Keep a number for each seed (seeds,); its mean over the chunk is logged."""
-        self._records.setdefault(name, []).append((self.update_count, value.detach()))
+        """Keep a number for each seed (seeds,), the last one of an update; its mean over the chunk is logged."""
+        self.latest[name] = value.detach()
 
     def due(self, every: int, after: int = 0) -> bool:
-        """Whether a part that runs every `every` updates from update `after` on runs in this one."""
-        return self.update_count >= after and self.update_count % every == 0
+        """Whether a part that runs every `every` updates from update `after` on runs in this one.
+
+        An engine that captures updates asks beforehand what will be due: let nothing else in `update` depend on the count.
+        """
+        self.asked.add((every, after))
+        return is_due(self.update_count, every, after)
 
     def normal(self, name: str, like: Tensor) -> Tensor:
         """Standard normal noise of the shape and type of `like` (seeds, ...): a function of seed, update and name."""
-        keys = streams.key(self.seeds, streams.purpose(name), self.updates)
+        keys = streams.key(self.stream_seeds, streams.purpose(name), self.updates)
         return streams.normal(keys, tuple(like.shape[1:]), like.dtype)
 
     # --- Acting, in environment units ---------------------------------------------------------------------------------
@@ -208,9 +231,9 @@ class OfflineAlgorithm(lightning.LightningModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One optimizer for each trained part, in the order of `trained`."""
         self._parameters_of = {name: list(getattr(self, name).parameters()) for name in self.trained}
-        self._optimizer_of = {name: self.optimizer_factory(p) for name, p in self._parameters_of.items()}
-        self._base_rate = {name: float(o.param_groups[0]["lr"]) for name, o in self._optimizer_of.items()}
-        return list(self._optimizer_of.values())
+        self.optimizers_by_part = {name: self.optimizer_factory(p) for name, p in self._parameters_of.items()}
+        self._base_rate = {name: float(o.param_groups[0]["lr"]) for name, o in self.optimizers_by_part.items()}
+        return list(self.optimizers_by_part.values())
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Make the updates of a chunk."""
@@ -219,7 +242,9 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     def step(self, batch: Batch) -> None:
         """One update, counted on the device and beside it."""
+        self.latest = {}
         self.update(batch)
+        self.history.append((self.update_count, self.latest))
         self.updates += 1
         self.update_count += 1
 
@@ -229,18 +254,22 @@ class OfflineAlgorithm(lightning.LightningModule):
         Raises:
             TrainingDiverged: a loss or gradient norm is NaN or infinite; names the part, the seed and the update.
         """
-        records, self._records = self._records, {}
-        if not records:
+        history, self.history = self.history, []
+        series: dict[str, list[Tensor]] = {}
+        for _, recorded in history:
+            for name, value in recorded.items():
+                series.setdefault(name, []).append(value)
+        if not series:
             return {}
-        means = torch.stack([torch.stack([value for _, value in values]).mean(0) for values in records.values()])
+        means = torch.stack([torch.stack(values).mean(0) for values in series.values()])
         table = means.float().cpu()
         if not table.isfinite().all():
-            _raise_diverged(records, self.seeds.tolist())
-        return dict(zip(records, table.tolist(), strict=True))
+            _raise_diverged(history, self.seeds.tolist())
+        return dict(zip(series, table.tolist(), strict=True))
 
     def discard_records(self) -> None:
-        """Forget what was recorded outside an update."""
-        self._records = {}
+        """Forget what was recorded since the last call of `take_records`."""
+        self.latest, self.history = {}, []
 
     def on_train_epoch_end(self) -> None:
         """An epoch is one evaluation interval; after the last one, stop."""
@@ -252,24 +281,32 @@ class OfflineAlgorithm(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a checkpoint needs to stand alone. The loops' state goes: `updates` says where to continue."""
         checkpoint.pop("loops", None)
-        checkpoint["brpo"] = {**self.stored, "spec": self.spec.to_dict(), "updates": self.update_count}
+        for state in checkpoint.get("optimizer_states", []):
+            for group in state["param_groups"]:  # what an engine set; the rate is computed anew at each update
+                group["lr"] = float(group["lr"])
+                if "capturable" in group:
+                    group["capturable"] = False
+        seeds = checkpoint["state_dict"]["seeds"].tolist()  # of all ranks
+        checkpoint["brpo"] = {**self.stored, "spec": self.spec.to_dict(), "updates": self.update_count, "seeds": seeds}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the counter."""
         self.update_count = int(checkpoint["brpo"]["updates"])
 
 
-def _raise_diverged(records: dict[str, list[tuple[int, Tensor]]], seeds: list[int]) -> None:
+def is_due(update: int, every: int, after: int) -> bool:
+    """Whether an update is the one of every `every` from `after` on."""
+    return update >= after and update % every == 0
+
+
+def _raise_diverged(history: list[tuple[int, dict[str, Tensor]]], seeds: list[int]) -> None:
     """Find the first update with a number that is not finite; within it, the first name that was recorded."""
-    found = []
-    for order, (name, values) in enumerate(records.items()):
-        bad = ~torch.stack([value for _, value in values]).isfinite().cpu()  # (recorded, seeds)
-        if bad.any():
-            row, seed = bad.nonzero()[0].tolist()
-            found.append((values[row][0], order, name, seeds[seed]))
-    if found:
-        update, _, name, seed = min(found)
-        raise TrainingDiverged(f"{name} of seed {seed} became NaN or infinite at update {update}")
+    for update, recorded in history:
+        for name, value in recorded.items():
+            bad = ~value.isfinite().cpu()  # (seeds,)
+            if bad.any():
+                seed = seeds[int(bad.nonzero()[0])]
+                raise TrainingDiverged(f"{name} of seed {seed} became NaN or infinite at update {update}")
 
 
 def require(option: str, value: Any, allowed: str, holds: Callable[[Any], bool]) -> None:

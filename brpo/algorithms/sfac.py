@@ -91,7 +91,8 @@ class SfAC(OfflineAlgorithm):
         require("expectile", expectile, "in (0, 1)", lambda v: 0 < v < 1)
         self.divergence = get_divergence(divergence)
         self.regularizer: Any = regularizer(divergence)
-        self.temperature, self.omega, self.policy_order, self.max_weight = temperature, omega, policy_order, max_weight
+        self.branch = series.branch(self.divergence, policy_order)
+        self.temperature, self.omega, self.max_weight = temperature, omega, max_weight
         self.symmetry_coefficient, self.ratio, self.max_ratio = symmetry_coefficient, ratio, max_ratio
         self.epsilon_schedule = epsilon_schedule
         self.value_kind, self.expectile, self.max_exponent = value_loss, expectile, max_exponent
@@ -172,7 +173,7 @@ class SfAC(OfflineAlgorithm):
         if self.omega == "exp":
             omega = weights.clipped_exp(exponent, self.max_weight)
         else:
-            omega = series.policy_ratio(self.divergence, self.policy_order, exponent)
+            omega = series.ratio_on_branch(self.branch, exponent)
         weight = weights.normalize(omega)
         self.record("weight/mean_before_normalization", omega.mean(-1))
         self.record("weight/effective_share", weights.effective_sample_share(weight))

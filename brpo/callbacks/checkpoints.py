@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from brpo.callbacks.recorder import Recorder, writer
 from brpo.callbacks.signals import Signals
+from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import Interrupted, UserError
 
 
@@ -22,11 +23,15 @@ class Checkpoints(Callback):
         folder: where the checkpoints go.
         recorder: knows which evaluation is the best.
         signals: looked at after every chunk.
+        ranks: the group: all save together, and a signal to one of them stops all.
         every_seconds: longest time of training that a kill may cost.
     """
 
-    def __init__(self, folder: Path, recorder: Recorder, signals: Signals, every_seconds: float = 60.0) -> None:
-        self.folder, self.recorder, self.signals, self.every_seconds = folder, recorder, signals, every_seconds
+    def __init__(
+        self, folder: Path, recorder: Recorder, signals: Signals, ranks: Ranks = ALONE, every_seconds: float = 60.0
+    ) -> None:
+        self.folder, self.recorder, self.signals, self.ranks = folder, recorder, signals, ranks
+        self.every_seconds = every_seconds
         self.saved_at = time.monotonic()
 
     @property
@@ -47,7 +52,8 @@ class Checkpoints(Callback):
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time, or if a signal arrived."""
-        if time.monotonic() - self.saved_at >= self.every_seconds or self.signals.received is not None:
+        overdue = self.ranks.rank == 0 and time.monotonic() - self.saved_at >= self.every_seconds
+        if self.ranks.any(overdue or self.signals.received is not None):
             self._save(trainer)
         self._stop_if_signalled(pl_module)
 
@@ -76,8 +82,10 @@ class Checkpoints(Callback):
             ) from error
 
     def _stop_if_signalled(self, algorithm: Any) -> None:
+        error = None
         if self.signals.received is not None:
-            raise Interrupted(
+            error = Interrupted(
                 f"{self.signals.received.name} at update {algorithm.update_count}; saved {self.last}. "
                 f"Continue with: python train.py resume={self.folder.parent}"
             )
+        self.ranks.fail_together(error)

@@ -10,8 +10,9 @@ from lightning.pytorch.callbacks import Callback
 
 from brpo.callbacks.recorder import Recorder
 from brpo.callbacks.signals import Signals
+from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import Interrupted
-from brpo.evaluation.evaluate import evaluate
+from brpo.evaluation.evaluate import Summary, evaluate
 from brpo.evaluation.rollout import Rollouts
 from brpo.types import Batch
 
@@ -26,7 +27,8 @@ class Evaluate(Callback):
         make: makes one environment; None where there is none, then only the offline diagnostics are taken.
         recorder: takes the numbers.
         signals: an interrupted rollout is given up.
-        seeds: names of the members.
+        ranks: the group: in `seeds` each rank evaluates its own, in `data` rank 0 does it for all.
+        seeds: names of this rank's members.
         episodes: episodes for each seed.
         mode: `mean` or `sampled`.
         every: updates between evaluations.
@@ -38,6 +40,7 @@ class Evaluate(Callback):
         make: Callable[[], gymnasium.Env] | None,
         recorder: Recorder,
         signals: Signals,
+        ranks: Ranks = ALONE,
         *,
         seeds: list[int],
         episodes: int,
@@ -45,7 +48,7 @@ class Evaluate(Callback):
         every: int,
         batch: Batch,
     ) -> None:
-        self.recorder, self.signals = recorder, signals
+        self.recorder, self.signals, self.ranks = recorder, signals, ranks
         self.seeds, self.mode, self.every, self.batch = seeds, mode, every, batch
         self.rollouts = Rollouts(make, len(seeds), episodes) if make is not None else None
         self.evaluated = 0
@@ -72,17 +75,34 @@ class Evaluate(Callback):
         update = algorithm.update_count
         if update == self.evaluated:
             return
-        if self.rollouts is not None:
-            try:
-                summaries, _ = evaluate(algorithm, self.rollouts, self.mode, self.seeds, update, self._stop)
-            except Interrupted:
-                return  # `evaluated` stays behind, so that the resumed run evaluates first
+        shares = self.ranks.exchange(self._roll_out(algorithm, update))
+        if None in shares:
+            return  # a rank gave up; `evaluated` stays behind, so that the resumed run evaluates first
+        summaries = [summary for share in shares if share for summary in share]
+        if summaries:
             self.recorder.add_evaluation(trainer, summaries)
+        self.recorder.add_distributions(trainer, self._distributions(algorithm), update)
+        self.evaluated = update
+
+    def _roll_out(self, algorithm: Any, update: int) -> list[Summary] | None:
+        """Summaries of this rank's seeds; None if it was interrupted."""
+        if self.rollouts is None:
+            return []
+        try:
+            return evaluate(algorithm, self.rollouts, self.mode, self.seeds, update, self._stop)[0]
+        except Interrupted:
+            return None
+
+    def _distributions(self, algorithm: Any) -> dict[str, torch.Tensor]:
+        """What `diagnose` gives on the held-out batch, of all ranks' seeds."""
         batch = Batch(*(getattr(self.batch, name).to(algorithm.device) for name in Batch.__slots__))
         with torch.no_grad():
-            self.recorder.add_distributions(trainer, algorithm.diagnose(batch), update)
+            own = {name: value.detach().float().cpu() for name, value in algorithm.diagnose(batch).items()}
         algorithm.discard_records()  # what `diagnose` recorded belongs to no update
-        self.evaluated = update
+        if not self.ranks.shares_seeds:
+            return own
+        parts = self.ranks.exchange(own)
+        return {name: torch.cat([part[name] for part in parts]) for name in own}
 
     def _stop(self) -> bool:
         return self.signals.received is not None

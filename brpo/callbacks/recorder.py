@@ -11,6 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from brpo import runs
+from brpo.engine.ranks import ALONE, Ranks
+from brpo.errors import TrainingDiverged
 from brpo.evaluation.evaluate import Summary
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -28,16 +30,23 @@ class Recorder(Callback):
     Its state is in the checkpoint, so a resumed run rewrites `metrics.csv` from what the checkpoint knows.
 
     Args:
-        folder: the run folder.
+        folder: the run folder; rank 0 writes into it.
+        ranks: the group; every rank keeps the rows of all seeds.
         mode: of the evaluations, `mean` or `sampled`.
         episodes: of an evaluation, for each seed.
         constants: numbers that are logged once.
     """
 
     def __init__(
-        self, folder: runs.RunFolder, *, mode: str = "mean", episodes: int = 1, constants: dict[str, float] | None = None
+        self,
+        folder: runs.RunFolder,
+        ranks: Ranks = ALONE,
+        *,
+        mode: str = "mean",
+        episodes: int = 1,
+        constants: dict[str, float] | None = None,
     ) -> None:
-        self.folder, self.constants = folder, constants or {}
+        self.folder, self.ranks, self.constants = folder, ranks, constants or {}
         self.mode, self.episodes = mode, episodes
         self.rows: list[dict[str, Any]] = []
         self.latest: dict[str, list[float]] = {}
@@ -79,7 +88,7 @@ class Recorder(Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Bring `metrics.csv` to what the checkpoint knows."""
-        runs.write_metrics(self.folder.metrics, self.rows)
+        self._write_rows()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Log what does not change."""
@@ -95,7 +104,7 @@ class Recorder(Callback):
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the chunk's means. Raises `TrainingDiverged` before anything of the chunk is kept."""
-        self.latest = pl_module.take_records()  # waits for the device
+        self.latest = self._take_records(pl_module)
         seconds = time.monotonic() - self._chunk_start
         self.train_seconds += seconds
         start, stop = batch
@@ -104,6 +113,20 @@ class Recorder(Callback):
             log.add_scalar(name, sum(values) / len(values), update)
         self.chunk_rate = (stop - start) / max(seconds, 1e-9)
         log.add_scalar("speed/updates_per_second", self.chunk_rate, update)
+
+    def _take_records(self, algorithm: Any) -> dict[str, list[float]]:
+        """The chunk's means of all ranks; where one has diverged, all stop."""
+        records, error = {}, None
+        try:
+            records = algorithm.take_records()  # waits for the device
+        except TrainingDiverged as diverged:
+            error = diverged
+        self.ranks.fail_together(error)
+        return self.ranks.merge(records)
+
+    def _write_rows(self) -> None:
+        if self.ranks.rank == 0:
+            runs.write_metrics(self.folder.metrics, self.rows)
 
     def add_evaluation(self, trainer: lightning.Trainer, summaries: list[Summary]) -> None:
         """Keep an evaluation of all seeds."""
@@ -123,7 +146,7 @@ class Recorder(Callback):
             values = [getattr(summary, name) for summary in summaries]
             if None not in values:
                 log.add_scalar(f"evaluation/{name}", sum(values) / len(values), update)
-        runs.write_metrics(self.folder.metrics, self.rows)
+        self._write_rows()
 
     def add_distributions(self, trainer: lightning.Trainer, values: dict[str, torch.Tensor], update: int) -> None:
         """Histogram, mean and quantiles of each quantity (seeds, n) on the held-out batch, over all seeds."""

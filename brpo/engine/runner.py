@@ -1,6 +1,7 @@
 """Runners make the updates of a chunk. The algorithm does not know which one it runs under."""
 
 import torch
+from torch import Tensor
 
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.datasets.datamodule import Transitions, batch_indices
@@ -19,7 +20,14 @@ class EagerRunner:
 
     def run(self, algorithm: OfflineAlgorithm, start: int, stop: int) -> None:
         """Make the updates [start, stop)."""
+        self.update(algorithm, self.indices(algorithm, start, stop))
+
+    def indices(self, algorithm: OfflineAlgorithm, start: int, stop: int) -> Tensor:
+        """What the updates [start, stop) are made from: (updates, seeds, batch)."""
         updates = torch.arange(start, stop, device=algorithm.seeds.device)
-        indices = batch_indices(algorithm.seeds, updates, self.batch_size, len(self.transitions))
+        return batch_indices(algorithm.stream_seeds, updates, self.batch_size, len(self.transitions))
+
+    def update(self, algorithm: OfflineAlgorithm, indices: Tensor) -> None:
+        """One update for each row of indices."""
         for row in indices.unbind(0):
             algorithm.step(self.transitions.gather(row))

@@ -1,6 +1,7 @@
 """Truncated Taylor series of divergences: evaluating them, bounding them, and the target ratio that they imply."""
 
 import math
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -38,20 +39,43 @@ def remainder(divergence: Divergence, order: int, epsilon: float, points: int = 
     return (exact - evaluate(g, t)).abs().max().item()
 
 
+@dataclass(frozen=True)
+class Branch:
+    """f_N'(1 + u) where it increases through u = 0.
+
+    Attributes:
+        derivative: the polynomial, in ascending powers of u.
+        low: where the branch begins; its value there is `at_low`.
+        high: where it ends; its value there is `at_high`.
+    """
+
+    derivative: tuple[float, ...]
+    low: float
+    high: float
+    at_low: float
+    at_high: float
+
+
 @cache
-def _derivative_branch(divergence: Divergence, order: int) -> tuple[tuple[float, ...], float, float]:
-    """The polynomial f_N'(1 + u) in ascending powers of u, and the interval of u where its branch through 0 increases."""
+def branch(divergence: Divergence, order: int) -> Branch:
+    """The branch of f_N' that the target ratio lies on.
+
+    Raises:
+        ValueError: the order is not in 2..5, or f''(1) is not positive.
+    """
+    if order not in (2, 3, 4, 5):
+        raise ValueError(f"policy_order must be 2, 3, 4 or 5 (the equation is solvable by radicals), got {order}.")
     coefficients = divergence.taylor(order)
     derivative = tuple(n * coefficients[n] if n >= 2 else 0.0 for n in range(1, order + 1))
     while derivative[-1] == 0.0:  # a polynomial f (chi2) has no terms of high order
         derivative = derivative[:-1]
     if derivative[1] <= 0:
         raise ValueError(f"The divergence {divergence.name!r} has f''(1) = {derivative[1]:g}; it must be positive.")
-    roots = np.polynomial.Polynomial(derivative).deriv().roots()
-    turning = [root.real for root in np.atleast_1d(roots) if abs(root.imag) < 1e-9]
-    low = max([u for u in turning if u < 0], default=-math.inf)
+    polynomial = np.polynomial.Polynomial(derivative)
+    turning = [root.real for root in np.atleast_1d(polynomial.deriv().roots()) if abs(root.imag) < 1e-9]
+    low = max([-1.0, *(u for u in turning if u < 0)])
     high = min([u for u in turning if u > 0], default=math.inf)
-    return derivative, max(low, -1.0), high
+    return Branch(derivative, low, high, float(polynomial(low)), math.inf if math.isinf(high) else float(polynomial(high)))
 
 
 def _polynomial(coefficients: tuple[float, ...], u: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,9 +91,9 @@ class _BranchRoot(torch.autograd.Function):
     """Root of f_N'(1 + u) = x on the increasing branch; the gradient is 1 / f_N''(1 + u) inside it and 0 where clipped."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, derivative: tuple[float, ...], low: float, high: float, steps: int) -> Tensor:
-        at_low = float(np.polynomial.polynomial.polyval(low, derivative))
-        at_high = math.inf if math.isinf(high) else float(np.polynomial.polynomial.polyval(high, derivative))
+    def forward(ctx, x: Tensor, branch: Branch, steps: int) -> Tensor:
+        derivative, low, high = branch.derivative, branch.low, branch.high
+        at_low, at_high = branch.at_low, branch.at_high
         inside = (x > at_low) & (x < at_high)
         left = torch.full_like(x, low)
         if math.isinf(high):
@@ -95,10 +119,10 @@ class _BranchRoot(torch.autograd.Function):
     def backward(ctx, *gradients: Tensor):
         u, inside = ctx.saved_tensors
         _, slope = _polynomial(ctx.derivative, u)
-        return torch.where(inside, gradients[0] / slope, torch.zeros_like(u)), None, None, None, None
+        return torch.where(inside, gradients[0] / slope, torch.zeros_like(u)), None, None
 
 
-def policy_ratio(divergence: Divergence, order: int, x: Float[Tensor, "*n"], steps: int = 24) -> Float[Tensor, "*n"]:
+def policy_ratio(divergence: Divergence, order: int, x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """The ratio `w = pi*/pi_D` that solves `f_N'(w) = x`, `f_N` the series of f from order 2 to N.
 
     The root on the branch through (x = 0, w = 1): non-negative, non-decreasing in x, constant beyond a turning point of
@@ -108,12 +132,14 @@ def policy_ratio(divergence: Divergence, order: int, x: Float[Tensor, "*n"], ste
     Source: Sf-AC (arXiv:2508.04225), section 3; orders 3 to 5 and the branch are ours.
 
     Raises:
-        ValueError: the order is not in 2..5, or f''(1) is not positive.
+        ValueError: see `branch`.
     """
-    if order not in (2, 3, 4, 5):
-        raise ValueError(f"policy_order must be 2, 3, 4 or 5 (the equation is solvable by radicals), got {order}.")
-    derivative, low, high = _derivative_branch(divergence, order)
-    if order == 2:
-        return (1.0 + x / derivative[1]).clamp(min=0.0)
-    root = _BranchRoot.apply(x.double(), derivative, low, high, steps)
+    return ratio_on_branch(branch(divergence, order), x)
+
+
+def ratio_on_branch(branch: Branch, x: Float[Tensor, "*n"], steps: int = 24) -> Float[Tensor, "*n"]:
+    """`policy_ratio`, for a branch that is known."""
+    if len(branch.derivative) == 2:
+        return (1.0 + x / branch.derivative[1]).clamp(min=0.0)
+    root = _BranchRoot.apply(x.double(), branch, steps)
     return (1.0 + root).to(x.dtype)  # type: ignore[operator]

@@ -38,6 +38,7 @@ def splitmix64(counter: Tensor) -> Tensor:
     return bits ^ _shift_right(bits, 31)
 
 
+@torch.compiler.assume_constant_result
 def purpose(name: str) -> int:
     """A number for the name of a use, so that two uses in one update draw different numbers."""
     return zlib.crc32(name.encode())

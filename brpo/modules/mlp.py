@@ -45,10 +45,10 @@ class StackedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (members, batch, inputs) to (members, batch, outputs), the stack flattened; without `members` for one."""
-        weight, bias = self.weight.flatten(0, -3), self.bias.flatten(0, -2)
+        inner, outer = self.weight.shape[-2:]
         if inputs.dim() == 2:  # a plain product has less overhead than a batched one
-            return torch.addmm(bias[0], inputs, weight[0])
-        return torch.baddbmm(bias.unsqueeze(1), inputs, weight)
+            return torch.addmm(self.bias.view(outer), inputs, self.weight.view(inner, outer))
+        return torch.baddbmm(self.bias.view(-1, 1, outer), inputs, self.weight.view(-1, inner, outer))
 
 
 class MLP(nn.Module):

@@ -55,7 +55,7 @@ def test_cosine_schedule_by_hand() -> None:
     toy.configure_optimizers()
     for _ in range(6):
         toy.step(None)
-    rate = toy._optimizer_of["x"].param_groups[0]["lr"]
+    rate = toy.optimizers_by_part["x"].param_groups[0]["lr"]
     assert rate == pytest.approx(0.25 * 0.5 * (1 + math.cos(math.pi * 0.5)))  # that of update 5 of 10
 
 
@@ -70,10 +70,15 @@ def test_due_counts_updates() -> None:
 
 
 def test_records_are_means_over_the_chunk() -> None:
+    """Over the updates that recorded a name: `b` was in the second alone."""
     toy = Toy()
-    toy.record("a", torch.tensor([1.0, 2.0]))
-    toy.record("a", torch.tensor([3.0, 6.0]))
-    assert toy.take_records() == {"a": [2.0, 4.0]}
+    toy.configure_optimizers()
+    toy.step(None)  # losses 16 and 9, then 4 and 2.25
+    plain_update, toy.update = toy.update, lambda batch: (plain_update(batch), toy.record("b", torch.ones(2)))
+    toy.step(None)
+    records = toy.take_records()
+    assert records["loss/x"] == [10.0, 5.625]
+    assert records["b"] == [1.0, 1.0]
     assert toy.take_records() == {}
 
 

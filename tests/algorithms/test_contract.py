@@ -94,7 +94,7 @@ def test_bfloat16_autocast_gives_finite_losses_in_float32(algo: str, overrides: 
     algorithm = make_algorithm(algo, *overrides, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         algorithm.step(random_batch(dtype=torch.float32))
-    assert all(value.dtype == torch.float32 for values in algorithm._records.values() for _, value in values)
+    assert all(value.dtype == torch.float32 for _, recorded in algorithm.history for value in recorded.values())
     algorithm.take_records()  # raises if anything is not finite
 
 
@@ -124,8 +124,9 @@ def test_a_transition_order_does_not_matter(algo: str) -> None:
     first, second = make_algorithm(algo), make_algorithm(algo)
     first.step(batch)
     second.step(shuffled)
+    records = second.take_records()
     for name, values in first.take_records().items():
-        assert second.take_records.__self__._records[name][0][1].tolist() == pytest.approx(values, rel=1e-6), name
+        assert records[name] == pytest.approx(values, rel=1e-6), name
 
 
 @every_algorithm
@@ -196,7 +197,7 @@ def test_batch_stream_is_what_the_runner_trains_on() -> None:
     seen = []
 
     class Spy:
-        seeds = torch.tensor([4])
+        seeds = stream_seeds = torch.tensor([4])
 
         def step(self, batch: Batch) -> None:
             seen.append(batch.rewards)

@@ -1,0 +1,125 @@
+"""`engine=cudagraph`: the updates of a chunk, optimizers and targets included, captured once and replayed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from brpo.algorithms.base import OfflineAlgorithm, is_due
+from brpo.datasets.datamodule import Transitions
+from brpo.engine.runner import EagerRunner
+
+MAX_GRAPHS = 4  # one for each pattern of what is due in a chunk; further patterns run eagerly
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
+
+
+def cuda_capture(run: Callable[[], None]) -> Callable[[], None]:
+    """Record what `run` launches, without executing it; gives the function that launches all of it at once."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured chunk: what it reads, what it leaves behind."""
+
+    replay: Callable[[], None]
+    indices: Tensor  # (updates, seeds, batch), copied in before each replay
+    rates: dict[str, Tensor]  # (updates,) by part, copied in too
+    records: list[dict[str, Tensor]]  # by update; each replay overwrites the tensors
+
+
+class GraphRunner(EagerRunner):
+    """Replays whole chunks; the first chunk and shorter ones run eagerly.
+
+    A graph repeats the operations that Python asked for when it was captured. What may differ between chunks is data
+    (indices, learning rates, the update counter on the device) or which parts are due, for which there is a graph each.
+
+    Args:
+        transitions: the data, on the algorithm's device.
+        batch_size: transitions of an update, for each seed.
+        chunk: updates in a whole chunk.
+        capture: records a function's operations.
+    """
+
+    def __init__(
+        self, transitions: Transitions, batch_size: int, chunk: int, capture: Capture = cuda_capture
+    ) -> None:
+        super().__init__(transitions, batch_size)
+        self.chunk, self.capture = chunk, capture
+        self.warm = False
+        self.graphs: dict[tuple[bool, ...], Captured] = {}
+
+    def run(self, algorithm: OfflineAlgorithm, start: int, stop: int) -> None:
+        """Make the updates [start, stop)."""
+        if not self.warm:
+            self._warm_up(algorithm, start, stop)
+            return
+        if stop - start != self.chunk:
+            super().run(algorithm, start, stop)
+            return
+        captured = self.graphs.get(self._pattern(algorithm, start))
+        if captured is None and len(self.graphs) < MAX_GRAPHS:
+            captured = self._capture(algorithm, start)
+            self.graphs[self._pattern(algorithm, start)] = captured
+        if captured is None:
+            super().run(algorithm, start, stop)
+        else:
+            self._replay(algorithm, captured, start)
+
+    def _pattern(self, algorithm: OfflineAlgorithm, start: int) -> tuple[bool, ...]:
+        """What will be due in each update of the chunk from `start` on."""
+        updates = range(start, start + self.chunk)
+        return tuple(is_due(update, *asked) for asked in sorted(algorithm.asked) for update in updates)
+
+    def _warm_up(self, algorithm: OfflineAlgorithm, start: int, stop: int) -> None:
+        """The first chunk, eagerly: optimizers make their state, libraries their workspaces, `due` is asked."""
+        make_capturable(algorithm)
+        if algorithm.device.type != "cuda":
+            super().run(algorithm, start, stop)
+        else:
+            side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                super().run(algorithm, start, stop)
+            current.wait_stream(side)
+        self.warm = True
+
+    def _capture(self, algorithm: OfflineAlgorithm, start: int) -> Captured:
+        indices = self.indices(algorithm, start, start + self.chunk)
+        rates = {name: torch.zeros(self.chunk, device=algorithm.device) for name in algorithm.trained}
+        history, algorithm.history = algorithm.history, []
+        algorithm.rates, algorithm.rates_from = rates, start
+        try:
+            replay = self.capture(lambda: self.update(algorithm, indices))
+        finally:
+            records = [recorded for _, recorded in algorithm.history]
+            algorithm.history, algorithm.update_count, algorithm.rates = history, start, None
+        return Captured(replay, indices, rates, records)
+
+    def _replay(self, algorithm: OfflineAlgorithm, captured: Captured, start: int) -> None:
+        captured.indices.copy_(self.indices(algorithm, start, start + self.chunk))
+        for name, rates in captured.rates.items():
+            rates.copy_(torch.tensor([algorithm.rate(name, start + k) for k in range(self.chunk)]), non_blocking=True)
+        captured.replay()
+        algorithm.history += [(start + k, recorded) for k, recorded in enumerate(captured.records)]
+        algorithm.update_count = start + self.chunk
+
+
+def make_capturable(algorithm: OfflineAlgorithm) -> None:
+    """Let the optimizers keep their step counts on the device."""
+    for optimizer in algorithm.optimizers_by_part.values():
+        for group in optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = True
+        for parameter, state in optimizer.state.items():
+            _move_step(parameter, state)
+
+
+def _move_step(parameter: Tensor, state: dict[str, Any]) -> None:
+    if isinstance(state.get("step"), Tensor):
+        state["step"] = state["step"].to(parameter.device, torch.float32)
