@@ -237,7 +237,8 @@ def make_trainer(
 
 def _quiet_libraries() -> None:
     """Lightning's hints speak of options that are ours to decide; errors still come through."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for pattern in (".*does not have many workers.*", ".*`train_dataloader`.*", ".*The `srun` command.*"):
         warnings.filterwarnings("ignore", pattern)
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")

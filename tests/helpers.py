@@ -100,3 +100,18 @@ class Poison(Callback):
         if pl_module.update_count == 15:
             with torch.no_grad():
                 next(pl_module.actor.parameters()).fill_(float("nan"))
+
+
+class SaveWeights(Callback):
+    """Writes what a rank holds at the end of its training."""
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        torch.save(pl_module.state_dict(), f"rank{trainer.global_rank}.pt")
+
+
+class PoisonLastRank(Poison):
+    """Makes the last rank alone diverge."""
+
+    def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+        if trainer.global_rank == trainer.world_size - 1:
+            super().on_train_batch_end(trainer, *rest)

@@ -1,0 +1,198 @@
+"""Several processes: shares, messages, and whole runs with two gloo processes on the CPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from brpo.engine import checkpoint_io, strategy
+from brpo.engine.ranks import Ranks, choose_mode, join_optimizer, own_optimizer, own_state, seed_axis
+from brpo.errors import LeftToRankZero, UserError
+from tests.conftest import ROOT, Run
+from tests.helpers import make_algorithm, random_batch
+
+TINY = ["dataset=tests/pendulum/tiny-v0", "batch_size=16", "eval.episodes=1", "engine.chunk=5", "algo=iql"]
+SMALL = [f"algo.{part}.hidden=[16]" for part in ("actor", "critic", "value")]
+TWO = ["trainer=cpu", "trainer.devices=2"]
+ONE = ["trainer=cpu"]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoint_io.read(run / "checkpoints" / "last.ckpt")["state_dict"]
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.allclose(a[name].double(), b[name].double(), rtol=1e-5, atol=1e-6)]
+
+
+@pytest.mark.parametrize(("seeds", "world"), [(5, 2), (4, 4), (7, 3), (2, 2)])
+def test_every_seed_belongs_to_one_rank(seeds: int, world: int) -> None:
+    shares = [list(range(seeds))[Ranks(rank, world, "seeds").share(seeds)] for rank in range(world)]
+    assert [seed for share in shares for seed in share] == list(range(seeds))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert Ranks(1, world, "data").share(seeds) == slice(0, seeds)
+
+
+def test_auto_shares_seeds_where_there_are_enough() -> None:
+    assert choose_mode("auto", 4, 2) == "seeds"
+    assert choose_mode("auto", 1, 2) == "data"
+    assert choose_mode("data", 4, 2) == "data"
+    with pytest.raises(UserError, match="parallel=seeds needs a seed for each of the 4 processes, and there are 3"):
+        choose_mode("seeds", 3, 4)
+
+
+class TwoRanks(Ranks):
+    """The view of rank 0, where rank 1 says what was put in its mouth."""
+
+    def __init__(self, mode: str, other: object, rank: int = 0) -> None:
+        super().__init__(rank, 2, mode)
+        self.other = other
+
+    def exchange(self, value):  # type: ignore[override]
+        return [value, self.other]
+
+
+def test_records_are_put_side_by_side_or_averaged() -> None:
+    own = {"loss/x": [1.0, 2.0]}
+    assert TwoRanks("seeds", {"loss/x": [7.0]}).merge(own) == {"loss/x": [1.0, 2.0, 7.0]}
+    assert TwoRanks("data", {"loss/x": [3.0, 6.0]}).merge(own) == {"loss/x": [2.0, 4.0]}
+
+
+def test_rank_zero_alone_says_what_failed() -> None:
+    error = UserError("no such thing")
+    with pytest.raises(UserError, match="no such thing"):
+        TwoRanks("data", error).fail_together(None)
+    with pytest.raises(LeftToRankZero):
+        TwoRanks("data", None, rank=1).fail_together(error)
+    TwoRanks("data", None).fail_together(None)
+
+
+def test_ranks_that_average_draw_numbers_of_their_own() -> None:
+    plain, first, second = (make_algorithm("iql") for _ in range(3))
+    first.join(Ranks(0, 2, "data"))
+    second.join(Ranks(1, 2, "data"))
+    like = torch.empty(1, 4, 2)
+    assert torch.equal(plain.normal("x", like), first.normal("x", like))
+    assert not torch.equal(plain.normal("x", like), second.normal("x", like))
+
+
+def test_state_of_all_seeds_falls_apart_into_that_of_a_share() -> None:
+    """Weights, Adam's moments and its step count; what has no seed axis stays."""
+    every, some = make_algorithm("iql", seeds=(0, 1, 2)), make_algorithm("iql", seeds=(1, 2))
+    every.step(random_batch(seeds=3))
+    share = slice(1, 3)
+    own = own_state(every.state_dict(), seed_axis(every), share)
+    some.load_state_dict(own)
+    assert some.seeds.tolist() == [1, 2]
+    assert torch.equal(some.critic.network.layers[0].weight, every.critic.network.layers[0].weight[1:])
+    assert int(some.updates) == 1
+    ours, theirs = some.optimizers_by_part["critic"], every.optimizers_by_part["critic"]
+    ours.load_state_dict(own_optimizer(theirs.state_dict(), ours, share))
+    for mine, whole in zip(ours.state.values(), theirs.state.values(), strict=True):
+        assert torch.equal(mine["exp_avg"], whole["exp_avg"][1:])
+        assert mine["step"] == whole["step"] == 1
+    alone = join_optimizer(Ranks(), theirs)["state"]
+    assert torch.equal(alone[0]["exp_avg"], theirs.state_dict()["state"][0]["exp_avg"])
+
+
+@pytest.mark.parametrize(
+    ("options", "several"),
+    [
+        ({"devices": 1}, False),
+        ({"devices": [3]}, False),
+        ({"devices": 2}, True),
+        ({"devices": "auto"}, True),
+        ({"devices": [0, 1]}, True),
+        ({"devices": 1, "num_nodes": 2}, True),
+    ],
+)
+def test_several_processes_are_asked_for(options: dict, several: bool) -> None:
+    assert strategy.several_processes(options) == several
+
+
+@pytest.mark.slow
+def test_shared_seeds_equal_one_process_and_checkpoints_do_not_know_the_ranks(cli: Run, tmp_path: Path) -> None:
+    """Two processes then one, and one then two: the weights of one process alone."""
+    runs = {"there": tmp_path / "there", "back": tmp_path / "back"}
+    common = [*TINY, *SMALL, "seeds=[4,8,9]", "eval.every=10"]
+    for updates, first, second in ((10, TWO, ONE), (20, ONE, TWO)):
+        for run, where in zip(runs.values(), (first, second), strict=True):
+            again = ["resume=auto"] if updates > 10 else []
+            result = cli(*common, *where, f"max_updates={updates}", f"run_dir={run}", *again)
+            assert result.returncode == 0, result.stderr
+        there, back = weights(runs["there"]), weights(runs["back"])
+        assert there["seeds"].tolist() == [4, 8, 9]
+        assert there["critic.network.layers.0.weight"].shape[0] == 3
+        assert differing(there, back) == []
+    rows = [(run / "metrics.csv").read_text().splitlines() for run in runs.values()]
+    keys = [[line.split(",")[:2] for line in table[1:]] for table in rows]
+    assert keys[0] == keys[1] == [[update, seed] for update in ("10", "20") for seed in ("4", "8", "9")]
+    result = json.loads((runs["back"] / "result.json").read_text())
+    assert len(result["final"]["return"]) == 3
+    assert result["engine"] == {"name": "eager", "device": "cpu, 1 thread(s)", "processes": 2, "parallel": "seeds"}
+
+
+@pytest.mark.slow
+def test_averaged_gradients_under_torchrun_keep_ranks_equal(data_root: Path, cli: Run, tmp_path: Path) -> None:
+    """Two ranks hold the same weights, which are not those of one rank's batches; one process goes on from there."""
+    run = tmp_path / "run"
+    options = [*TINY, *SMALL, "eval.every=20", f"run_dir={run}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "train.py")]
+    typed = [*command, *options, *TWO, "parallel=data", "max_updates=20"]
+    callback = "+callbacks.save._target_=tests.helpers.SaveWeights"
+    result = subprocess.run(
+        [*typed, callback],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "MINARI_DATASETS_PATH": str(data_root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("run folder:") == 1
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert differing(weights(run), first) == []
+    alone = cli(*TINY, *SMALL, *ONE, "eval.every=20", "max_updates=20", f"run_dir={tmp_path / 'alone'}")
+    assert alone.returncode == 0, alone.stderr
+    assert differing(weights(tmp_path / "alone"), first) != []
+    more = cli(*options, *ONE, "parallel=data", "max_updates=30", "resume=auto")
+    assert more.returncode == 0, more.stderr
+    assert checkpoint_io.read(run / "checkpoints" / "last.ckpt")["brpo"]["updates"] == 30
+
+
+@pytest.mark.slow
+def test_one_rank_that_fails_or_is_stopped_ends_all(cli: Run, data_root: Path, tmp_path: Path) -> None:
+    """Divergence on the last rank: exit 3, told once. SIGTERM to the first: a checkpoint, exit 130, resumable."""
+    options = [*TINY, *SMALL, *TWO, "seeds=2", "eval.every=1000"]
+    diverged = cli(
+        *options, "max_updates=1000", f"run_dir={tmp_path / 'bad'}",
+        "+callbacks.poison._target_=tests.helpers.PoisonLastRank", PYTHONPATH=str(ROOT),
+    )  # fmt: skip
+    assert diverged.returncode == 3, diverged.stderr
+    assert diverged.stderr.count("diverged: ") == 1
+    assert "of seed 1 became NaN" in diverged.stderr
+
+    run = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *options, "max_updates=100000", f"run_dir={run}"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "MINARI_DATASETS_PATH": str(data_root), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("update "):
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert errors.count("interrupted: SIGTERM") == 1
+    assert weights(run)["seeds"].tolist() == [0, 1]
