@@ -13,15 +13,15 @@ TRAINED_LATE = ("actor", "actor_target", "critic_target")
 
 
 class LinearCritic(nn.Module):
-    """Two critics: `slope * a_0 + offset` for each transition, and one that says 100 everywhere."""
+    """Two critics: `slope * a_0 + offset` for each transition, and one that says `other` everywhere."""
 
-    def __init__(self, slope: float, offset: Tensor) -> None:
+    def __init__(self, slope: float, offset: Tensor, other: float = 100.0) -> None:
         super().__init__()
-        self.slope, self.offset = slope, offset
+        self.slope, self.offset, self.other = slope, offset, other
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         q = self.slope * actions[..., 0] + self.offset
-        return torch.stack([q, torch.full_like(q, 100.0)], dim=1)
+        return torch.stack([q, torch.full_like(q, self.other)], dim=1)
 
 
 def quiet(*overrides: str):
@@ -37,7 +37,8 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_actor_loss_by_hand() -> None:
+@pytest.mark.parametrize("other", [100.0, -100.0])
+def test_actor_loss_by_hand(other: float) -> None:
     """Q_1 = 1, -2, 3 at the action (0, 0); coefficient 2.5.
 
     lambda = 2.5 / ((1 + 2 + 3) / 3) = 1.25; the Q term is -1.25 * (1 - 2 + 3) / 3 = -5/6. Data actions (1, 0), (0, -1) and
@@ -45,7 +46,7 @@ def test_actor_loss_by_hand() -> None:
     """
     td3_bc = make_algorithm("td3_bc", "algo.q_coefficient=2.5")
     constant_output(td3_bc.actor, 0.0, 0.0)
-    td3_bc.critic = LinearCritic(0.0, torch.tensor([[1.0, -2.0, 3.0]], dtype=torch.float64))
+    td3_bc.critic = LinearCritic(0.0, torch.tensor([[1.0, -2.0, 3.0]], dtype=torch.float64), other)
     batch = three_transitions()
     batch.actions.copy_(torch.tensor([[[1.0, 0.0], [0.0, -1.0], [0.5, 0.5]]]))
     assert td3_bc.actor_loss(batch).item() == pytest.approx(-5 / 6 + 5 / 12)
@@ -71,14 +72,13 @@ def test_critic_loss_by_hand() -> None:
 
 
 def test_target_uses_the_target_actor_at_the_next_observation() -> None:
-    """Target critic Q' = a_0 + s: the target actor plays tanh(1), the online actor tanh(-1)."""
+    """Target critic Q' = a_0 + s_0', its action that of the target actor at s'; the online actor plays something else."""
     td3_bc = quiet()
-    constant_output(td3_bc.actor_target.module, 1.0, 1.0)
     constant_output(td3_bc.actor, -1.0, -1.0)
     constant_output(td3_bc.critic, 0.0, 0.0)
     batch = three_transitions()
     td3_bc.critic_target.module = LinearCritic(1.0, batch.next_observations[..., 0])
-    next_q = math.tanh(1) + batch.next_observations[0, :, 0]
+    next_q = (td3_bc.actor_target(batch.next_observations)[..., 0] + batch.next_observations[..., 0])[0]
     targets = batch.rewards[0] + 0.99 * (1 - batch.terminated[0]) * next_q
     assert td3_bc.critic_loss(batch).item() == pytest.approx(2 * targets.square().mean().item())
 
