@@ -28,6 +28,7 @@ SMALL_NETWORKS = {
     "bc": ["algo.actor.hidden=[16,16]"],
     "iql": ["algo.actor.hidden=[16,16]", "algo.critic.hidden=[16,16]", "algo.value.hidden=[16,16]"],
     "sfac": ["algo.actor.hidden=[16,16]", "algo.critic.hidden=[16,16]", "algo.value.hidden=[16,16]"],
+    "td3_bc": ["algo.actor.hidden=[16,16]", "algo.critic.hidden=[16,16]"],
 }
 
 
@@ -55,7 +56,7 @@ def same_weights(a: Path, b: Path) -> None:
 def test_train_evaluate_and_resume(algo: str, cli: Run, tmp_path: Path) -> None:
     """One run in one go, the same in two goes: equal weights, rows and events; then `brpo evaluate`."""
     # A cosine schedule refers to max_updates, which differs between the parts of this run.
-    options = ["eval.every=20", "engine.chunk=8", "seeds=[3,7]", *([] if algo == "bc" else ["algo.schedule.actor=constant"])]
+    options = ["eval.every=20", "engine.chunk=8", "seeds=[3,7]", "++algo.schedule.actor=constant"]
     whole = cli(*tiny(algo, *options, "max_updates=40", "run_dir=whole"))
     assert whole.returncode == 0, whole.stderr
     assert re.search(r"final: return -\d+\.\d \+- \d+\.\d \(2 seeds\), normalized score", whole.stdout)
@@ -84,7 +85,7 @@ def test_train_evaluate_and_resume(algo: str, cli: Run, tmp_path: Path) -> None:
     assert {"loss/actor", "gradient_norm/actor", "evaluation/score", "evaluation_by_seed/score/7"} <= set(tags["scalars"])
     assert [event.step for event in events.Scalars("loss/actor")] == [8, 16, 20, 24, 32, 40]
     assert [event.step for event in events.Scalars("evaluation/score")] == [20, 40]
-    assert "heldout/actor/log_prob" in tags["histograms"]
+    assert any(tag.startswith("heldout/actor/") for tag in tags["histograms"])
     assert "data/boundary_share" in tags["scalars"]
     assert ("series/remainder" in tags["scalars"]) == (algo == "sfac")
 

@@ -50,3 +50,21 @@ def weighted_regression(
     Source: advantage-weighted regression, e.g. IQL (arXiv:2110.06169), Eq. 7.
     """
     return -(weight.detach() * log_prob).mean(-1)
+
+
+def value_scale(q: Float[Tensor, "seeds batch"], coefficient: float) -> Float[Tensor, " seeds"]:
+    """`coefficient / E_D|Q|`, without gradient: times Q it no longer depends on the scale of the rewards.
+
+    Source: TD3+BC (arXiv:2106.06860), section 5, its lambda. Infinite where every Q is 0.
+    """
+    return coefficient / q.detach().abs().mean(-1)
+
+
+def action_error(
+    actions: Float[Tensor, "seeds batch a"], data_actions: Float[Tensor, "seeds batch a"]
+) -> Float[Tensor, "seeds batch"]:
+    """`(pi(s) - a)^2`, the mean over the action's dimensions.
+
+    Source: TD3+BC (arXiv:2106.06860), section 5; the mean is its authors' code.
+    """
+    return (actions - data_actions).square().mean(-1)

@@ -1,4 +1,4 @@
-"""Stochastic policies over actions in [-1, 1]. Each gives `log_prob`, `mode` and `sample`."""
+"""Policies over actions in [-1, 1]. Each gives `mode` and `sample`, and the stochastic ones `log_prob`."""
 
 from collections.abc import Sequence
 
@@ -120,3 +120,34 @@ class SquashedGaussianActor(nn.Module):
         """An action for each observation out of standard normal `noise`, differentiable."""
         mean, log_std = self(observations)
         return torch.tanh(mean + log_std.exp() * noise)
+
+
+class DeterministicActor(nn.Module):
+    """The action `tanh(network(s))`, without a density.
+
+    Source: the policy of TD3+BC's authors' code.
+
+    Args:
+        spec: sizes of observation and action.
+        seeds: number of seeds.
+        hidden: sizes of the hidden layers.
+        activation: name of the activation.
+    """
+
+    def __init__(self, spec: DataSpec, seeds: int, *, hidden: Sequence[int], activation: str) -> None:
+        super().__init__()
+        self.network = MLP((seeds,), spec.observation_dim, spec.action_dim, hidden=hidden, activation=activation)
+
+    def forward(self, observations: Float[Tensor, "seeds batch o"]) -> Float[Tensor, "seeds batch a"]:
+        """The action."""
+        return torch.tanh(self.network(observations))
+
+    def mode(self, observations: Float[Tensor, "seeds batch o"]) -> Float[Tensor, "seeds batch a"]:
+        """The action."""
+        return self(observations)
+
+    def sample(
+        self, observations: Float[Tensor, "seeds batch o"], noise: Float[Tensor, "seeds batch a"]
+    ) -> Float[Tensor, "seeds batch a"]:
+        """The action again, whatever the noise: a policy that puts all its mass on one action has no other sample."""
+        return self(observations)

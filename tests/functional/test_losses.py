@@ -80,6 +80,27 @@ def test_weighted_regression_by_hand_and_without_gradient_into_the_weight() -> N
     assert weight.grad is None
 
 
+def test_value_scale_by_hand_and_without_gradient() -> None:
+    """2 / ((1 + 3) / 2) = 1 for the first seed, 2 / ((8 + 0) / 2) = 0.5 for the second."""
+    q = torch.tensor([[1.0, -3.0], [8.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    scale = losses.value_scale(q, 2.0)
+    assert scale.tolist() == [1.0, 0.5]
+    assert not scale.requires_grad
+
+
+def test_scaled_values_do_not_depend_on_the_scale_of_rewards() -> None:
+    q = torch.randn(2, 5, dtype=torch.float64)
+    scaled = losses.value_scale(q, 2.5).unsqueeze(-1) * q
+    assert torch.allclose(losses.value_scale(1000 * q, 2.5).unsqueeze(-1) * 1000 * q, scaled)
+    assert scaled.abs().mean(-1).tolist() == pytest.approx([2.5, 2.5])
+
+
+def test_action_error_by_hand() -> None:
+    """((1 - 0)^2 + (2 - 5)^2) / 2 = 5 and 0."""
+    actions, data_actions = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[[0.0, 5.0], [3.0, 4.0]]])
+    assert losses.action_error(actions, data_actions).tolist() == [[5.0, 0.0]]
+
+
 def test_losses_keep_seeds_apart() -> None:
     error = torch.randn(3, 5, dtype=torch.float64)
     together = losses.gumbel(error, 1.0, 7.0)

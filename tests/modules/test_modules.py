@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from brpo.modules.actors import GaussianActor, SquashedGaussianActor
+from brpo.modules.actors import DeterministicActor, GaussianActor, SquashedGaussianActor
 from brpo.modules.critics import QEnsemble, ValueFunction
 from brpo.modules.divergence import SeriesDivergence
 from brpo.modules.mlp import MLP, StackedLinear, initialize
@@ -77,6 +77,18 @@ def test_actors(actor_class: type) -> None:
     sampled = actor.sample(observations, 100 * torch.randn(2, 6, 2))
     assert sampled.abs().max() <= 1
     assert torch.allclose(actor.sample(observations, torch.zeros(2, 6, 2)), actor.mode(observations))
+
+
+def test_deterministic_actor_samples_its_mode() -> None:
+    actor = DeterministicActor(SPEC, 2, hidden=(8,), activation="tanh")
+    initialize(actor, torch.tensor([0, 1]), "actor")
+    observations = 100 * torch.randn(2, 6, 3)
+    mode = actor.mode(observations)
+    assert mode.shape == (2, 6, 2)
+    assert mode.abs().max() <= 1
+    assert torch.equal(actor(observations), mode)
+    assert torch.equal(actor.sample(observations, torch.randn(2, 6, 2)), mode)
+    assert not hasattr(actor, "log_prob")
 
 
 def test_actor_learns_a_known_mean_and_spread() -> None:
