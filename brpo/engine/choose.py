@@ -6,25 +6,25 @@ import torch
 
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.datasets.datamodule import Transitions
+from brpo.engine import graphs
 from brpo.engine.compiled import compile_losses
-from brpo.engine.graphs import GraphRunner
 from brpo.engine.runner import EagerRunner
 from brpo.errors import UserError
 
 
-def choose(name: str, device: torch.device, averages: bool, storage: str) -> tuple[str, str]:
+def choose(name: str, algorithm: OfflineAlgorithm, device: torch.device, storage: str) -> tuple[str, str]:
     """The engine and why.
 
     Args:
         name: `auto`, `eager`, `compile` or `cudagraph`.
-        device: where the algorithm trains.
-        averages: whether gradients are averaged over ranks.
+        algorithm: with its optimizers.
+        device: where it will train.
         storage: where the data lie, `device` or `memmap`.
 
     Raises:
         UserError: it cannot run here.
     """
-    obstacle = _graph_obstacle(device, averages, storage)
+    obstacle = _graph_obstacle(algorithm, device, storage)
     if name == "cudagraph" and obstacle:
         raise UserError(f"engine=cudagraph is not possible here: {obstacle}. Use engine=eager, compile or auto.")
     if name != "auto":
@@ -36,14 +36,14 @@ def choose(name: str, device: torch.device, averages: bool, storage: str) -> tup
     return "eager", "on a CPU compiling takes a minute and gains little"
 
 
-def _graph_obstacle(device: torch.device, averages: bool, storage: str) -> str | None:
+def _graph_obstacle(algorithm: OfflineAlgorithm, device: torch.device, storage: str) -> str | None:
     if device.type != "cuda":
         return f"the device is {device.type}, a CUDA graph needs a GPU"
-    if averages:
+    if algorithm.ranks.averages:
         return "parallel=data exchanges gradients inside an update, which is not captured (parallel=seeds exchanges none)"
     if storage != "device":
         return f"data.storage={storage} reads batches from a file, which is not captured"
-    return None
+    return graphs.obstacle(algorithm)
 
 
 def make_runner(
@@ -62,7 +62,7 @@ def make_runner(
         UserError: the algorithm has nothing to compile.
     """
     if name == "cudagraph":
-        return GraphRunner(transitions, batch_size, engine["chunk"])
+        return graphs.GraphRunner(transitions, batch_size, engine["chunk"])
     if name == "compile" and not compile_losses(algorithm, engine["backend"]):
         raise UserError(
             f"engine=compile finds no loss in {type(algorithm).__name__}: a part's loss is a method <part>_loss, "

@@ -46,9 +46,7 @@ class GraphRunner(EagerRunner):
         capture: records a function's operations.
     """
 
-    def __init__(
-        self, transitions: Transitions, batch_size: int, chunk: int, capture: Capture = cuda_capture
-    ) -> None:
+    def __init__(self, transitions: Transitions, batch_size: int, chunk: int, capture: Capture = cuda_capture) -> None:
         super().__init__(transitions, batch_size)
         self.chunk, self.capture = chunk, capture
         self.warm = False
@@ -108,6 +106,14 @@ class GraphRunner(EagerRunner):
         captured.replay()
         algorithm.history += [(start + k, recorded) for k, recorded in enumerate(captured.records)]
         algorithm.update_count = start + self.chunk
+
+
+def obstacle(algorithm: OfflineAlgorithm) -> str | None:
+    """Why the optimizers cannot be captured: a step count or a rate that is read by Python; None if they can."""
+    for optimizer in algorithm.optimizers_by_part.values():
+        if not all("capturable" in group or group.get("fused") for group in optimizer.param_groups):
+            return f"{type(optimizer).__name__} is neither capturable nor fused (try algo.optimizer.fused=true)"
+    return None
 
 
 def make_capturable(algorithm: OfflineAlgorithm) -> None:

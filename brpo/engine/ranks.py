@@ -151,12 +151,12 @@ def join_optimizer(ranks: Ranks, optimizer: torch.optim.Optimizer) -> dict[str, 
 def own_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer, share: slice) -> dict[str, Any]:
     """The share of a rank of an optimizer's state for all seeds."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def own(number: int, value: Any) -> Any:
+        stacked = isinstance(value, Tensor) and value.dim() and value.shape[1:] == parameters[number].shape[1:]
+        return value[share] if stacked else value
+
     entries = {
-        number: {
-            name: value[share] if isinstance(value, Tensor) and value.shape[1:] == parameters[number].shape[1:] and value.dim()
-            else value
-            for name, value in values.items()
-        }
-        for number, values in state["state"].items()
-    }  # fmt: skip
+        number: {name: own(number, value) for name, value in values.items()} for number, values in state["state"].items()
+    }
     return {**state, "state": entries}

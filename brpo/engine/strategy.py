@@ -122,4 +122,3 @@ def cluster_plugins() -> list[Any]:
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-
