@@ -4,12 +4,13 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -31,12 +32,14 @@ def composed(*overrides: str) -> dict[str, Any]:
     return config
 
 
-def build(config: dict[str, Any]) -> tuple[OfflineAlgorithm, OfflineDataModule]:
-    """The algorithm with its runner, on the CPU, and its data."""
+def build(config: dict[str, Any], device: str = "cpu") -> tuple[OfflineAlgorithm, OfflineDataModule]:
+    """The algorithm with its runner, on a device, and its data (on the CPU)."""
     datamodule = training.make_datamodule(config)
     seeds = seed_list(config["seeds"])
     algorithm = training.make_algorithm(config["algo"], datamodule.spec, seeds=seeds, max_updates=config["max_updates"])
-    algorithm.runner = EagerRunner(datamodule.train_transitions, config["batch_size"])
+    algorithm.to(device)
+    transitions = datamodule.train_transitions.to(algorithm.seeds.device)
+    algorithm.runner = EagerRunner(transitions, config["batch_size"])
     return algorithm, datamodule
 
 
@@ -55,6 +58,18 @@ def seconds(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
+
+
+def rotated(runs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """What several measurements give in some rounds, after a warm-up of each; every round starts with another of them."""
+    names, results = list(runs), {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for k in range(rounds):
+        first = k % len(names)
+        for name in names[first:] + names[:first]:
+            results[name].append(runs[name]())
+    return results
 
 
 def paired(a: Callable[[], float], b: Callable[[], float], rounds: int) -> tuple[float, float, float]:

@@ -1,68 +1,183 @@
-"""IQL updates per second beside d3rlpy's IQL: the same networks, batch size, data and machine, in turn, in one process.
+"""Updates per second of brpo beside other implementations: the same networks, batch size, data and machine, in one process.
 
-    pip install --no-deps d3rlpy==2.8.1
-    pip install gym==0.26.2 gym-notices structlog colorama dataclasses-json scikit-learn
-    python benchmarks/peers.py [--precision highest|medium] [--threads 1]
+    pip install -c constraints.txt -r benchmarks/requirements.txt   # d3rlpy and JAX; the head of that file says how
+    python benchmarks/peers.py                                      # IQL against all of them
+    python benchmarks/peers.py --algo sfac --against d3rlpy,corl --threads 2 --precision medium
+    python benchmarks/peers.py --device cuda --against corl,jax engine.chunk=200   # overrides, as train.py takes them
+    python benchmarks/peers.py --check                              # do the loops written here make the same update?
 
-d3rlpy 2.8.1 asks for gymnasium 1.0.0 but runs beside newer ones when it is installed without its dependencies.
-Both sides draw their batches from memory and make whole updates (three losses, three optimizers, target networks).
+All sides make whole updates (batches, losses, optimizers, target networks) on all of the data. Every one is warmed up; in
+every round each makes the same number of updates, and every round starts with another one. Rates are medians over the
+rounds, ratios are medians of the ratios within a round. `cores` is processor time over wall time: what a side really used.
+
+| name   | what                                                                                     | algorithms         |
+|--------|------------------------------------------------------------------------------------------|--------------------|
+| d3rlpy | d3rlpy with its own buffer (its IQL stands in for Sf-AC)                                  | iql, sfac, td3_bc  |
+| corl   | plain eager PyTorch in the manner of CORL, written in peers_corl.py                       | iql, sfac, td3_bc  |
+| jax    | one jitted scan over `--scan` updates with optax, written in peers_jax.py                 | iql                |
 """
 
+import csv
+import functools
+import importlib
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, NamedTuple
 
+import torch
 import typer
-from common import build, composed, machine, paired
+from common import build, composed, machine, rotated
+from peers_workload import Peer, Unavailable, Workload, make_workload
+
+from brpo.config import seed_list
+
+KNOWN = ("d3rlpy", "corl", "jax")
+OURS = "brpo"
 
 
-def main(updates: int = 300, rounds: int = 7, precision: str = "highest", threads: int = 1) -> None:
-    """Print both rates and their ratio."""
-    try:
-        import d3rlpy
-    except ImportError:
-        raise typer.BadParameter("d3rlpy is not installed; the head of this file says how") from None
-    import numpy as np
+class Measurement(NamedTuple):
+    """One round of one side."""
 
-    config = composed("algo=iql", "trainer=cpu", f"engine.matmul_precision={precision}", f"engine.threads={threads}")
-    algorithm, datamodule = build(config)
-    algorithm.configure_optimizers()
-    runner, state = algorithm.runner, {"at": 0}
-    assert runner is not None
+    rate: float  # updates per second
+    cores: float  # processor time over wall time
 
-    def ours() -> float:
-        start = time.perf_counter()
-        for _ in range(updates // 100):
-            runner.run(algorithm, state["at"], state["at"] + 100)
-            state["at"] += 100
-            algorithm.take_records()  # as training does: one transfer a chunk
-        return updates / (time.perf_counter() - start)
 
-    flat = datamodule.flat
-    columns = flat.columns.slices
-    ends = np.zeros(len(flat.rows))
-    ends[np.cumsum(flat.lengths) - 1] = 1.0
-    terminals = flat.rows[:, columns[3]].ravel()
-    dataset = d3rlpy.dataset.MDPDataset(
-        observations=flat.rows[:, columns[0]],
-        actions=flat.rows[:, columns[1]],
-        rewards=flat.rows[:, columns[2]],
-        terminals=terminals,
-        timeouts=ends * (1 - terminals),
-    )
-    peer = d3rlpy.algos.IQLConfig(batch_size=config["batch_size"]).create(device="cpu")
-    peer.build_with_dataset(dataset)
+def timed(run: Callable[[int], None], updates: int) -> Measurement:
+    """Make some updates and take the time."""
+    wall, processor = time.perf_counter(), time.process_time()
+    run(updates)
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    return Measurement(updates / wall, processor / wall)
 
-    def theirs() -> float:
-        start = time.perf_counter()
-        for _ in range(updates):
-            peer.update(dataset.sample_transition_batch(config["batch_size"]))
-        return updates / (time.perf_counter() - start)
 
-    rate, peer_rate, ratio = paired(ours, theirs, rounds)
+def gather(names: Sequence[str], workload: Workload) -> tuple[dict[str, Peer], dict[str, str]]:
+    """The peers that can do the work, and why the others cannot."""
+    peers, skipped = {}, {}
+    for name in names:
+        try:
+            peers[name] = importlib.import_module(f"peers_{name}").make(workload)
+        except ModuleNotFoundError as error:
+            skipped[name] = f"{error.name} is not installed; benchmarks/requirements.txt says how"
+        except Unavailable as error:
+            skipped[name] = str(error)
+    return peers, skipped
+
+
+def rows(peers: dict[str, Peer], rounds: dict[str, list[Measurement]]) -> list[dict[str, Any]]:
+    """A row for each side: medians and spread of its rates, and of brpo's rate over its own within a round."""
+    found = []
+    for name, peer in peers.items():
+        rates = [measurement.rate for measurement in rounds[name]]
+        ratios = [ours.rate / rate for ours, rate in zip(rounds[OURS], rates, strict=True)]
+        row: dict[str, Any] = {"side": name, "name": peer.name, "cores": median(m.cores for m in rounds[name])}
+        for key, values in (("rate", rates), ("ratio", ratios)):
+            row |= {key: median(values), f"{key}_min": min(values), f"{key}_max": max(values)}
+        found.append(row)
+    return found
+
+
+def show(table: list[dict[str, Any]]) -> None:
+    """Print the rows."""
+    print(f"\n{'':32} {'updates/s (min..max)':>26} {'brpo over it (min..max)':>26} {'cores':>6}")
+    for row in table:
+        rate = f"{row['rate']:.0f} ({row['rate_min']:.0f}..{row['rate_max']:.0f})"
+        ratio = f"{row['ratio']:.2f} ({row['ratio_min']:.2f}..{row['ratio_max']:.2f})" if row["side"] != OURS else ""
+        print(f"{row['name']:32} {rate:>26} {ratio:>26} {row['cores']:>6.2f}")
+
+
+def append(path: Path, table: list[dict[str, Any]], context: dict[str, Any]) -> None:
+    """Add the rows to a CSV file, each with what was measured where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [*context, *table[0]], lineterminator="\n")
+        if file.tell() == 0:
+            writer.writeheader()
+        for row in table:
+            rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
+            writer.writerow({**context, **rounded})
+
+
+def check(algo: str, config: dict[str, Any], device: str, updates: int = 3) -> None:
+    """Print how far the loops written here are from brpo's update; exit code 1 where that is too far."""
+    from peers_check import TOLERANCE, differences
+
+    algorithm, datamodule = build(config, device)
+    algorithm.double().configure_optimizers()
+    transitions = datamodule.train_transitions.to(algorithm.seeds.device, torch.float64)
+    shape = (updates, 1, config["batch_size"])
+    indices = torch.randint(len(transitions), shape, generator=torch.Generator().manual_seed(0))
+    batches = [transitions.gather(row.to(device)) for row in indices]
+    found = differences(algorithm, algo, config["algo"], batches, device)
+    for name, distance in found.items():
+        print(f"{name}: {distance:.1e} is the largest difference of a weight or loss after {updates} updates (float64)")
+    if max(found.values()) > TOLERANCE:
+        raise typer.Exit(1)
+
+
+def compare(workload: Workload, against: Sequence[str], rounds: int, updates: int, target: Path | None) -> None:
+    """Measure, print, and write the rows to a file if one is given."""
+    ours = importlib.import_module(f"peers_{OURS}").make(workload)
+    others, skipped = gather(against, workload)
+    peers = {OURS: ours, **others}
+    measured = rotated({name: functools.partial(timed, peer.run, updates) for name, peer in peers.items()}, rounds)
+    table, config = rows(peers, measured), workload.config
+    context = {
+        "algo": workload.algo,
+        "dataset": config["dataset"],
+        "hidden": "x".join(map(str, workload.sizes.hidden)),
+        "batch": workload.batch_size,
+        "precision": config["engine"]["matmul_precision"],
+        "threads": torch.get_num_threads(),
+        "device": workload.device,
+        "rounds": rounds,
+        "updates": updates,
+    }
     print(machine())
-    print(f"IQL, 2x256, batch {config['batch_size']}, matmul precision {precision}, median of {rounds} rounds of {updates}")
-    print(f"brpo           {rate:.0f} updates/s")
-    print(f"d3rlpy {d3rlpy.__version__}   {peer_rate:.0f} updates/s")
-    print(f"ratio {ratio:.2f}")
+    print(", ".join(f"{key} {value}" for key, value in context.items()))
+    show(table)
+    for name, peer in peers.items():
+        if peer.note:
+            print(f"note on {name}: {peer.note}")
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}")
+    if target is not None:
+        append(target, table, {**context, "machine": machine()})
+
+
+def main(
+    overrides: Annotated[list[str] | None, typer.Argument(help="as train.py takes them: engine=... batch_size=...")] = None,
+    algo: str = "iql",
+    against: Annotated[str, typer.Option(help="some of d3rlpy,corl,jax")] = ",".join(KNOWN),
+    precision: Annotated[str, typer.Option(help="highest, high or medium")] = "highest",
+    threads: int = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    rounds: int = 7,
+    updates: Annotated[int, typer.Option(help="of each side in a round")] = 300,
+    scan: Annotated[int, typer.Option(help="updates in one call of JAX")] = 100,
+    target: Annotated[Path | None, typer.Option("--csv", help="file to add the rows to")] = None,
+    only_check: Annotated[bool, typer.Option("--check", help="compare the updates themselves, time nothing")] = False,
+) -> None:
+    """Print the rates and ratios."""
+    names = [name for name in against.split(",") if name]
+    if unknown := set(names) - set(KNOWN):
+        raise typer.BadParameter(f"--against knows {', '.join(KNOWN)}, not {', '.join(sorted(unknown))}")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise typer.BadParameter(f"--device {device}: must be cpu, or cuda where torch sees a GPU")
+    if rounds < 1 or updates < 1 or updates % scan:
+        raise typer.BadParameter(f"--rounds must be at least 1, and --updates a multiple of --scan {scan}")
+    options = [f"algo={algo}", f"trainer={'gpu' if device == 'cuda' else 'cpu'}", "data.heldout=0", "max_updates=1000000"]
+    options += [f"engine.matmul_precision={precision}", f"engine.threads={threads}"]
+    if only_check and algo == "td3_bc":
+        options.append("algo.target_noise=0")  # every side draws noise of its own
+    config = composed(*options, *(overrides or []))
+    if seed_list(config["seeds"]) != [0]:
+        raise typer.BadParameter("one seed is measured against one; benchmarks/seeds.py measures several")
+    if only_check:
+        check(algo, config, device)
+    else:
+        compare(make_workload(algo, config, *build(config, device), device, scan), names, rounds, updates, target)
 
 
 if __name__ == "__main__":
