@@ -74,10 +74,10 @@ def data_check(dataset_id: Annotated[str, typer.Argument(metavar="ID")]) -> None
     """Read every episode of a data set; exit code 2 and the first fault where it cannot be trained on."""
     from brpo.datasets import minari_io
 
-    flat = minari_io.load(dataset_id)
-    print(f"{dataset_id}: good. {len(flat.rows)} transitions in {len(flat.lengths)} episodes, digest {flat.digest}")
-    if flat.clipped:
-        print(f"{flat.clipped} action entries lie outside the bounds; training clips them.")
+    found = minari_io.check(dataset_id)
+    print(f"{dataset_id}: good. {found.lengths.sum()} transitions in {len(found.lengths)} episodes, digest {found.digest}")
+    if found.clipped:
+        print(f"{found.clipped} action entries lie outside the bounds; training clips them.")
 
 
 @app.command()

@@ -1,5 +1,6 @@
-"""The LightningDataModule: one data set as tensors on the device, and the stream of batches drawn from it."""
+"""The LightningDataModule: one data set, on the device or in a file, and the stream of batches drawn from it."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -8,10 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brpo.datasets import minari_io, transforms
+from brpo.datasets import minari_io, row_cache, transforms
+from brpo.datasets.transitions import MappedTransitions, Transitions
 from brpo.errors import UserError
 from brpo.functional import streams
 from brpo.types import Batch, DataSpec
+
+STORAGES = ("device", "memmap")
 
 
 class Chunk(NamedTuple):
@@ -19,26 +23,6 @@ class Chunk(NamedTuple):
 
     start: int
     stop: int
-
-
-class Transitions:
-    """Transitions as one float32 matrix, a row each: a batch is one gather, whatever the number of fields."""
-
-    def __init__(self, rows: Tensor, columns: minari_io.Columns) -> None:
-        self.rows, self.columns = rows, columns
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Transitions":
-        """The same transitions on a device."""
-        return Transitions(self.rows.to(device, dtype), self.columns)
-
-    def gather(self, indices: Tensor) -> Batch:
-        """The transitions of `indices` (seeds, batch)."""
-        rows = self.rows.index_select(0, indices.flatten()).view(*indices.shape, -1)
-        observations, actions, rewards, terminated, next_observations, next_actions = rows.split(self.columns.widths, -1)
-        return Batch(observations, actions, rewards.squeeze(-1), next_observations, next_actions, terminated.squeeze(-1))
 
 
 def batch_indices(seeds: Tensor, updates: Tensor, batch_size: int, high: int) -> Tensor:
@@ -85,6 +69,7 @@ class OfflineDataModule(lightning.LightningDataModule):
 
     Args:
         dataset_id: the Minari id; looked for on this machine, else downloaded.
+        storage: `device`, all rows on the training device; or `memmap`, rows in a file that batches are read from.
         normalize_observations: scale observations to zero mean and unit variance; the algorithm undoes it when it acts.
         reward_scale: positive factor on rewards, or `return_range` for 1000 / (largest - smallest return).
         reward_shift: added to the scaled reward (AntMaze: -1).
@@ -101,6 +86,7 @@ class OfflineDataModule(lightning.LightningDataModule):
         self,
         dataset_id: str,
         *,
+        storage: str,
         normalize_observations: bool,
         reward_scale: float | str,
         reward_shift: float,
@@ -112,7 +98,9 @@ class OfflineDataModule(lightning.LightningDataModule):
         super().__init__()
         if not 0 <= heldout < 1:
             raise UserError(f"data.heldout must be in [0, 1), got {heldout}.")
-        self.dataset_id = dataset_id
+        if storage not in STORAGES:
+            raise UserError(f"data.storage={storage} is not allowed. Use one of {', '.join(STORAGES)}.")
+        self.dataset_id, self.storage = dataset_id, storage
         self.normalize_observations = normalize_observations
         self.reward_scale, self.reward_shift, self.heldout_share = reward_scale, reward_shift, heldout
         self.evaluate_every, self.max_updates, self.chunk = evaluate_every, max_updates, chunk
@@ -128,52 +116,57 @@ class OfflineDataModule(lightning.LightningDataModule):
         return self._spec
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the data set, change its units and split it (once)."""
+        """Read the data set, or open its cache, and split it (once)."""
         if self._spec is not None:
             return
-        flat = self.flat = minari_io.load(self.dataset_id)
-        rows, (observation, _, reward, _, next_observation, _) = flat.rows, flat.columns.slices
-        mean, std = transforms.observation_moments(rows[:, observation], self.normalize_observations)
-        factor = transforms.reward_factor(self.reward_scale, flat.returns)
-        if self.normalize_observations:
-            for columns in (observation, next_observation):
-                rows[:, columns] = (rows[:, columns] - mean) / std
-        rows[:, reward] = rows[:, reward] * factor + self.reward_shift
-        self._spec = DataSpec(
+        if self.storage == "memmap":
+            flat, file = row_cache.load(self.dataset_id)
+        else:
+            flat, file = minari_io.load(self.dataset_id), None
+        heldout = heldout_episodes(len(flat.lengths), self.heldout_share)
+        units = self._units(flat)
+        self._spec = self._describe(flat, units)
+        if file is not None:
+            self.flat = flat
+            train, held = (MappedTransitions.of(file, flat, units, chosen) for chosen in (~heldout, heldout))
+        else:
+            units.apply(flat.rows, flat.columns.slices)
+            self.flat = with_episodes_last(flat, heldout)
+            rows, count = torch.from_numpy(self.flat.rows), int(flat.lengths[~heldout].sum())
+            train, held = (Transitions(part, flat.columns) for part in (rows[:count], rows[count:]))
+        self.train_transitions = train
+        self.heldout_transitions = held if heldout.any() else None
+
+    def _units(self, flat: minari_io.Flat) -> transforms.Units:
+        return transforms.Units.of_observations(
+            flat.observation_mean,
+            flat.observation_std,
+            self.normalize_observations,
+            factor=transforms.reward_factor(self.reward_scale, flat.returns),
+            shift=self.reward_shift,
+        )
+
+    def _describe(self, flat: minari_io.Flat, units: transforms.Units) -> DataSpec:
+        return DataSpec(
             dataset_id=flat.dataset_id,
             digest=flat.digest,
             observation_dim=flat.columns.observation,
             action_dim=flat.columns.action,
             action_low=tuple(flat.action_low.tolist()),
             action_high=tuple(flat.action_high.tolist()),
-            observation_mean=tuple(mean.tolist()),
-            observation_std=tuple(std.tolist()),
-            reward_scale=factor,
-            reward_shift=self.reward_shift,
+            observation_mean=tuple(units.mean.tolist()),
+            observation_std=tuple(units.std.tolist()),
+            reward_scale=units.factor,
+            reward_shift=units.shift,
             return_min=float(flat.returns.min()),
             return_max=float(flat.returns.max()),
             return_mean=float(flat.returns.mean()),
             reference_min=flat.references[0],
             reference_max=flat.references[1],
             environment=flat.environment,
-            transitions=len(rows),
+            transitions=len(flat.rows),
             episodes=len(flat.lengths),
         )
-        self._split(rows, flat)
-
-    def _split(self, rows: np.ndarray, flat: minari_io.Flat) -> None:
-        """Whole episodes are held out, the same ones for every seed: those with the smallest hashes of their number."""
-        episodes = len(flat.lengths)
-        count = min(round(self.heldout_share * episodes), episodes - 1)
-        if self.heldout_share > 0 and episodes > 1:
-            count = max(count, 1)
-        hashes = streams.splitmix64(torch.arange(episodes)).numpy()
-        heldout = np.zeros(episodes, bool)
-        heldout[np.argsort(hashes, kind="stable")[:count]] = True
-        of_row = np.repeat(heldout, flat.lengths)
-        train = rows[~of_row] if count else rows
-        self.train_transitions = Transitions(torch.from_numpy(train), flat.columns)
-        self.heldout_transitions = Transitions(torch.from_numpy(rows[of_row]), flat.columns) if count else None
 
     def diagnostic_batch(self, seeds: int, size: int = 2048) -> Batch:
         """One fixed batch of held-out transitions (of training ones where none are held out), the same for each seed."""
@@ -185,3 +178,29 @@ class OfflineDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> _Chunks:
         """The schedule of chunks: batches themselves are drawn on the device."""
         return _Chunks(self)
+
+
+def heldout_episodes(episodes: int, share: float) -> np.ndarray:
+    """Which episodes are held out, bool (episodes,): those with the smallest hashes of their number, for every seed."""
+    count = min(round(share * episodes), episodes - 1)
+    if share > 0 and episodes > 1:
+        count = max(count, 1)
+    hashes = streams.splitmix64(torch.arange(episodes)).numpy()
+    heldout = np.zeros(episodes, bool)
+    heldout[np.argsort(hashes, kind="stable")[:count]] = True
+    return heldout
+
+
+def with_episodes_last(flat: minari_io.Flat, last: np.ndarray) -> minari_io.Flat:
+    """The data set with the episodes of the mask `last` behind the others, its rows moved in place.
+
+    Both kinds keep their order. So the two parts of a split are views of one matrix.
+    """
+    order = np.argsort(last, kind="stable")
+    aside = flat.rows[np.repeat(last, flat.lengths)]
+    begins, at = np.cumsum(flat.lengths) - flat.lengths, 0
+    for begin, length in zip(begins[~last], flat.lengths[~last], strict=True):
+        flat.rows[at : at + length] = flat.rows[begin : begin + length]
+        at += length
+    flat.rows[at:] = aside
+    return dataclasses.replace(flat, lengths=flat.lengths[order], returns=flat.returns[order], ended=flat.ended[order])

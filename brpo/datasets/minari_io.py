@@ -1,20 +1,25 @@
 """Reading a Minari data set: checking its episodes and laying them out as flat transitions."""
 
 import hashlib
+import io
+import itertools
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import minari
 import numpy as np
 
 from brpo.datasets.catalog import find_dataset, one_line
+from brpo.datasets.transforms import Moments
 from brpo.errors import UserError
 
 _FIELDS = ("actions", "rewards", "terminations", "truncations")
+_AT_ONCE = 250  # episodes read before the file is opened anew: HDF5 keeps what it has read of an open file's layout
 BOUNDARY = 1e-5  # an action within this share of the half-range of a bound counts as a boundary action
 
 
@@ -38,14 +43,12 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Flat:
-    """A data set in memory, in environment units except for actions, which are scaled to [-1, 1].
+class Summary:
+    """What is known of a data set beside its rows.
 
     Attributes:
-        dataset_id: the Minari id.
         digest: SHA-256 over the contents of every episode.
-        rows: transitions, float32, (transitions, sum of the columns' widths).
-        columns: what the columns of `rows` are.
+        columns: what the columns of the rows are.
         lengths: transitions of each episode.
         returns: sum of the rewards of each episode.
         ended: per episode, 2 terminated, 1 truncated, 0 neither (the recording stops).
@@ -53,12 +56,11 @@ class Flat:
         action_high: upper bounds in environment units.
         clipped: number of action entries outside the bounds, which were clipped to them.
         boundary_share: share of action entries at a bound.
-        metadata: the data set's own description.
+        observation_mean: mean of each observation dimension over the transitions, float64.
+        observation_std: standard deviation of each observation dimension, float64.
     """
 
-    dataset_id: str
     digest: str
-    rows: np.ndarray
     columns: Columns
     lengths: np.ndarray
     returns: np.ndarray
@@ -67,6 +69,22 @@ class Flat:
     action_high: np.ndarray
     clipped: int
     boundary_share: float
+    observation_mean: np.ndarray
+    observation_std: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flat(Summary):
+    """A data set as flat transitions, in environment units except for actions, which are scaled to [-1, 1].
+
+    Attributes:
+        dataset_id: the Minari id.
+        rows: transitions, float32, (transitions, sum of the columns' widths), one episode after another.
+        metadata: the data set's own description.
+    """
+
+    dataset_id: str
+    rows: np.ndarray
     metadata: dict[str, Any]
 
     @property
@@ -92,39 +110,101 @@ def load(dataset_id: str) -> Flat:
     return read_folder(find_dataset(dataset_id), dataset_id)
 
 
+def check(dataset_id: str) -> Summary:
+    """Read every episode of a data set, whatever its size, and keep none.
+
+    Raises:
+        UserError: as `load`.
+    """
+    dataset = open_dataset(find_dataset(dataset_id), dataset_id)
+    with open(os.devnull, "wb") as nowhere:
+        return stream(dataset, dataset_id, nowhere)
+
+
 def read_folder(folder: Path, dataset_id: str) -> Flat:
     """Read a data set from its folder (see `load`)."""
-    dataset = _open(folder, dataset_id)
-    actions_space = _check_action_space(dataset, dataset_id)
-    episodes = [_check_episode(dataset_id, episode) for episode in _episodes(dataset, dataset_id)]
-    if not episodes:
-        raise UserError(f"{dataset_id} has no episodes.")
-    for number, episode in enumerate(episodes):
-        widths = episode["observations"].shape[1], episode["actions"].shape[1]
-        expected = episodes[0]["observations"].shape[1], actions_space.shape[0]
-        if widths != expected:
-            raise UserError(
-                f"{dataset_id}, episode {number}: observation and action have sizes {widths}, expected {expected}."
-            )
-    low, high = _action_bounds(actions_space, episodes)
-    clipped, boundary = _scale_actions(episodes, low, high)
-    return Flat(
-        dataset_id=dataset_id,
-        digest=_digest(episodes),
-        rows=_flatten(episodes),
-        columns=Columns(episodes[0]["observations"].shape[1], actions_space.shape[0]),
-        lengths=np.array([len(episode["rewards"]) for episode in episodes]),
-        returns=np.array([episode["rewards"].sum(dtype=np.float64) for episode in episodes]),
-        ended=np.array([_ending(episode) for episode in episodes]),
-        action_low=low,
-        action_high=high,
-        clipped=clipped,
-        boundary_share=boundary,
-        metadata=dict(dataset.storage.metadata),
-    )
+    dataset = open_dataset(folder, dataset_id)
+    memory = io.BytesIO()  # grows in place, so that the rows are never held twice
+    summary = stream(dataset, dataset_id, memory)
+    rows = np.frombuffer(memory.getbuffer(), np.float32).reshape(-1, sum(summary.columns.widths))
+    return Flat(**vars(summary), dataset_id=dataset_id, rows=rows, metadata=dict(dataset.storage.metadata))
 
 
-def _open(folder: Path, dataset_id: str) -> minari.MinariDataset:
+class Sink(Protocol):
+    """Where rows go: a file, or memory."""
+
+    def write(self, data: Any, /) -> Any:
+        """Append the bytes of an array."""
+        ...
+
+
+def stream(dataset: minari.MinariDataset, dataset_id: str, sink: Sink) -> Summary:
+    """Check the episodes one after another and write the rows of each; one episode is in memory at a time.
+
+    Raises:
+        UserError: the data set is not one that can be trained on; names the episode and the field.
+    """
+    space = _check_action_space(dataset, dataset_id)
+    scan = _Scan(*_action_bounds(space, dataset, dataset_id))
+    for episode in _checked_episodes(dataset, dataset_id, space.shape[0]):
+        sink.write(scan.rows_of(episode))
+    return scan.summary()
+
+
+class _Scan:
+    """Turns episodes into rows, and keeps what is to be known of all of them: sums, and three numbers an episode."""
+
+    def __init__(self, low: np.ndarray, high: np.ndarray) -> None:
+        self.low, self.high = low, high
+        self.digest = hashlib.sha256()
+        self.moments = Moments()
+        self.lengths: list[int] = []
+        self.returns: list[float] = []
+        self.ended: list[int] = []
+        self.clipped = self.boundary = 0
+
+    def rows_of(self, episode: dict[str, np.ndarray]) -> np.ndarray:
+        """The rows of the next episode, (transitions, sum of the columns' widths)."""
+        _update_digest(self.digest, episode)
+        self.lengths.append(len(episode["rewards"]))
+        self.returns.append(float(episode["rewards"].sum(dtype=np.float64)))
+        self.ended.append(_ending(episode))
+        rows = _flatten(episode, self._scaled(episode["actions"]))
+        self.moments.add(rows[:, : episode["observations"].shape[1]])
+        return rows
+
+    def _scaled(self, actions: np.ndarray) -> np.ndarray:
+        """Actions scaled to [-1, 1] and clipped, float32; counts the clipped and the boundary entries."""
+        # float32 data may miss its float64 bound by one rounding, which is no error worth counting
+        scaled = 2.0 * (actions.astype(np.float64) - self.low) / (self.high - self.low) - 1.0
+        self.clipped += int((np.abs(scaled) > 1.0 + 1e-6).sum())
+        scaled = np.clip(scaled, -1.0, 1.0)
+        self.boundary += int((np.abs(scaled) >= 1.0 - BOUNDARY).sum())
+        return scaled.astype(np.float32)
+
+    def summary(self) -> Summary:
+        """What is known after the last episode."""
+        return Summary(
+            digest=self.digest.hexdigest(),
+            columns=Columns(len(self.moments.mean), len(self.low)),
+            lengths=np.array(self.lengths),
+            returns=np.array(self.returns),
+            ended=np.array(self.ended),
+            action_low=self.low,
+            action_high=self.high,
+            clipped=self.clipped,
+            boundary_share=self.boundary / (sum(self.lengths) * len(self.low)),
+            observation_mean=self.moments.mean,
+            observation_std=self.moments.std,
+        )
+
+
+def open_dataset(folder: Path, dataset_id: str) -> minari.MinariDataset:
+    """Open a data set: its metadata are read, its episodes are not.
+
+    Raises:
+        UserError: the folder holds no data set, or a damaged one.
+    """
     try:
         return minari.MinariDataset(folder / "data")
     except Exception as error:
@@ -145,7 +225,8 @@ def _check_action_space(dataset: minari.MinariDataset, dataset_id: str) -> gymna
 
 def _episodes(dataset: minari.MinariDataset, dataset_id: str) -> Iterator[tuple[int, minari.EpisodeData]]:
     """Episodes with their numbers; errors of the file format become errors of the user's input."""
-    iterator, number = dataset.iterate_episodes(), -1
+    parts = (dataset.episode_indices[start : start + _AT_ONCE] for start in range(0, dataset.total_episodes, _AT_ONCE))
+    iterator, number = itertools.chain.from_iterable(map(dataset.iterate_episodes, parts)), -1
     while True:
         number += 1
         try:
@@ -158,6 +239,22 @@ def _episodes(dataset: minari.MinariDataset, dataset_id: str) -> Iterator[tuple[
                 f"({type(error).__name__}: {one_line(error)})."
             ) from error
         yield number, episode
+
+
+def _checked_episodes(dataset: minari.MinariDataset, dataset_id: str, action_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """The fields of every episode, refused where they do not fit together or not with the first episode."""
+    expected = None
+    for number, episode in _episodes(dataset, dataset_id):
+        fields = _check_episode(dataset_id, (number, episode))
+        widths = fields["observations"].shape[1], fields["actions"].shape[1]
+        expected = expected or (widths[0], action_size)
+        if widths != expected:
+            raise UserError(
+                f"{dataset_id}, episode {number}: observation and action have sizes {widths}, expected {expected}."
+            )
+        yield fields
+    if expected is None:
+        raise UserError(f"{dataset_id} has no episodes.")
 
 
 def _check_episode(dataset_id: str, numbered: tuple[int, minari.EpisodeData]) -> dict[str, np.ndarray]:
@@ -215,61 +312,45 @@ def _flat_observations(observations: Any, where: str) -> np.ndarray:
     return observations
 
 
-def _action_bounds(space: gymnasium.spaces.Box, episodes: list[dict[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of the action space; the extremes of the data where the space is unbounded."""
+def _action_bounds(
+    space: gymnasium.spaces.Box, dataset: minari.MinariDataset, dataset_id: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of the action space; the extremes of the data, found in a pass of their own, where it is unbounded."""
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         warnings.warn("The action space is unbounded; the extremes of the data stand in for its bounds.", stacklevel=2)
-        data = np.concatenate([episode["actions"] for episode in episodes]).astype(np.float64)
-        low = np.where(np.isfinite(low), low, data.min(0))
-        high = np.where(np.isfinite(high), high, data.max(0))
+        data_low, data_high = np.full_like(low, np.inf), np.full_like(high, -np.inf)
+        for episode in _checked_episodes(dataset, dataset_id, len(low)):
+            data_low = np.minimum(data_low, episode["actions"].min(0))
+            data_high = np.maximum(data_high, episode["actions"].max(0))
+        low, high = np.where(np.isfinite(low), low, data_low), np.where(np.isfinite(high), high, data_high)
     if not (low < high).all():
         raise UserError(f"The action bounds have no width: low {low.tolist()}, high {high.tolist()}.")
     return low, high
-
-
-def _scale_actions(episodes: list[dict[str, np.ndarray]], low: np.ndarray, high: np.ndarray) -> tuple[int, float]:
-    """Scale actions to [-1, 1] and clip them (adds the field `scaled`); count the clipped and the boundary entries."""
-    clipped = boundary = entries = 0
-    for episode in episodes:
-        # float32 data may miss its float64 bound by one rounding, which is no error worth counting
-        scaled = 2.0 * (episode["actions"].astype(np.float64) - low) / (high - low) - 1.0
-        clipped += int((np.abs(scaled) > 1.0 + 1e-6).sum())
-        scaled = np.clip(scaled, -1.0, 1.0)
-        boundary += int((np.abs(scaled) >= 1.0 - BOUNDARY).sum())
-        entries += scaled.size
-        episode["scaled"] = scaled.astype(np.float32)
-    return clipped, boundary / entries
 
 
 def _ending(episode: dict[str, np.ndarray]) -> int:
     return 2 if episode["terminations"][-1] else int(bool(episode["truncations"][-1]))
 
 
-def _flatten(episodes: list[dict[str, np.ndarray]]) -> np.ndarray:
-    columns = Columns(episodes[0]["observations"].shape[1], episodes[0]["scaled"].shape[1])
-    rows = np.empty((sum(len(episode["rewards"]) for episode in episodes), sum(columns.widths)), np.float32)
-    start = 0
-    for episode in episodes:
-        stop = start + len(episode["rewards"])
-        observation, action, reward, terminated, next_observation, next_action = (
-            rows[start:stop, columns_of_field] for columns_of_field in columns.slices
-        )
-        observation[:], next_observation[:] = episode["observations"][:-1], episode["observations"][1:]
-        action[:] = episode["scaled"]
-        reward[:, 0], terminated[:, 0] = episode["rewards"], episode["terminations"]
-        # The last transition of an episode has no next action; its own stands in. Only a truncated one ever uses it.
-        next_action[:-1], next_action[-1] = episode["scaled"][1:], episode["scaled"][-1]
-        start = stop
+def _flatten(episode: dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:
+    """The rows of an episode, with these actions."""
+    columns = Columns(episode["observations"].shape[1], actions.shape[1])
+    rows = np.empty((len(actions), sum(columns.widths)), np.float32)
+    observation, action, reward, terminated, next_observation, next_action = (
+        rows[:, columns_of_field] for columns_of_field in columns.slices
+    )
+    observation[:], next_observation[:] = episode["observations"][:-1], episode["observations"][1:]
+    action[:] = actions
+    reward[:, 0], terminated[:, 0] = episode["rewards"], episode["terminations"]
+    # The last transition of an episode has no next action; its own stands in. Only a truncated one ever uses it.
+    next_action[:-1], next_action[-1] = actions[1:], actions[-1]
     return rows
 
 
-def _digest(episodes: list[dict[str, np.ndarray]]) -> str:
-    """SHA-256 over names, types, shapes and bytes of every field of every episode, in order."""
-    digest = hashlib.sha256()
-    for episode in episodes:
-        for name in ("observations", *_FIELDS):
-            array = np.ascontiguousarray(episode[name])
-            digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
-            digest.update(array.data if array.size else b"")
-    return digest.hexdigest()
+def _update_digest(digest: Any, episode: dict[str, np.ndarray]) -> None:
+    """Add names, types, shapes and bytes of every field of an episode."""
+    for name in ("observations", *_FIELDS):
+        array = np.ascontiguousarray(episode[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
+        digest.update(array.data if array.size else b"")

@@ -1,20 +1,77 @@
 """Affine changes of units: observations to zero mean and unit variance, rewards to a common scale of returns."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 RETURN_RANGE = "return_range"
 
 
-def observation_moments(observations: np.ndarray, normalize: bool, epsilon: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each dimension, (observation,) float32; zeros and ones where not `normalize`.
+class Moments:
+    """Mean and standard deviation of each column of blocks of rows that come one after another, in float64.
 
-    `epsilon` is added to the standard deviation, as TD3+BC's authors do (arXiv:2106.06860, Eq. 6).
+    Blocks are merged by their means and sums of squared deviations (Chan, Golub, LeVeque 1979, Eq. 2.1), which is stable
+    where a sum of squares is not.
     """
-    size = observations.shape[1]
-    if not normalize:
-        return np.zeros(size, np.float32), np.ones(size, np.float32)
-    mean, std = observations.mean(0, dtype=np.float64), observations.std(0, dtype=np.float64)
-    return mean.astype(np.float32), (std + epsilon).astype(np.float32)
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.squares = np.zeros(1)
+
+    def add(self, block: np.ndarray) -> None:
+        """Take a block into account, (rows, columns)."""
+        values = block.astype(np.float64)
+        mean, total = values.mean(0), self.count + len(values)
+        difference = mean - self.mean
+        self.squares = self.squares + ((values - mean) ** 2).sum(0) + difference**2 * (self.count * len(values) / total)
+        self.mean = self.mean + difference * (len(values) / total)
+        self.count = total
+
+    @property
+    def std(self) -> np.ndarray:
+        """Population standard deviation of each column."""
+        return np.sqrt(self.squares / self.count)
+
+
+@dataclass(frozen=True)
+class Units:
+    """The change of units that training sees: `(observation - mean) / std` and `reward * factor + shift`, in float32.
+
+    Attributes:
+        mean: of each observation dimension, float32; zeros where observations stay as they are.
+        std: of each observation dimension, float32; ones where observations stay as they are.
+        factor: positive.
+        shift: added to the scaled reward.
+        normalize: whether observations change.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    factor: float
+    shift: float
+    normalize: bool
+
+    @classmethod
+    def of_observations(
+        cls, mean: np.ndarray, std: np.ndarray, normalize: bool, *, factor: float, shift: float, epsilon: float = 1e-3
+    ) -> "Units":
+        """Units from the moments of the data.
+
+        `epsilon` is added to the standard deviation, as TD3+BC's authors do (arXiv:2106.06860, Eq. 6).
+        """
+        if not normalize:
+            mean, std, epsilon = np.zeros_like(mean), np.ones_like(std), 0.0
+        return cls(mean.astype(np.float32), (std + epsilon).astype(np.float32), factor, shift, normalize)
+
+    def apply(self, rows: np.ndarray, slices: tuple[slice, ...]) -> None:
+        """Change the units of rows in place; each number on its own, so a row alone gives what it gives in a matrix."""
+        observation, _, reward, _, next_observation, _ = slices
+        if self.normalize:
+            for columns in (observation, next_observation):
+                rows[:, columns] -= self.mean
+                rows[:, columns] /= self.std
+        rows[:, reward] *= self.factor
+        rows[:, reward] += self.shift
 
 
 def reward_factor(scale: float | str, returns: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from brpo.types import DataSpec
 from tests.conftest import random_episode, write_dataset
 
 OPTIONS: dict[str, Any] = {
+    "storage": "device",
     "normalize_observations": False,
     "reward_scale": 1.0,
     "reward_shift": 0.0,
@@ -41,6 +42,22 @@ def test_split_is_by_whole_episodes(datasets: Path) -> None:
         int(np.flatnonzero((datamodule.flat.rows == r.numpy()).all(1))[0]) // 20 for r in datamodule.heldout_transitions.rows
     }
     assert len(held) == 3  # three whole episodes
+
+
+def test_the_parts_of_a_split_are_views_of_one_matrix(datasets: Path) -> None:
+    """Held-out episodes last; lengths, returns and ends of the episodes follow their rows."""
+    rng = np.random.default_rng(4)
+    write_dataset(datasets, "tests/uneven-v0", [random_episode(rng, 3 + 2 * k) for k in range(9)])
+    datamodule = make("tests/uneven-v0")
+    flat, heldout = datamodule.flat, datamodule.heldout_transitions
+    assert heldout is not None
+    assert datamodule.train_transitions.rows.data_ptr() == flat.rows.ctypes.data
+    assert heldout.rows.data_ptr() == flat.rows[-len(heldout) :].ctypes.data
+    assert len(heldout) == flat.lengths[-2:].sum()
+    observation, _, reward, _, next_observation, _ = flat.columns.slices
+    for rows, total in zip(np.split(flat.rows, np.cumsum(flat.lengths)[:-1]), flat.returns, strict=True):
+        assert np.array_equal(rows[1:, observation], rows[:-1, next_observation])
+        assert rows[:, reward].sum() == pytest.approx(total, abs=1e-4)
 
 
 def test_nothing_is_held_out_on_request_or_of_a_single_episode(datasets: Path) -> None:

@@ -198,3 +198,39 @@ def test_bundled_data_set() -> None:
     lines = describe(flat)
     assert lines["normalized score"].startswith("23.2")
     assert lines["episodes"] == "60: 0 terminated, 60 truncated, 0 neither"
+
+
+def test_checking_finds_what_loading_finds(root: Path) -> None:
+    write_dataset(root, ID, hand_made())
+    checked, flat = minari_io.check(ID), minari_io.load(ID)
+    assert (checked.digest, checked.lengths.tolist(), checked.clipped) == (flat.digest, [3, 1], 1)
+    corrupt(root, "rewards", np.array([np.nan]))
+    with pytest.raises(UserError, match="episode 1: the field rewards holds NaN"):
+        minari_io.check(ID)
+
+
+def test_many_episodes_are_read_in_their_order(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    write_dataset(root, ID, [random_episode(rng, 2 + k) for k in range(7)])
+    whole = minari_io.load(ID)
+    monkeypatch.setattr(minari_io, "_AT_ONCE", 3)
+    parts = minari_io.load(ID)
+    assert parts.lengths.tolist() == list(range(2, 9))
+    assert parts.digest == whole.digest
+    assert np.array_equal(parts.rows, whole.rows)
+
+
+def test_moments_and_extremes_of_all_episodes(root: Path) -> None:
+    """Over blocks as over the whole; an unbounded action space takes the extremes of the data, not of one episode."""
+    rng = np.random.default_rng(3)
+    episodes = [random_episode(rng, 4 + k) for k in range(5)]
+    box = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    actions = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    write_dataset(root, ID, episodes, env=None, observation_space=box, action_space=actions, references=None)
+    with pytest.warns(UserWarning, match="action space is unbounded"):
+        flat = minari_io.load(ID)
+    everything = np.concatenate([episode["actions"] for episode in episodes])
+    assert (flat.action_low[0], flat.action_high[0]) == (everything.min(), everything.max())
+    observations = flat.rows[:, :3].astype(np.float64)
+    assert np.allclose(flat.observation_mean, observations.mean(0), rtol=0, atol=1e-12)
+    assert np.allclose(flat.observation_std, observations.std(0), rtol=0, atol=1e-12)

@@ -1,0 +1,91 @@
+"""Transitions to draw batches from: on the training device, or in a file."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brpo.datasets.minari_io import Columns, Summary
+from brpo.datasets.row_cache import RowFile
+from brpo.datasets.transforms import Units
+from brpo.types import Batch
+
+
+class Transitions:
+    """Transitions as one float32 matrix, a row each: a batch is one gather, whatever the number of fields."""
+
+    def __init__(self, rows: Tensor, columns: Columns) -> None:
+        self.rows, self.columns = rows, columns
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Transitions":
+        """The same transitions on a device."""
+        return Transitions(self.rows.to(device, dtype), self.columns)
+
+    def gather(self, indices: Tensor) -> Batch:
+        """The transitions of `indices` (seeds, batch)."""
+        return self._batch(self.rows.index_select(0, indices.flatten()), indices.shape)
+
+    def _batch(self, rows: Tensor, shape: Sequence[int]) -> Batch:
+        rows = rows.view(*shape, -1)
+        observations, actions, rewards, terminated, next_observations, next_actions = rows.split(self.columns.widths, -1)
+        return Batch(observations, actions, rewards.squeeze(-1), next_observations, next_actions, terminated.squeeze(-1))
+
+
+class MappedTransitions(Transitions):
+    """Transitions in a file, in environment units: the rows of a batch are read, change their units and go to the device.
+
+    They give the batches of `Transitions` bit for bit. Reading waits for the disk and for indices that are on a GPU, so
+    `gather` cannot be captured in a CUDA graph: call it outside, best with indices on the CPU, and copy its batch in.
+
+    Args:
+        file: the rows of all episodes.
+        columns: what the columns of the rows are.
+        units: what is done to the rows that are read.
+        begins: the row in the file that each episode begins at, int64.
+        lengths: transitions of each episode, int64.
+        device: where batches go.
+        dtype: what they are there.
+    """
+
+    def __init__(
+        self,
+        file: RowFile,
+        columns: Columns,
+        units: Units,
+        begins: np.ndarray,
+        lengths: np.ndarray,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.file, self.columns, self.units = file, columns, units
+        self.begins, self.lengths = begins, lengths
+        self.device, self.dtype = torch.device(device), dtype
+        self._ends = np.cumsum(lengths)  # among these transitions, as the indices count
+        self._shifts = begins - (self._ends - lengths)  # from an index to its row in the file
+
+    @classmethod
+    def of(cls, file: RowFile, summary: Summary, units: Units, chosen: np.ndarray) -> "MappedTransitions":
+        """The transitions of the episodes of a mask, in the order of the file."""
+        begins = np.cumsum(summary.lengths) - summary.lengths
+        return cls(file, summary.columns, units, begins[chosen], summary.lengths[chosen])
+
+    def __len__(self) -> int:
+        return int(self.lengths.sum())
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "MappedTransitions":
+        """The same transitions, with batches on a device; nothing is copied before a batch is drawn."""
+        return MappedTransitions(self.file, self.columns, self.units, self.begins, self.lengths, device, dtype)
+
+    def gather(self, indices: Tensor) -> Batch:
+        """The transitions of `indices` (seeds, batch), which may be on any device."""
+        chosen = indices.flatten().cpu().numpy()
+        rows = self.file.take(chosen + self._shifts[np.searchsorted(self._ends, chosen, side="right")])
+        self.units.apply(rows, self.columns.slices)
+        batch = torch.from_numpy(rows)
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()  # only a copy from pinned memory overlaps with what the device does
+        return self._batch(batch.to(self.device, self.dtype, non_blocking=True), indices.shape)
