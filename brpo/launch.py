@@ -1,6 +1,7 @@
 """What `train.py` does with a composed configuration: check, find what to resume, train, say what came out."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,13 @@ _GROUPS = ("algo", "data", "engine", "trainer")
 RUN_KEYS = (*_GROUPS, "dataset", "seeds", "max_updates", "batch_size", "eval", "run_dir", "resume", "debug")
 
 
-def launch(composed: DictConfig, overrides: list[str]) -> None:
+def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path], None] | None = None) -> None:
     """Start or resume the run of a configuration.
+
+    Args:
+        composed: what Hydra composed.
+        overrides: what was typed.
+        on_folder: called with the run's folder once it is certain, before training.
 
     Raises:
         UserError: see `brpo.training.train`.
@@ -48,13 +54,15 @@ def launch(composed: DictConfig, overrides: list[str]) -> None:
             )
         if resumption.folder.result.exists() and resumption.updates >= config["max_updates"]:
             print(f"already finished: {resumption.folder.path} ({resumption.folder.result})", flush=True)
+            if on_folder is not None:
+                on_folder(resumption.folder.path)
             return
         if resumption.updates > config["max_updates"]:
             raise UserError(
                 f"max_updates={config['max_updates']} is below the {resumption.updates} updates that "
                 f"{resumption.checkpoint} has made."
             )
-    report(train(config, overrides, resumption))
+    report(train(config, overrides, resumption, on_folder))
 
 
 def _automatic(config: dict[str, Any]) -> resuming.Resumption | None:

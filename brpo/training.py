@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -28,6 +30,8 @@ from brpo.errors import TrainingDiverged, UserError
 from brpo.evaluation import environments
 from brpo.files import write_json
 from brpo.types import DataSpec
+
+_THREADS = torch.get_num_threads()  # torch follows OMP_NUM_THREADS
 
 
 class RunLogger(TensorBoardLogger):
@@ -79,18 +83,23 @@ def make_datamodule(config: dict[str, Any]) -> OfflineDataModule:
 
 def set_up_torch(engine: dict[str, Any]) -> None:
     """Threads and precision of matrix products."""
-    if engine["threads"] is not None:  # torch itself follows OMP_NUM_THREADS
-        torch.set_num_threads(engine["threads"])
+    torch.set_num_threads(engine["threads"] or _THREADS)  # also after a job of a sweep that had another number
     torch.set_float32_matmul_precision(engine["matmul_precision"])
 
 
-def train(config: dict[str, Any], overrides: list[str], resumption: resume.Resumption | None = None) -> dict[str, Any]:
+def train(
+    config: dict[str, Any],
+    overrides: list[str],
+    resumption: resume.Resumption | None = None,
+    on_folder: Callable[[Path], None] | None = None,
+) -> dict[str, Any]:
     """Train, evaluate, and write the result file; gives its content.
 
     Args:
         config: the plain, resolved configuration.
         overrides: what was typed, for the record.
         resumption: where to continue; None starts a run.
+        on_folder: called with the run's folder once there is one.
 
     Raises:
         UserError: the input is wrong (nothing was written then), or the disk is full.
@@ -135,6 +144,8 @@ def train(config: dict[str, Any], overrides: list[str], resumption: resume.Resum
         else:
             resumption = resume.take_up(resumption, spec, config, overrides)
         print(f"run folder: {folder.path}", flush=True)
+        if on_folder is not None:
+            on_folder(folder.path)
         device = trainer.strategy.root_device
         algorithm.runner = EagerRunner(datamodule.train_transitions.to(device), config["batch_size"])
         checkpoint = resumption.checkpoint if resumption else None
