@@ -140,9 +140,12 @@ class Sweep:
                 print(_line(job), file=sys.stderr)
         if len(jobs) < total:
             print(f"{_count(total - len(jobs))} not started", file=sys.stderr)
-        if done + sum(job.status == Status.failed for job in jobs) < total:
-            ours = "The same command with resume=auto goes on with what is missing."
-            print(ours if self.local else "What the cluster still has goes on by itself.", file=sys.stderr)
+        status = {job.status for job in jobs}
+        away = not self.local and (Status.running in status or len(jobs) < total)
+        if away:
+            print("What the cluster still has goes on by itself.", file=sys.stderr)
+        elif len(jobs) < total or status & {Status.running, Status.interrupted}:
+            print("The same command with resume=auto goes on with what is missing.", file=sys.stderr)
         sys.stderr.flush()
         print(f"{done} of {_count(total)} done\nbrpo collect {self.folder.path}", flush=True)
         if self.interrupted or code == INTERRUPTED:
