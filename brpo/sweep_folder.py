@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -96,8 +97,10 @@ class SweepFolder:
             OSError: it cannot be written.
         """
         self.jobs.mkdir(parents=True, exist_ok=True)
-        for old in (*self.jobs.iterdir(), self.stopped):
-            old.unlink(missing_ok=True)
+        for old in self.jobs.iterdir():
+            if re.fullmatch(r"\d+\.(json|log)", old.name):
+                old.unlink()
+        self.stopped.unlink(missing_ok=True)
         write_json(self.plan, {"jobs": [list(job) for job in jobs], "devices": list(devices)})
 
     def read_plan(self) -> tuple[list[list[str]], list[str]]:

@@ -123,10 +123,12 @@ class Sweep:
         _write(2, "stopping: running jobs write a checkpoint, no other starts; a second Ctrl-C ends them at once")
         if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
             return  # SLURM sends it to the jobs too, and a second one would end them without a checkpoint
-        for job in self.folder.read():
-            if job.status == Status.running and job.pid not in (None, os.getpid()):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(job.pid, signal.SIGTERM)
+        running = {job.pid for job in self.folder.read() if job.status == Status.running and job.pid}
+        for pid in running - {os.getpid()}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        if os.getpid() in running:  # one job at a time runs in this process; it has not begun to train
+            raise KeyboardInterrupt
 
     def close(self, code: int) -> int:
         """Say what became of the jobs; gives the exit code of the sweep."""

@@ -176,6 +176,18 @@ def test_exit_code_of_a_sweep(tmp_path: Path) -> None:
     assert sweep.close(0) == 130
 
 
+def test_a_signal_reaches_a_job_of_this_process_and_those_of_others(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    folder = sweep_of(tmp_path, job(0, Status.running, pid=other.pid), planned=2)
+    sweep = sweeps.Sweep(folder, folder.read_plan()[0], local=True)
+    sweep._stop(signal.SIGINT, None)
+    assert other.wait(timeout=60) == -signal.SIGTERM
+    assert (sweep.interrupted, folder.stopped.exists()) == (True, True)
+    folder.write(job(0, Status.running, pid=os.getpid()))
+    with pytest.raises(KeyboardInterrupt):
+        sweep._stop(signal.SIGINT, None)
+
+
 @pytest.mark.parametrize("error", [UserError("wrong"), SystemExit(1), KeyError("k"), RuntimeError("several\nlines")])
 def test_no_error_leaves_a_job(error: BaseException, tmp_path: Path) -> None:
     folder = sweep_of(tmp_path, planned=1)
@@ -204,7 +216,9 @@ def test_resume_auto_is_refused_where_jobs_share_a_run() -> None:
 def test_an_older_sweep_in_the_same_folder_is_forgotten(tmp_path: Path) -> None:
     folder = sweep_of(tmp_path, job(0, Status.done), planned=2)
     folder.stopped.touch()
+    (folder.jobs / "notes.txt").touch()
     folder.create([["algo=iql"]], [])
+    assert (folder.jobs / "notes.txt").exists()  # not ours
     assert (folder.read(), folder.stopped.exists(), folder.read_plan()) == ([], False, ([["algo=iql"]], []))
 
 
