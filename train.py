@@ -6,6 +6,8 @@
 import functools
 import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and what it raises becomes one line below
 
@@ -15,8 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from brpo.config import register_resolvers
-from brpo.errors import UserError
-from brpo.exits import DONE, INTERRUPTED, exit_code_of
+from brpo.exits import exit_code_of
+from brpo.sweeps import exit_code_of_program, run_job
 
 register_resolvers()
 
@@ -24,16 +26,23 @@ register_resolvers()
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(config: DictConfig) -> None:
     """One run (Hydra calls it once for each job of a sweep)."""
-    from brpo.launch import launch  # torch and Lightning are imported here, so that --help answers at once
-
+    register_resolvers()  # a job of a sweep may run in a process that has not read this file
     job = HydraConfig.get()
-    run = functools.partial(launch, config, list(job.overrides.task))
-    code = exit_code_of(run, debug=bool(config.debug))
-    if job.mode == RunMode.MULTIRUN and code not in (DONE, INTERRUPTED):
-        raise UserError(f"a job of the sweep failed: {' '.join(job.overrides.task)}")  # Hydra goes on with the others
+    overrides = list(job.overrides.task)
+    if job.mode == RunMode.MULTIRUN:
+        run_job(config, functools.partial(run, config, overrides))
+        return
+    code = exit_code_of(functools.partial(run, config, overrides), debug=bool(config.debug))
     if code:
         sys.exit(code)
 
 
+def run(config: DictConfig, overrides: list[str], on_folder: Callable[[Path], None] | None = None) -> None:
+    """Import torch and Lightning, which take seconds, and launch; so `--help` answers at once."""
+    from brpo.launch import launch
+
+    launch(config, overrides, on_folder)
+
+
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main, debug="debug=true" in sys.argv))
+    sys.exit(exit_code_of_program(main, debug="debug=true" in sys.argv))

@@ -1,17 +1,23 @@
-"""The `brpo` command: look at data sets, evaluate runs."""
+"""The `brpo` command: look at data sets, evaluate runs, collect the results of a sweep."""
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from brpo.errors import Interrupted
 from brpo.exits import exit_code_of
+
+if TYPE_CHECKING:
+    from brpo.collect import Row
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 data_app = typer.Typer(help="Look at Minari data sets.", no_args_is_help=True)
@@ -131,6 +137,55 @@ def _print_evaluation(result: dict[str, Any]) -> None:
         f"{result['episodes']} episodes a seed in {result['environment']}, {result['mode']} action, "
         f"update {result['update']}"
     )
+
+
+@app.command("collect")
+def collect_sweep(
+    sweep: Annotated[Path, typer.Argument(metavar="SWEEP_DIR", help="The folder that the sweep named, runs/sweeps/<time>.")],
+) -> None:
+    """Show what became of the jobs of a sweep, and write it to SWEEP_DIR/results.csv."""
+    from brpo import collect
+    from brpo.sweep_folder import SweepFolder
+
+    folder = SweepFolder(sweep)
+    rows = collect.collect(folder)
+    ambiguous = collect.several_digests(rows)
+    _print_rows(f"sweep {sweep}", rows, ambiguous, hidden=())
+    if groups := collect.over_seeds(rows):
+        _print_rows("the same over seeds", groups, ambiguous, hidden=("status", "run"))
+    for line in collect.notes(rows, ambiguous):
+        print(line)
+    collect.write_table(folder.table, rows)
+    print(folder.table)
+
+
+def _print_rows(title: str, rows: Sequence["Row"], ambiguous: dict[str, list[str]], hidden: Sequence[str]) -> None:
+    """A table without empty columns. One data set stands in the title; what a narrow terminal can do without goes."""
+    from brpo import collect
+
+    columns = dict(zip(collect.HEADER, zip(*(collect.cells(row, ambiguous) for row in rows), strict=True), strict=True))
+    if len(datasets := set(filter(None, columns["data set"]))) == 1:
+        title = f"{title}: {datasets.pop()}"
+        del columns["data set"]
+    shown = {name: column for name, column in columns.items() if any(column) and name not in hidden}
+    table = _table(title, shown)
+    for name in ("run", "updates/s"):
+        if Measurement.get(console, console.options.update(width=1000), table).maximum > console.width:
+            shown.pop(name, None)  # results.csv has it
+            table = _table(title, shown)
+    console.print(table)
+
+
+def _table(title: str, columns: Mapping[str, Sequence[str]]) -> Table:
+    from brpo.collect import NUMBERS
+
+    table = Table(title=Text(title), title_justify="left")
+    for name in columns:
+        number = name in NUMBERS
+        table.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, cells))  # as text: brackets are no markup
+    return table
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from brpo.errors import UserError
+from brpo.sweeps import sweep_jobs
 
 # What a resumed run may change. Everything else would make its result one of no configuration.
 RESUME_MAY_CHANGE = (
@@ -38,8 +39,9 @@ def by_family(table: Any, *, _root_: Any) -> Any:
 
 
 def register_resolvers() -> None:
-    """Make `${by_family:{...}}` known to OmegaConf (again, where it is already)."""
+    """Make `${by_family:{...}}` and `${sweep_jobs:}` known to OmegaConf (again, where they are already)."""
     OmegaConf.register_new_resolver("by_family", by_family, replace=True)
+    OmegaConf.register_new_resolver("sweep_jobs", sweep_jobs, replace=True)
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:

@@ -15,12 +15,17 @@ DONE, WRONG_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 130
 
 def exit_code_of(run: Callable[[], Any], debug: bool = False) -> int:
     """Call `run`; print what went wrong as one line, and give the exit code. Unexpected errors keep their traceback."""
+    return outcome_of(run, debug)[0]
+
+
+def outcome_of(run: Callable[[], Any], debug: bool = False) -> tuple[int, str | None]:
+    """As `exit_code_of`; gives the exit code and the line, None where all went well."""
     try:
         run()
     except (KeyboardInterrupt, Interrupted) as error:
         return _report(f"interrupted: {error}" if str(error) else "interrupted", INTERRUPTED, debug)
     except LeftToRankZero:
-        return DONE
+        return DONE, None
     except TrainingDiverged as error:
         return _report(f"diverged: {error}", DIVERGED, debug)
     except (UserError, HydraException, OmegaConfBaseException) as error:
@@ -28,14 +33,14 @@ def exit_code_of(run: Callable[[], Any], debug: bool = False) -> int:
     except OSError as error:  # a full disk, a folder that cannot be written
         where = f": {error.filename}" if error.filename else ""
         return _report(f"error: {error.strerror or error}{where}", WRONG_INPUT, debug)
-    return DONE
+    return DONE, None
 
 
-def _report(message: str, code: int, debug: bool) -> int:
+def _report(message: str, code: int, debug: bool) -> tuple[int, str]:
     if debug:
         traceback.print_exc()
     print(message, file=sys.stderr, flush=True)
-    return code
+    return code, message
 
 
 def _in_one_line(error: BaseException) -> str:

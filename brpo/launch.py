@@ -3,16 +3,20 @@
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from brpo import config as configuration
 from brpo import resume as resuming
 from brpo import runs
+from brpo.engine.strategy import several_processes
 from brpo.errors import UserError
 from brpo.training import algorithm_name, train
 
@@ -22,14 +26,20 @@ RUN_KEYS = (
 )  # fmt: skip
 
 
-def launch(composed: DictConfig, overrides: list[str]) -> None:
+def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path], None] | None = None) -> None:
     """Start or resume the run of a configuration.
+
+    Args:
+        composed: what Hydra composed.
+        overrides: what was typed.
+        on_folder: called with the run's folder once it is certain, before training.
 
     Raises:
         UserError: see `brpo.training.train`.
     """
     config = configuration.to_plain(composed)
     silence_other_ranks()
+    _refuse_processes_in_sweep(config)
     resume = config["resume"]
     resumption: resuming.Resumption | None = None
     if resume == "auto":
@@ -54,13 +64,23 @@ def launch(composed: DictConfig, overrides: list[str]) -> None:
             )
         if resumption.folder.result.exists() and resumption.updates >= config["max_updates"]:
             print(f"already finished: {resumption.folder.path} ({resumption.folder.result})", flush=True)
+            if on_folder is not None:
+                on_folder(resumption.folder.path)
             return
         if resumption.updates > config["max_updates"]:
             raise UserError(
                 f"max_updates={config['max_updates']} is below the {resumption.updates} updates that "
                 f"{resumption.checkpoint} has made."
             )
-    report(train(config, overrides, resumption))
+    report(train(config, overrides, resumption, on_folder))
+
+
+def _refuse_processes_in_sweep(config: dict[str, Any]) -> None:
+    if several_processes(config["trainer"]) and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise UserError(
+            f"trainer.devices={config['trainer'].get('devices')} is not possible in a sweep, whose jobs have one process and "
+            f"one device each. Leave it at 1: a sweep uses several GPUs by running several jobs."
+        )
 
 
 def silence_other_ranks() -> None:

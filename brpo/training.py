@@ -3,8 +3,9 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -32,6 +33,8 @@ from brpo.errors import TrainingDiverged, UserError
 from brpo.evaluation import environments
 from brpo.files import write_json
 from brpo.types import DataSpec
+
+_THREADS = torch.get_num_threads()  # torch follows OMP_NUM_THREADS
 
 
 class RunLogger(TensorBoardLogger):
@@ -81,10 +84,10 @@ def make_datamodule(config: dict[str, Any]) -> OfflineDataModule:
     return datamodule
 
 
-def set_up_torch(engine: dict[str, Any]) -> None:
+def set_up_torch(engine: dict[str, Any], ranks: Ranks = ALONE) -> None:
     """Threads and precision of matrix products."""
-    if engine["threads"] is not None:  # torch itself follows OMP_NUM_THREADS
-        torch.set_num_threads(engine["threads"])
+    if engine["threads"] or ranks.world == 1:  # several processes share the cores out as Lightning has done it
+        torch.set_num_threads(engine["threads"] or _THREADS)  # also after a job of a sweep that had another number
     torch.set_float32_matmul_precision(engine["matmul_precision"])
 
 
@@ -101,13 +104,19 @@ class Parts:
     engine: str  # the one that was chosen
 
 
-def train(config: dict[str, Any], overrides: list[str], resumption: resume.Resumption | None = None) -> dict[str, Any]:
+def train(
+    config: dict[str, Any],
+    overrides: list[str],
+    resumption: resume.Resumption | None = None,
+    on_folder: Callable[[Path], None] | None = None,
+) -> dict[str, Any]:
     """Train, evaluate, and write the result file; gives its content.
 
     Args:
         config: the plain, resolved configuration.
         overrides: what was typed, for the record.
         resumption: where to continue; None starts a run.
+        on_folder: called with the run's folder once there is one.
 
     Raises:
         UserError: the input is wrong (nothing was written then), or the disk is full.
@@ -118,7 +127,7 @@ def train(config: dict[str, Any], overrides: list[str], resumption: resume.Resum
     _quiet_libraries()
     datamodule = make_datamodule(config)
     ranks = strategy.start(config["trainer"], config["parallel"], len(configuration.seed_list(config["seeds"])))
-    set_up_torch(config["engine"])  # after Lightning, which shares the cores out among several processes
+    set_up_torch(config["engine"], ranks)
     # One folder for all ranks, and one checkpoint: those that rank 0 has found.
     folder = resumption.folder if resumption else runs.new_run_folder(config, algorithm_name(config))
     folder, resumption = ranks.exchange((folder, resumption))[0]
@@ -139,6 +148,8 @@ def train(config: dict[str, Any], overrides: list[str], resumption: resume.Resum
                     resumption = resume.take_up(resumption, datamodule.spec, config, overrides)
         resumption = ranks.exchange(resumption)[0]
         print(f"run folder: {folder.path}", flush=True)
+        if on_folder is not None and ranks.rank == 0:
+            on_folder(folder.path)
         transitions = datamodule.train_transitions.to(trainer.strategy.root_device)
         algorithm.runner = make_runner(parts.engine, algorithm, transitions, config["engine"], config["batch_size"])
         checkpoint = resumption.checkpoint if resumption else None
@@ -201,7 +212,7 @@ def _build(
         callbacks.append(Profile(folder.path / "profile"))
     trainer = make_trainer(config, folder, [*callbacks, checkpoints], ranks)
     device = trainer.strategy.root_device
-    engine, reason = choose(config["engine"]["name"], algorithm, device, config["data"].get("storage", "device"))
+    engine, reason = choose(config["engine"]["name"], algorithm, device, config["data"]["storage"])
     group = f", {ranks.world} processes with parallel={ranks.mode}" if ranks.world > 1 else ""
     print(f"engine: {engine} on {device.type} ({reason}){group}", flush=True)
     return Parts(datamodule, algorithm, recorder, evaluate, checkpoints, trainer, engine)

@@ -344,23 +344,6 @@ def test_a_run_folder_cannot_smuggle_code_in(cli: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_failed_job_of_a_sweep_does_not_stop_the_others(cli: Run, tmp_path: Path) -> None:
-    result = cli("-m", *TINY, "algo=iql,bc", "+algo.expectile=0.6", "max_updates=2", "eval.every=2")
-    assert result.returncode == 2, result.stderr
-    result = cli("-m", *TINY, "algo=bc", "algo.gradient_clip=-1,1", "max_updates=2", "eval.every=2")
-    assert result.returncode == 2, result.stderr
-    assert "algo.gradient_clip=-1 is not allowed" in result.stderr
-    assert "a job of the sweep failed" in result.stderr
-    assert len(list(tmp_path.glob("runs/*/*/*/result.json"))) == 1
-
-
-def test_sweep_runs_every_job_in_a_folder_of_its_own(cli: Run, tmp_path: Path) -> None:
-    result = cli("-m", *TINY, "algo=bc,iql", "max_updates=2", "eval.every=2")
-    assert result.returncode == 0, result.stderr
-    assert len(list(tmp_path.glob("runs/*/*/*/result.json"))) == 2
-    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
-
-
 def test_smoke_trainer_and_bfloat16(cli: Run) -> None:
     result = cli("algo=sfac", "dataset=tests/pendulum/tiny-v0", "trainer=smoke", "trainer.precision=bf16-mixed")
     assert result.returncode == 0, result.stderr

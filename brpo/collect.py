@@ -1,0 +1,229 @@
+"""The results of a sweep as one table: a row for each job, from its record and the result file of its run."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+from brpo.errors import UserError
+from brpo.files import write_atomically
+from brpo.sweep_folder import Job, Status, SweepFolder
+
+RULES = ("final", "best", "auc")
+DONE = "done"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job, or several that differ in their seeds alone.
+
+    Attributes:
+        jobs: their numbers.
+        overrides: those that vary in the sweep.
+        status: `done`, `failed: ...`, `unfinished` or `not started`.
+        algo: name of the algorithm; empty where the job has not started.
+        dataset: id of the data set.
+        digest: of the data set's content; empty without a result.
+        run_dirs: the runs' folders.
+        seeds: they label the numbers below.
+        metric: `score`, or `return` where the data set has no reference scores; empty without rollouts.
+        values: for final, best and auc one number per seed.
+        evaluation: how these came about, `mean action, 10 episodes`.
+        updates: gradient steps.
+        updates_per_second: of training, for each job.
+    """
+
+    jobs: tuple[int, ...]
+    overrides: tuple[str, ...]
+    status: str
+    algo: str = ""
+    dataset: str = ""
+    digest: str = ""
+    run_dirs: tuple[Path, ...] = ()
+    seeds: tuple[int, ...] = ()
+    metric: str = ""
+    values: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    evaluation: str = ""
+    updates: int | None = None
+    updates_per_second: tuple[float, ...] = ()
+
+    def worst(self) -> tuple[int, float] | None:
+        """The seed with the smallest final value, and this value."""
+        pairs = zip(self.seeds, self.values.get("final", ()), strict=False)
+        return min(pairs, key=lambda pair: pair[1], default=None)
+
+
+def collect(folder: SweepFolder) -> list[Row]:
+    """A row for each job of a sweep, also for those that have not started.
+
+    Raises:
+        UserError: this is no folder of a sweep, or a file that belongs to it is not one of ours.
+    """
+    plan, _ = folder.read_plan()
+    records = {job.number: job for job in folder.read()}
+    return [
+        _row(folder, records[number]) if number in records else Row((number,), folder.varying(plan[number]), "not started")
+        for number in sorted({*range(len(plan)), *records})
+    ]
+
+
+def _row(folder: SweepFolder, job: Job) -> Row:
+    path = folder.run_folder(job)
+    status = f"failed: {job.error}" if job.status == Status.failed else "unfinished"
+    row = Row((job.number,), folder.varying(job.overrides), status, job.algo, job.dataset, run_dirs=(path,) if path else ())
+    result = path / "result.json" if path else None
+    if job.status == Status.failed or result is None or not result.exists():
+        return row
+    try:
+        return _with_result(row, json.loads(result.read_text()))  # also of a run that was continued on its own since
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{result} is not a result file of ours: {type(error).__name__} {error}.") from error
+
+
+def _with_result(row: Row, result: dict[str, Any]) -> Row:
+    metric = next((name for name in ("score", "return") if result["final"][name] is not None), "")
+    values = {rule: result[rule][metric] for rule in RULES} if metric else {}
+    speed = result["updates_per_second"]
+    return replace(
+        row,
+        status=DONE,
+        algo=result["algo"],
+        dataset=result["dataset"]["id"],
+        digest=result["dataset"]["digest"],
+        seeds=tuple(result["seeds"]),
+        metric=metric,
+        values={rule: tuple(numbers) for rule, numbers in values.items() if numbers is not None},
+        evaluation=f"{result['evaluation']['mode']} action, {result['evaluation']['episodes']} episodes",
+        updates=result["updates"],
+        updates_per_second=() if speed is None else (speed,),
+    )
+
+
+def over_seeds(rows: Sequence[Row]) -> list[Row]:
+    """Finished jobs that differ in `seeds=` alone as one row; empty where there are no such jobs.
+
+    A seed that several of them trained counts once. Different contents of a data set are never put together.
+    """
+    groups: dict[Any, Row] = {}
+    for row in (row for row in rows if row.status == DONE):
+        options = tuple(item for item in row.overrides if not item.startswith("seeds="))
+        key = (options, row.algo, row.digest, row.metric, row.evaluation, row.updates)
+        groups[key] = _joined(groups[key], row) if key in groups else replace(row, overrides=options)
+    return list(groups.values()) if any(len(row.jobs) > 1 for row in groups.values()) else []
+
+
+def _joined(left: Row, right: Row) -> Row:
+    new = [place for place, seed in enumerate(right.seeds) if seed not in left.seeds]
+    return replace(
+        left,
+        jobs=left.jobs + right.jobs,
+        run_dirs=left.run_dirs + right.run_dirs,
+        seeds=left.seeds + tuple(right.seeds[place] for place in new),
+        values={
+            rule: numbers + tuple(right.values[rule][place] for place in new)
+            for rule, numbers in left.values.items()
+            if rule in right.values
+        },
+        updates_per_second=left.updates_per_second + right.updates_per_second,
+    )
+
+
+def several_digests(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Ids of data sets that stand for different contents in these rows, with their digests."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        if row.digest:
+            found.setdefault(row.dataset, set()).add(row.digest)
+    return {dataset: sorted(digests) for dataset, digests in found.items() if len(digests) > 1}
+
+
+def notes(rows: Sequence[Row], ambiguous: dict[str, list[str]]) -> list[str]:
+    """What a reader has to know about the numbers."""
+    lines = []
+    metrics = sorted({"normalized score" if row.metric == "score" else row.metric for row in rows if row.metric})
+    if metrics:
+        how = "; ".join(sorted({row.evaluation for row in rows if row.evaluation}))
+        lines.append(f"{' or '.join(metrics)}, mean ± standard deviation over seeds; {how}")
+    if len(metrics) > 1:
+        lines.append("note: data sets without reference scores have returns; results.csv says which row has what")
+    for dataset, digests in ambiguous.items():
+        contents = ", ".join(digest[:12] for digest in digests)
+        lines.append(
+            f"note: {dataset} had different contents ({contents}): numbers of one are not comparable with the other's"
+        )
+    return lines
+
+
+# --- As text ----------------------------------------------------------------------------------------------------------
+
+HEADER = ("job", "algo", "data set", "options", "seeds", *RULES, "worst seed", "updates/s", "status", "run")
+NUMBERS = ("job", *RULES, "worst seed", "updates/s")  # columns that are not folded
+
+
+def cells(row: Row, ambiguous: dict[str, list[str]]) -> tuple[str, ...]:
+    """What the terminal shows of a row, in the order of `HEADER`.
+
+    Args:
+        row: of the table.
+        ambiguous: what `several_digests` found; these data sets are shown with their digest.
+    """
+    dataset = f"{row.dataset} ({row.digest[:12] or 'digest unknown'})" if row.dataset in ambiguous else row.dataset
+    worst = row.worst()
+    return (
+        ",".join(map(str, row.jobs)),
+        row.algo,
+        dataset,
+        " ".join(item for item in row.overrides if not item.startswith(("algo=", "dataset=", "seeds="))),
+        ",".join(map(str, row.seeds)) or " ".join(item for item in row.overrides if item.startswith("seeds=")),
+        *(spread(row.values.get(rule, ())) for rule in RULES),
+        f"{worst[0]}: {worst[1]:.1f}" if worst else "",
+        f"{fmean(row.updates_per_second):.0f}" if row.updates_per_second else "",
+        row.status,
+        "\n".join(os.path.relpath(path) for path in row.run_dirs),
+    )
+
+
+def spread(values: Sequence[float]) -> str:
+    """`mean ± std` over seeds; one seed has no spread."""
+    if not values:
+        return ""
+    return f"{fmean(values):.1f}" + (f" ± {pstdev(values):.1f}" if len(values) > 1 else "")
+
+
+def write_table(path: Path, rows: Sequence[Row]) -> None:
+    """Write the rows with all digits as CSV, atomically.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = io.StringIO()
+    statistics = [f"{rule}_{name}" for rule in RULES for name in ("mean", "std")]
+    names = ("job", "algo", "dataset", "digest", "overrides", "seeds", "metric", *statistics, "worst_seed", "worst")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*names, "evaluation", "updates", "updates_per_second", "status", "run_dir"])
+    for row in rows:
+        numbers = ["" if not row.values.get(rule) else take(row.values[rule]) for rule in RULES for take in (fmean, pstdev)]
+        writer.writerow(
+            [
+                " ".join(map(str, row.jobs)),
+                row.algo,
+                row.dataset,
+                row.digest,
+                " ".join(row.overrides),
+                " ".join(map(str, row.seeds)),
+                row.metric,
+                *numbers,
+                *(row.worst() or ("", "")),
+                row.evaluation,
+                "" if row.updates is None else row.updates,
+                fmean(row.updates_per_second) if row.updates_per_second else "",
+                row.status,
+                " ".join(map(str, row.run_dirs)),
+            ]
+        )
+    write_atomically(path, text.getvalue())

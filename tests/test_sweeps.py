@@ -1,0 +1,398 @@
+"""Sweeps: what is decided beforehand, devices, records, how a sweep ends, and the table of its results."""
+
+import csv
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from brpo import cli as commands
+from brpo import collect, sweeps
+from brpo.config import register_resolvers
+from brpo.errors import UserError
+from brpo.sweep_folder import Job, Status, SweepFolder, claim_device
+from tests.conftest import ROOT, Run
+from tests.test_train import wait_for
+
+TINY = ["dataset=tests/pendulum/tiny-v0", "batch_size=16", "algo.actor.hidden=[16,16]"]
+
+
+def composed(*overrides: str) -> DictConfig:
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", overrides=[], return_hydra_config=True)
+    config.hydra.overrides.task = list(overrides)
+    return OmegaConf.merge(config, OmegaConf.from_dotlist([o for o in overrides if "," not in o]))  # type: ignore
+
+
+# --- Before the jobs --------------------------------------------------------------------------------------------------
+
+
+def test_planned_jobs_are_those_that_hydra_makes() -> None:
+    jobs = sweeps.planned_jobs(composed("algo=bc,iql", "seeds=[0],[1]", "max_updates=3"))
+    assert jobs == [
+        ["algo=bc", "seeds=[0]", "max_updates=3"],
+        ["algo=bc", "seeds=[1]", "max_updates=3"],
+        ["algo=iql", "seeds=[0]", "max_updates=3"],
+        ["algo=iql", "seeds=[1]", "max_updates=3"],
+    ]
+    assert sweeps.planned_jobs(composed("algo=glob(*)")) == []  # Hydra alone knows what that is
+
+
+@pytest.mark.parametrize(
+    "accelerator, devices, cores, threads, environment, jobs, expected",
+    [
+        ("auto", ["0", "1"], 16, None, None, 8, 2),  # a job for each GPU
+        ("cpu", ["0", "1"], 16, None, None, 8, 8),  # never more than there are jobs
+        ("cpu", [], 4, None, None, 8, 4),
+        ("auto", [], 16, 4, None, 8, 4),
+        ("auto", [], 16, None, "8", 8, 2),
+        ("auto", [], 2, 4, None, 8, 1),  # more threads than cores: one at a time
+        ("auto", [], 4, "nonsense", None, 8, 4),  # the job refuses it
+    ],
+)
+def test_jobs_at_a_time(
+    accelerator: str,
+    devices: list[str],
+    cores: int,
+    threads: Any,
+    environment: str | None,
+    jobs: int,
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if environment:
+        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    monkeypatch.setattr(sweeps, "visible_devices", lambda: devices)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: cores)
+    config = composed(f"seeds={','.join(f'[{seed}]' for seed in range(jobs))}")
+    config.trainer.accelerator, config.engine.threads = accelerator, threads
+    assert config.hydra.launcher.n_jobs == expected  # through the resolver
+
+
+def test_visible_devices_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert sweeps.visible_devices() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-8a")
+    assert sweeps.visible_devices() == ["3", "GPU-8a"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert sweeps.visible_devices() == []
+
+
+def test_single_run_composes_without_a_launcher_plugin() -> None:
+    """Nothing of Joblib is imported until a sweep starts."""
+    program = (
+        "import sys; sys.argv = ['train.py', '--cfg', 'job']; import runpy\n"
+        "try: runpy.run_path('train.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('joblib', 'torch', 'ray', 'submitit') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+# --- Devices ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_device_is_shared_while_another_idles(tmp_path: Path) -> None:
+    devices = ["0", "MIG-x/1"]
+    claims = [claim_device(tmp_path, devices) for _ in range(3)]
+    assert [name for name, _ in claims] == ["0", "MIG-x/1", "0"]  # the third has to share
+    claims[1][1].close()
+    assert claim_device(tmp_path, devices)[0] == "MIG-x/1"
+
+
+def test_a_worker_keeps_its_first_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = SweepFolder(tmp_path)
+    folder.create([["a=1"]], ["4", "5"])
+    _, other = claim_device(tmp_path, ["4", "5"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    monkeypatch.setattr(sweeps, "_claim", None)
+    sweeps._pin(folder)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+    other.close()
+    sweeps._pin(folder)  # its next job
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+
+
+# --- Records and the end ----------------------------------------------------------------------------------------------
+
+
+def sweep_of(tmp_path: Path, *jobs: Job, planned: int) -> SweepFolder:
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.create([["algo=bc", f"seeds=[{number}]"] for number in range(planned)], [])
+    for job in jobs:
+        folder.write(job)
+    return folder
+
+
+def job(number: int, status: Status, **fields: Any) -> Job:
+    return Job(number, ["algo=bc", f"seeds=[{number}]"], "bc", "tests/pendulum/tiny-v0", status, **fields)
+
+
+def test_the_end_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [
+        job(0, Status.done),
+        job(1, Status.failed, error="it broke"),
+        job(2, Status.interrupted),
+        job(3, Status.running),
+    ]
+    folder = sweep_of(tmp_path, *records, planned=6)
+    code = sweeps.Sweep(folder, folder.read_plan()[0], local=True).close(0)
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert err.splitlines() == [
+        "job 1 failed (algo=bc seeds=[1]): it broke",
+        "job 2 interrupted (algo=bc seeds=[2])",
+        "job 3 not finished (algo=bc seeds=[3])",
+        "2 jobs not started",
+        "The same command with resume=auto goes on with what is missing.",
+    ]
+    assert out.splitlines() == ["1 of 6 jobs done", f"brpo collect {folder.path}"]
+
+
+def test_exit_code_of_a_sweep(tmp_path: Path) -> None:
+    folder = sweep_of(tmp_path, job(0, Status.done), planned=1)
+    sweep = sweeps.Sweep(folder, folder.read_plan()[0], local=True)
+    assert sweep.close(0) == 0
+    assert sweep.close(130) == 130
+    folder.write(job(0, Status.failed, error="diverged: at update 3", exit_code=3))
+    assert sweep.close(0) == 2
+    sweep.interrupted = True
+    assert sweep.close(0) == 130
+
+
+def test_a_signal_reaches_a_job_of_this_process_and_those_of_others(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    folder = sweep_of(tmp_path, job(0, Status.running, pid=other.pid), planned=2)
+    sweep = sweeps.Sweep(folder, folder.read_plan()[0], local=True)
+    sweep._stop(signal.SIGINT, None)
+    assert other.wait(timeout=60) == -signal.SIGTERM
+    assert (sweep.interrupted, folder.stopped.exists()) == (True, True)
+    folder.write(job(0, Status.running, pid=os.getpid()))
+    with pytest.raises(KeyboardInterrupt):
+        sweep._stop(signal.SIGINT, None)
+
+
+@pytest.mark.parametrize("error", [UserError("wrong"), SystemExit(1), KeyError("k"), RuntimeError("several\nlines")])
+def test_no_error_leaves_a_job(error: BaseException, tmp_path: Path) -> None:
+    folder = sweep_of(tmp_path, planned=1)
+
+    def run(on_folder: Any) -> None:
+        on_folder(tmp_path / "runs" / "one")
+        raise error
+
+    sweeps._recorded(folder, job(0, Status.running), run, debug=False)
+    (record,) = folder.read()
+    assert (record.status, record.run_dir) == ("failed", "../runs/one")
+    assert folder.run_folder(record) == tmp_path / "runs" / "one"
+    assert record.exit_code == (2 if isinstance(error, UserError) else 1)
+    assert record.error is not None and "\n" not in record.error
+
+
+def test_resume_auto_is_refused_where_jobs_share_a_run() -> None:
+    automatic = [["algo=bc", f"max_updates={n}", "resume=auto"] for n in (1, 2)]
+    with pytest.raises(UserError, match="resume=auto cannot tell the runs of this sweep apart"):
+        sweeps._refuse_twins(automatic)
+    sweeps._refuse_twins([[*item, f"run_dir=r{n}"] for n, item in enumerate(automatic)])
+    sweeps._refuse_twins([["algo=bc", "resume=auto"], ["algo=iql", "resume=auto"]])
+    sweeps._refuse_twins([item[:2] for item in automatic])
+
+
+def test_an_older_sweep_in_the_same_folder_is_forgotten(tmp_path: Path) -> None:
+    folder = sweep_of(tmp_path, job(0, Status.done), planned=2)
+    folder.stopped.touch()
+    (folder.jobs / "notes.txt").touch()
+    folder.create([["algo=iql"]], [])
+    assert (folder.jobs / "notes.txt").exists()  # not ours
+    assert (folder.read(), folder.stopped.exists(), folder.read_plan()) == ([], False, ([["algo=iql"]], []))
+
+
+@pytest.mark.parametrize("launcher, extra", [("slurm", "[slurm]"), ("ray_cluster", "[ray]")])
+def test_a_missing_plugin_names_what_to_install(launcher: str, extra: str, cli: Run) -> None:
+    module = {"slurm": "hydra_submitit_launcher", "ray_cluster": "hydra_ray_launcher"}[launcher]
+    if importlib.util.find_spec(f"hydra_plugins.{module}"):
+        pytest.skip("the plugin is installed")
+    result = cli("-m", *TINY, f"hydra/launcher={launcher}", "seeds=[0],[1]")
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "is not installed: pip install" in line and extra in line
+
+
+# --- The table --------------------------------------------------------------------------------------------------------
+
+
+def result(algo: str, seeds: list[int], final: list[float], digest: str = "a" * 64, scored: bool = True) -> dict[str, Any]:
+    numbers = {"return": [10 * value for value in final], "score": final if scored else None}
+    return {
+        "algo": algo,
+        "dataset": {"id": "tests/pendulum/tiny-v0", "digest": digest},
+        "seeds": seeds,
+        "updates": 100,
+        "final": numbers,
+        "best": numbers,
+        "auc": numbers,
+        "evaluation": {"mode": "mean", "episodes": 3},
+        "updates_per_second": 50.0,
+    }
+
+
+def finished(folder: SweepFolder, number: int, content: dict[str, Any]) -> None:
+    run = folder.path.parent / "runs" / str(number)
+    run.mkdir(parents=True)
+    (run / "result.json").write_text(json.dumps(content))
+    folder.write(job(number, Status.done, run_dir=os.path.relpath(run, folder.path)))
+
+
+def test_rows_and_csv(tmp_path: Path) -> None:
+    folder = sweep_of(tmp_path, job(2, Status.failed, error="it [broke]"), planned=4)
+    finished(folder, 0, result("bc", [3, 7], [20.0, 10.0]))
+    finished(folder, 1, result("bc", [1], [4.0], scored=False))
+    rows = collect.collect(folder)
+    assert [row.status for row in rows] == ["done", "done", "failed: it [broke]", "not started"]
+    assert collect.cells(rows[0], {})[4:10] == ("3,7", "15.0 ± 5.0", "15.0 ± 5.0", "15.0 ± 5.0", "7: 10.0", "50")
+    assert (rows[1].metric, collect.cells(rows[1], {})[5]) == ("return", "40.0")
+    collect.write_table(folder.table, rows)
+    table = list(csv.DictReader(folder.table.open()))
+    assert [line["status"] for line in table] == [row.status for row in rows]
+    assert (table[0]["final_mean"], table[0]["final_std"], table[0]["worst_seed"]) == ("15.0", "5.0", "7")
+    assert (table[1]["metric"], table[3]["overrides"], table[3]["final_mean"]) == ("return", "seeds=[3]", "")
+
+
+def test_jobs_that_differ_in_seeds_are_put_together_unless_their_data_differ(tmp_path: Path) -> None:
+    folder = sweep_of(tmp_path, planned=3)
+    finished(folder, 0, result("bc", [0], [20.0]))
+    finished(folder, 1, result("bc", [1], [10.0]))
+    finished(folder, 2, result("bc", [2], [90.0], digest="b" * 64))
+    rows = collect.collect(folder)
+    groups = collect.over_seeds(rows)
+    assert [(group.jobs, group.seeds, group.values["final"]) for group in groups] == [
+        ((0, 1), (0, 1), (20.0, 10.0)),
+        ((2,), (2,), (90.0,)),
+    ]
+    assert collect.over_seeds(rows[1:]) == []
+    ambiguous = collect.several_digests(rows)
+    assert ambiguous == {"tests/pendulum/tiny-v0": ["a" * 64, "b" * 64]}
+    assert collect.cells(rows[2], ambiguous)[2] == f"tests/pendulum/tiny-v0 ({'b' * 12})"
+    assert any("different contents" in note for note in collect.notes(rows, ambiguous))
+
+
+def test_a_run_that_was_continued_on_its_own_counts(tmp_path: Path) -> None:
+    folder = sweep_of(tmp_path, planned=1)
+    finished(folder, 0, result("bc", [0], [20.0]))
+    (record,) = folder.read()
+    folder.write(record.but(status=Status.interrupted))
+    assert collect.collect(folder)[0].status == "done"
+    (tmp_path / "runs" / "0" / "result.json").write_text("{}")
+    with pytest.raises(UserError, match="is not a result file of ours"):
+        collect.collect(folder)
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_the_terminal_shows_every_job(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands, "console", Console(width=width))
+    folder = sweep_of(tmp_path, job(1, Status.failed, error="it [broke]"), planned=3)
+    finished(folder, 0, result("bc", [3, 7], [20.0, 10.0]))
+    commands.collect_sweep(folder.path)
+    out = capsys.readouterr().out
+    assert "15.0 ± 5.0" in out
+    assert ("it [broke]" in out, "result" in out) == (width == 200, True)
+    assert ("50" in out.split("normalized")[0]) == (width == 200)
+
+
+# --- As a user runs it ------------------------------------------------------------------------------------------------
+
+
+def records_of(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(tmp_path.glob("runs/sweeps/*/jobs/*.json"))]
+
+
+def test_sweep_with_a_failing_job_and_its_table(cli: Run, tmp_path: Path) -> None:
+    """Two at a time; jobs that cannot be (a seed below 0) are named at the end. Again: finished runs are not made again."""
+    options = [*TINY, "trainer=smoke", "algo=bc,iql", "seeds=[0],[-1]"]
+    sweep = cli("-m", *options, "hydra.launcher.n_jobs=2")
+    assert sweep.returncode == 2, sweep.stderr
+    named = sweep.stderr.splitlines()
+    assert [line.split(" (")[0] for line in named] == ["job 1 failed", "job 3 failed"]
+    assert all("seeds=[-1] is not allowed" in line for line in named)
+    assert "algo=iql seeds=[-1]" in named[1]
+    (folder,) = tmp_path.glob("runs/sweeps/*")
+    assert sweep.stdout.splitlines()[-2:] == ["2 of 4 jobs done", f"brpo collect {folder.relative_to(tmp_path)}"]
+    records = records_of(tmp_path)
+    assert [record["status"] for record in records] == ["done", "failed", "done", "failed"]
+    assert [record["exit_code"] for record in records] == [0, 2, 0, 2]
+    assert len({record["pid"] for record in records}) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
+    assert all((folder / records[n]["run_dir"] / "result.json").exists() for n in (0, 2))
+    assert "final: return" in (folder / "jobs" / "2.log").read_text()
+
+    collected = cli("collect", str(folder), program="brpo")
+    assert collected.returncode == 0, collected.stderr
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert [(row["algo"], row["status"].split(":")[0]) for row in rows] == [
+        ("bc", "done"), ("bc", "failed"), ("iql", "done"), ("iql", "failed")]  # fmt: skip
+    best = json.loads((folder / records[2]["run_dir"] / "result.json").read_text())["final"]["score"][0]
+    assert float(rows[2]["final_mean"]) == pytest.approx(best)
+    assert f"{best:.1f}" in collected.stdout
+    assert cli("collect", "runs", program="brpo").returncode == 2
+
+    again = cli("-m", *options, "resume=auto", "hydra/launcher=basic")
+    assert again.returncode == 2, again.stderr
+    assert again.stdout.count("already finished") == 2
+    assert [record["run_dir"] for record in records_of(tmp_path)[4:]] == [record["run_dir"] for record in records]
+
+
+def test_a_job_has_one_process(cli: Run) -> None:
+    result = cli("-m", "algo=bc", "seeds=[0],[1]", "trainer.devices=2", *TINY, "hydra/launcher=basic")
+    assert result.returncode == 2
+    assert result.stderr.count("trainer.devices=2 is not possible in a sweep") >= 2
+
+
+def test_a_sweep_that_cannot_be_composed_starts_no_job(cli: Run, tmp_path: Path) -> None:
+    sweep = cli("-m", *TINY, "trainer=smoke", "algo=iql,bc", "+algo.expectile=0.6")
+    assert sweep.returncode == 2
+    assert len(sweep.stderr.splitlines()) == 1
+    assert records_of(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_interrupted_sweep_is_continued(cli: Run, data_root: Path, tmp_path: Path) -> None:
+    """SIGINT to the whole group: running jobs save, the others do not start; resume=auto makes the rest."""
+    options = [*TINY, "trainer=cpu", "algo=bc", "eval.episodes=1", "eval.every=50", "engine.chunk=10"]
+    sweep = ["-m", *options, "resume=auto", "seeds=[0],[1],[2]", "max_updates=100000", "hydra.launcher.n_jobs=2"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *sweep],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "MINARI_DATASETS_PATH": str(data_root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    wait_for(lambda: len(list(tmp_path.glob("runs/bc/*/*/checkpoints/last.ckpt"))) == 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert [record["status"] for record in records_of(tmp_path)] == ["interrupted", "interrupted"]
+    assert "1 job not started" in err
+    assert "0 of 3 jobs done" in out
+    started = {record["run_dir"] for record in records_of(tmp_path)}
+    reached = max(int(record["error"].split("update ")[1].split(";")[0]) for record in records_of(tmp_path))
+
+    again = cli(*sweep[:-2], f"max_updates={reached + 50}", "hydra/launcher=basic")
+    assert again.returncode == 0, again.stderr
+    assert "3 of 3 jobs done" in again.stdout
+    runs = {record["run_dir"] for record in records_of(tmp_path)}
+    assert started < runs and len(runs) == 3
