@@ -20,7 +20,7 @@ from brpo import training  # noqa: E402
 from brpo.algorithms.base import OfflineAlgorithm  # noqa: E402
 from brpo.config import register_resolvers, seed_list, to_plain  # noqa: E402
 from brpo.datasets.datamodule import OfflineDataModule  # noqa: E402
-from brpo.engine.runner import EagerRunner  # noqa: E402
+from brpo.engine.choose import choose, make_runner  # noqa: E402
 
 
 def composed(*overrides: str) -> dict[str, Any]:
@@ -33,13 +33,19 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 
 def build(config: dict[str, Any], device: str = "cpu") -> tuple[OfflineAlgorithm, OfflineDataModule]:
-    """The algorithm with its runner, on a device, and its data (on the CPU)."""
+    """The algorithm with the runner of its engine, on a device, and its data (on the CPU).
+
+    `engine=auto` becomes the engine that was chosen.
+    """
     datamodule = training.make_datamodule(config)
     seeds = seed_list(config["seeds"])
     algorithm = training.make_algorithm(config["algo"], datamodule.spec, seeds=seeds, max_updates=config["max_updates"])
     algorithm.to(device)
+    algorithm.configure_optimizers()  # anew: the parameters may have moved
     transitions = datamodule.train_transitions.to(algorithm.seeds.device)
-    algorithm.runner = EagerRunner(transitions, config["batch_size"])
+    engine = config["engine"]
+    engine["name"], _ = choose(engine["name"], algorithm, algorithm.seeds.device, config["data"]["storage"])
+    algorithm.runner = make_runner(engine["name"], algorithm, transitions, engine, config["batch_size"])
     return algorithm, datamodule
 
 

@@ -9,7 +9,6 @@ from brpo import __name__ as name
 def make(workload: Workload) -> Peer:
     """The runner, which goes on where it stopped."""
     algorithm, chunk = workload.algorithm, workload.config["engine"]["chunk"]
-    algorithm.configure_optimizers()
     runner = algorithm.runner
     assert runner is not None
 

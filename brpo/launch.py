@@ -78,8 +78,8 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
 def _refuse_processes_in_sweep(config: dict[str, Any]) -> None:
     if several_processes(config["trainer"]) and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise UserError(
-            f"trainer.devices={config['trainer'].get('devices')} is not possible in a sweep, whose jobs have one process and "
-            f"one device each. Leave it at 1: a sweep uses several GPUs by running several jobs."
+            f"trainer.devices={config['trainer'].get('devices')} is not possible in a sweep, whose jobs have one process "
+            f"and one device each. Leave it at 1: a sweep uses several GPUs by running several jobs."
         )
 
 
