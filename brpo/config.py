@@ -135,6 +135,8 @@ def check_config(config: dict[str, Any]) -> None:
     require("engine.threads", threads, threads is None or (isinstance(threads, int) and threads >= 1), ">= 1 or null")
     precision = config["engine"]["matmul_precision"]
     require("engine.matmul_precision", precision, precision in ("highest", "high", "medium"), "highest, high or medium")
+    products = config["engine"]["products"]
+    require("engine.products", products, products in ("auto", "blas", "onednn"), "auto, blas or onednn")
     mode = config["eval"]["mode"]
     require("eval.mode", mode, mode in ("mean", "sampled"), "mean or sampled")
     require("dataset", config["dataset"], isinstance(config["dataset"], str), "a Minari id")

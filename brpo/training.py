@@ -32,6 +32,7 @@ from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import TrainingDiverged, UserError
 from brpo.evaluation import environments
 from brpo.files import write_json
+from brpo.functional import products
 from brpo.types import DataSpec
 
 _THREADS = torch.get_num_threads()  # torch follows OMP_NUM_THREADS
@@ -89,6 +90,7 @@ def set_up_torch(engine: dict[str, Any], ranks: Ranks = ALONE) -> None:
     if engine["threads"] or ranks.world == 1:  # several processes share the cores out as Lightning has done it
         torch.set_num_threads(engine["threads"] or _THREADS)  # also after a job of a sweep that had another number
     torch.set_float32_matmul_precision(engine["matmul_precision"])
+    products.use(engine["products"])
 
 
 @dataclass

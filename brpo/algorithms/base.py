@@ -8,6 +8,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from brpo.engine.optimizers import FusedAdamStep
 from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import TrainingDiverged, UserError
 from brpo.functional import gradients, streams
@@ -104,6 +105,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         self.history: list[tuple[int, dict[str, Tensor]]] = []  # what the updates of the chunk recorded
         self._parameters_of: dict[str, list[nn.Parameter]] = {}
         self.optimizers_by_part: dict[str, torch.optim.Optimizer] = {}
+        self._quick_steps: dict[str, FusedAdamStep] = {}
         self._base_rate: dict[str, float] = {}
         self._register(spec, seeds)
 
@@ -158,20 +160,30 @@ class OfflineAlgorithm(lightning.LightningModule):
         parameters = self._parameters_of[name]
         # A parameter that the loss does not use (the spread, where only the mean is fitted) gets a zero gradient.
         grads: Sequence[Tensor] = torch.autograd.grad(loss.sum(), parameters, allow_unused=True, materialize_grads=True)
+        grads = [gradient.contiguous() for gradient in grads]  # fused kernels go through memory whatever the strides say
         if self.ranks.averages:
             grads = self.ranks.average(grads)
         norms = gradients.norm_per_seed(grads)
         if self.gradient_clip is not None:
             grads = gradients.clip_per_seed(grads, norms, self.gradient_clip)
-        for parameter, gradient in zip(parameters, grads, strict=True):
-            parameter.grad = gradient
-        optimizer = self.optimizers_by_part[name]
         rate = self.rates[name][self.update_count - self.rates_from] if self.rates else self.rate(name, self.update_count)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
+        self._step_optimizer(name, grads, rate)
         self.record(f"loss/{name}", loss)
         self.record(f"gradient_norm/{name}", norms)
+
+    def _step_optimizer(self, name: str, grads: Sequence[Tensor], rate: float | Tensor) -> None:
+        optimizer, quick = self.optimizers_by_part[name], self._quick_steps.get(name)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if quick is not None and not quick.stale():
+            quick(grads, rate)
+            return
+        for parameter, gradient in zip(self._parameters_of[name], grads, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        if FusedAdamStep.possible(optimizer):  # it has its state now
+            self._quick_steps[name] = FusedAdamStep(optimizer)
+            optimizer.zero_grad()
 
     def rate(self, name: str, update: int) -> float:
         """Learning rate of a part: a function of the update alone, so there is nothing that a resumed run could miss."""
@@ -232,6 +244,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         """One optimizer for each trained part, in the order of `trained`."""
         self._parameters_of = {name: list(getattr(self, name).parameters()) for name in self.trained}
         self.optimizers_by_part = {name: self.optimizer_factory(p) for name, p in self._parameters_of.items()}
+        self._quick_steps = {}
         self._base_rate = {name: float(o.param_groups[0]["lr"]) for name, o in self.optimizers_by_part.items()}
         return list(self.optimizers_by_part.values())
 

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from brpo.functional import streams
+from brpo.functional import perceptron, streams
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -78,8 +79,20 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.layers = nn.ModuleList(StackedLinear(members, a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
 
+        self._parameter_list: list[Any] = []
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (seeds, batch, inputs) to (*members, batch, outputs)."""
+        if self.activation is torch.relu and perceptron.supported(inputs):
+            if not self._parameter_list:  # walking the layers costs as much as a small product
+                for layer in self.layers:
+                    self._parameter_list += [layer.weight, layer.bias]
+            output = perceptron.relu_network(inputs, math.prod(self.members), self._parameter_list)
+            return output.view(*self.members, *output.shape[1:])
+        return self.by_layers(inputs)
+
+    def by_layers(self, inputs: Tensor) -> Tensor:
+        """`forward`, layer by layer through batched products: on GPUs, under `torch.compile` and for any activation."""
         members, batch = self.members, inputs.shape[-2]
         if len(members) == 2:  # one input for all the critics of a seed
             inputs = inputs.unsqueeze(1).expand(*members, -1, -1)

@@ -1,0 +1,115 @@
+"""Matrix products on a CPU: torch's default BLAS, or oneDNN where that is faster.
+
+torch's default BLAS takes a slow path on AMD processors; oneDNN, which torch carries too, does not. No public switch chooses
+between them for float32, so its operator is called by name. Which one is used is a function of the processor alone, not of a
+timing: a resumed run must repeat the roundings of the first part. `benchmarks/products.py` measures both.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from brpo.errors import UserError
+
+
+SMALL = 64  # sides below this are left to the default
+
+
+@dataclass(frozen=True)
+class Products:
+    """Which products of a linear layer go through oneDNN."""
+
+    forward: bool = False
+    input_gradient: bool = False
+    weight_gradient: bool = False
+
+
+_used = Products()
+
+
+def use(name: str) -> Products:
+    """Choose the products of this process: `blas`, `onednn`, or by processor with `auto`.
+
+    At a lower precision of products than `highest`, `auto` leaves them to torch, which has a way of its own there.
+
+    Raises:
+        UserError: oneDNN's operator is asked for and is not here.
+    """
+    global _used
+    if name == "onednn" and not _available():
+        raise UserError("engine.products=onednn is not possible: this build of torch lacks the operator. Use auto or blas.")
+    if name == "auto":
+        _used = _by_processor() if torch.get_float32_matmul_precision() == "highest" else Products()
+    else:
+        _used = Products(True, True, True) if name == "onednn" else Products()
+    return _used
+
+
+@cache
+def _by_processor() -> Products:
+    """AMD processors with AVX-512 take oneDNN: measured 1.1 (family 25, Zen 4) to 1.7 times (Zen 5) as fast.
+
+    The gradient of the weights, whose factors lie across, gains from family 26 (Zen 5) on only.
+    """
+    vendor, family, wide = _processor()
+    if vendor != "AuthenticAMD" or not wide or not _available():
+        return Products()
+    return Products(True, True, family >= 26)
+
+
+def _processor() -> tuple[str, int, bool]:
+    """Vendor, family, and whether it has AVX-512."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return "", 0, False
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    family = fields.get("cpu family", "")
+    return (
+        fields.get("vendor_id", ""),
+        int(family) if family.isdecimal() else 0,
+        "avx512f" in fields.get("flags", "").split(),
+    )
+
+
+@cache
+def _available() -> bool:
+    try:
+        return _onednn(torch.ones(1, 1), torch.ones(1, 1), None, "relu").item() == 1.0
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def _onednn(left: Tensor, right: Tensor, bias: Tensor | None, after: str) -> Tensor:
+    """`after(left right^T + bias)`; `after` is none or relu."""
+    return torch.ops.mkldnn._linear_pointwise(left, right, bias, after, [], "")
+
+
+def relu_layer(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`relu(inputs weight + bias)` for (batch, inputs), (inputs, outputs) and (outputs,)."""
+    if _used.forward and _suits(weight):
+        return _onednn(inputs, weight.t(), bias, "relu")
+    return torch.addmm(bias, inputs, weight).relu_()
+
+
+def input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+    """`gradient weight^T`."""
+    if _used.input_gradient and _suits(weight):
+        return _onednn(gradient, weight, None, "none")
+    return torch.mm(gradient, weight.t())
+
+
+def weight_gradient(inputs: Tensor, gradient: Tensor) -> Tensor:
+    """`inputs^T gradient`."""
+    if _used.weight_gradient and _suits(gradient) and inputs.shape[1] >= SMALL:
+        return _onednn(inputs.t(), gradient.t(), None, "none")
+    return torch.mm(inputs.t(), gradient)
+
+
+def _suits(tensor: Tensor) -> bool:
+    """A large float32 matrix: small ones are not faster. oneDNN's operator knows no float64, and Inductor not it."""
+    large = tensor.shape[0] >= SMALL and tensor.shape[1] >= SMALL
+    return large and tensor.dtype == torch.float32 and not torch.compiler.is_compiling()
