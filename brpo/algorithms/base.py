@@ -97,9 +97,10 @@ class OfflineAlgorithm(lightning.LightningModule):
         self.update_count = 0  # the buffer `updates` as a Python number: branching on it moves nothing off the device
         self.runner: Runner | None = None
         self.ranks = ALONE
-        self.rates: dict[str, Tensor] | None = None  # learning rates of a chunk's updates, while it is captured
-        self.rates_from = 0  # the first of those updates
         self.asked: set[tuple[int, int]] = set()  # (every, after) of each `due`
+        # An engine that repeats what it has seen sets these two: nothing in an update may then come from the Python count.
+        self.rates: dict[str, Tensor] | None = None  # learning rate of each part, on the device
+        self.due_now: dict[tuple[int, int], bool] | None = None
         self.stored: dict[str, Any] = {}  # plain containers that checkpoints carry (the config)
         self.latest: dict[str, Tensor] = {}  # what the present update recorded
         self.history: list[tuple[int, dict[str, Tensor]]] = []  # what the updates of the chunk recorded
@@ -166,24 +167,32 @@ class OfflineAlgorithm(lightning.LightningModule):
         norms = gradients.norm_per_seed(grads)
         if self.gradient_clip is not None:
             grads = gradients.clip_per_seed(grads, norms, self.gradient_clip)
-        rate = self.rates[name][self.update_count - self.rates_from] if self.rates else self.rate(name, self.update_count)
+        rate = self.rates[name] if self.rates is not None else self.rate(name, self.update_count)
         self._step_optimizer(name, grads, rate)
         self.record(f"loss/{name}", loss)
         self.record(f"gradient_norm/{name}", norms)
 
     def _step_optimizer(self, name: str, grads: Sequence[Tensor], rate: float | Tensor) -> None:
-        optimizer, quick = self.optimizers_by_part[name], self._quick_steps.get(name)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        if quick is not None and not quick.stale():
+        quick = self._quick_steps.get(name)
+        if quick is not None and (torch.compiler.is_compiling() or not quick.stale()):
             quick(grads, rate)
             return
+        optimizer = self.optimizers_by_part[name]
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         for parameter, gradient in zip(self._parameters_of[name], grads, strict=True):
             parameter.grad = gradient
         optimizer.step()
-        if FusedAdamStep.possible(optimizer):  # it has its state now
-            self._quick_steps[name] = FusedAdamStep(optimizer)
-            optimizer.zero_grad()
+        optimizer.zero_grad()
+        self.known_optimizers()  # it has its state now
+
+    def known_optimizers(self) -> bool:
+        """Take the short way to each optimizer that has one, and say whether all do."""
+        for name, optimizer in self.optimizers_by_part.items():
+            quick = self._quick_steps.get(name)
+            if (quick is None or quick.stale()) and FusedAdamStep.possible(optimizer):
+                self._quick_steps[name] = FusedAdamStep(optimizer)
+        return self._quick_steps.keys() == self.optimizers_by_part.keys()
 
     def rate(self, name: str, update: int) -> float:
         """Learning rate of a part: a function of the update alone, so there is nothing that a resumed run could miss."""
@@ -198,8 +207,14 @@ class OfflineAlgorithm(lightning.LightningModule):
 
         An engine that captures updates asks beforehand what will be due: let nothing else in `update` depend on the count.
         """
+        if self.due_now is not None:
+            return self.due_now[every, after]
         self.asked.add((every, after))
         return is_due(self.update_count, every, after)
+
+    def what_is_due(self, update: int) -> dict[tuple[int, int], bool]:
+        """The answers of `due` in an update, to all that has been asked so far."""
+        return {asked: is_due(update, *asked) for asked in sorted(self.asked)}
 
     def normal(self, name: str, like: Tensor) -> Tensor:
         """Standard normal noise of the shape and type of `like` (seeds, ...): a function of seed, update and name."""
@@ -300,11 +315,18 @@ class OfflineAlgorithm(lightning.LightningModule):
                 if "capturable" in group:
                     group["capturable"] = False
         seeds = checkpoint["state_dict"]["seeds"].tolist()  # of all ranks
-        checkpoint["brpo"] = {**self.stored, "spec": self.spec.to_dict(), "updates": self.update_count, "seeds": seeds}
+        checkpoint["brpo"] = {
+            **self.stored,
+            "spec": self.spec.to_dict(),
+            "updates": self.update_count,
+            "seeds": seeds,
+            "asked": [list(asked) for asked in sorted(self.asked)],
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the counter."""
+        """Take up the counter, and what `due` will be asked."""
         self.update_count = int(checkpoint["brpo"]["updates"])
+        self.asked = {(every, after) for every, after in checkpoint["brpo"]["asked"]}
 
 
 def is_due(update: int, every: int, after: int) -> bool:

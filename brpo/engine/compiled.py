@@ -1,4 +1,4 @@
-"""`engine=compile`: the losses of an algorithm through `torch.compile`, the rest of an update as it is."""
+"""`engine=compile`: whole updates through `torch.compile`: losses, gradients, optimizers, targets, records in one graph."""
 
 from collections.abc import Callable
 from types import FunctionType
@@ -8,31 +8,67 @@ import torch
 from torch import Tensor
 
 from brpo.algorithms.base import OfflineAlgorithm
+from brpo.engine.optimizers import FusedAdamStep
+from brpo.types import Batch
 
 
-def loss_names(algorithm: OfflineAlgorithm) -> list[str]:
-    """The methods whose names end in `_loss`: each takes tensors and batches, and gives a loss for each seed."""
-    names = [name for name in dir(type(algorithm)) if name.endswith("_loss")]
-    return [name for name in names if callable(getattr(type(algorithm), name))]
+def compile_update(algorithm: OfflineAlgorithm, backend: str = "inductor") -> None:
+    """Put a compiled version in the place of the update, for this object alone.
+
+    Updates are made eagerly until every optimizer has its state. Parts that are not due in every update make a version for
+    each combination. Where an optimizer is not torch's fused Adam, or ranks average gradients, only the losses are compiled.
+
+    Args:
+        algorithm: whose `update` is replaced. It must be free of graph breaks: no branch on a tensor's value, no `.item()`.
+        backend: of `torch.compile`.
+    """
+    eager = algorithm.update
+    optimizers = algorithm.optimizers_by_part.values()
+    if algorithm.ranks.averages or not all(FusedAdamStep.is_plain(optimizer) for optimizer in optimizers):
+        compile_losses(algorithm, backend)
+        return
+    whole = _whole_update(algorithm, eager, backend)
+
+    def update(batch: Batch) -> None:
+        (whole if algorithm.known_optimizers() else eager)(batch)
+
+    algorithm.update = update  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _whole_update(algorithm: OfflineAlgorithm, eager: Callable[[Batch], None], backend: str) -> Callable[[Batch], None]:
+    def update_and_records(batch: Batch) -> dict[str, Tensor]:
+        algorithm.latest = {}
+        eager(batch)
+        return algorithm.latest
+
+    function = torch.compile(_own_code(update_and_records, "update"), fullgraph=True, dynamic=False, backend=backend)
+    rates = {n: torch.zeros((), dtype=torch.float64, device=algorithm.device) for n in algorithm.trained}
+
+    def update(batch: Batch) -> None:
+        for name, rate in rates.items():
+            rate.fill_(algorithm.rate(name, algorithm.update_count))
+        algorithm.rates, algorithm.due_now = rates, algorithm.what_is_due(algorithm.update_count)
+        try:
+            with torch._dynamo.config.patch(trace_autograd_ops=True):
+                algorithm.latest = function(batch)
+        finally:
+            algorithm.rates = algorithm.due_now = None
+
+    return update
 
 
 def compile_losses(algorithm: OfflineAlgorithm, backend: str = "inductor") -> list[str]:
-    """Put a compiled version in the place of each outermost loss; gives their names.
+    """Put a compiled version in the place of each part's loss, the method `<part>_loss`; gives their names.
 
-    Args:
-        algorithm: whose methods are replaced, for this object alone.
-        backend: of `torch.compile`.
-
-    A loss must be free of graph breaks: no branch on a tensor's value, no `.item()`. What it records comes out of the
-    compiled function beside the loss.
+    What a loss records comes out of the compiled function beside its value.
     """
-    names = [name for name in loss_names(algorithm) if name.removesuffix("_loss") in algorithm.trained]
+    names = [f"{part}_loss" for part in algorithm.trained if hasattr(algorithm, f"{part}_loss")]
     for name in names:
-        setattr(algorithm, name, _compiled(algorithm, getattr(algorithm, name), backend))
+        setattr(algorithm, name, _compiled_loss(algorithm, getattr(algorithm, name), backend))
     return names
 
 
-def _compiled(algorithm: OfflineAlgorithm, loss: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]:
+def _compiled_loss(algorithm: OfflineAlgorithm, loss: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]:
     def loss_and_records(*inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         algorithm.latest = {}
         value = loss(*inputs)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brpo.algorithms.base import OfflineAlgorithm, is_due
+from brpo.algorithms.base import OfflineAlgorithm
 from brpo.datasets.datamodule import Transitions
 from brpo.engine.runner import EagerRunner
 
@@ -72,7 +72,7 @@ class GraphRunner(EagerRunner):
     def _pattern(self, algorithm: OfflineAlgorithm, start: int) -> tuple[bool, ...]:
         """What will be due in each update of the chunk from `start` on."""
         updates = range(start, start + self.chunk)
-        return tuple(is_due(update, *asked) for asked in sorted(algorithm.asked) for update in updates)
+        return tuple(due for update in updates for due in algorithm.what_is_due(update).values())
 
     def _warm_up(self, algorithm: OfflineAlgorithm, start: int, stop: int) -> None:
         """The first chunk, eagerly: optimizers make their state, libraries their workspaces, `due` is asked."""
@@ -91,13 +91,17 @@ class GraphRunner(EagerRunner):
         indices = self.indices(algorithm, start, start + self.chunk)
         rates = {name: torch.zeros(self.chunk, device=algorithm.device) for name in algorithm.trained}
         history, algorithm.history = algorithm.history, []
-        algorithm.rates, algorithm.rates_from = rates, start
         try:
-            replay = self.capture(lambda: self.update(algorithm, indices))
+            replay = self.capture(lambda: self._updates(algorithm, indices, rates))
         finally:
             records = [recorded for _, recorded in algorithm.history]
             algorithm.history, algorithm.update_count, algorithm.rates = history, start, None
         return Captured(replay, indices, rates, records)
+
+    def _updates(self, algorithm: OfflineAlgorithm, indices: Tensor, rates: dict[str, Tensor]) -> None:
+        for number, row in enumerate(indices.unbind(0)):
+            algorithm.rates = {name: values[number] for name, values in rates.items()}
+            algorithm.step(self.transitions.gather(row))
 
     def _replay(self, algorithm: OfflineAlgorithm, captured: Captured, start: int) -> None:
         captured.indices.copy_(self.indices(algorithm, start, start + self.chunk))

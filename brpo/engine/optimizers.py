@@ -25,19 +25,23 @@ class FusedAdamStep:
         self.averages = [state["exp_avg"] for state in states]
         self.squares = [state["exp_avg_sq"] for state in states]
         self.steps = [state["step"] for state in states]
-        decoupled = self.group.get("decoupled_weight_decay", False)
-        self.kernel: Any = getattr(torch, "_fused_adamw_" if decoupled else "_fused_adam_")
+        self.decoupled = self.group.get("decoupled_weight_decay", False)
+        self.kernel: Any = getattr(torch, "_fused_adamw_" if self.decoupled else "_fused_adam_")
 
     @staticmethod
-    def possible(optimizer: torch.optim.Optimizer) -> bool:
-        """Whether it is torch's plain fused Adam or AdamW, has one group and has made its first step."""
+    def is_plain(optimizer: torch.optim.Optimizer) -> bool:
+        """Whether it is torch's fused Adam or AdamW without further options, with one group."""
         if type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) != 1:
             return False
         group = optimizer.param_groups[0]
         odd = group["amsgrad"] or group["maximize"] or group["differentiable"] or not group["fused"]
-        hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-        known = all("exp_avg" in optimizer.state.get(parameter, {}) for parameter in group["params"])
-        return known and not odd and not hooks
+        return not odd and not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+
+    @staticmethod
+    def possible(optimizer: torch.optim.Optimizer) -> bool:
+        """Whether it is plain and has made its first step."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        return FusedAdamStep.is_plain(optimizer) and all("exp_avg" in optimizer.state.get(p, {}) for p in parameters)
 
     def stale(self) -> bool:
         """Whether the optimizer's state was replaced, as loading a checkpoint does."""
@@ -48,6 +52,9 @@ class FusedAdamStep:
         """One step along gradients of the optimizer's parameters, in their order."""
         beta1, beta2 = self.group["betas"]
         torch._foreach_add_(self.steps, 1)  # pyright: ignore[reportPrivateImportUsage]
+        if torch.compiler.is_compiling():  # the compiler does not know the kernel, and makes one of its own
+            self._by_formula(gradients, rate)
+            return
         self.kernel(
             self.parameters,
             list(gradients),
@@ -63,3 +70,20 @@ class FusedAdamStep:
             eps=self.group["eps"],
             maximize=False,
         )
+
+    def _by_formula(self, gradients: Sequence[Tensor], rate: float | Tensor) -> None:
+        """What the kernel computes (Kingma and Ba 2015, arXiv:1412.6980; AdamW: arXiv:1711.05101)."""
+        (beta1, beta2), decay = self.group["betas"], self.group["weight_decay"]
+        count = self.steps[0].double()  # the same for all
+        step_size, correction = rate / (1.0 - beta1**count), (1.0 - beta2**count).sqrt()
+        for parameter, gradient, average, square in zip(
+            self.parameters, gradients, self.averages, self.squares, strict=True
+        ):
+            if decay and self.decoupled:
+                parameter.mul_(1.0 - rate * decay)
+            elif decay:
+                gradient = gradient + decay * parameter
+            average.lerp_(gradient, 1.0 - beta1)
+            square.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
+            denominator = square.sqrt() / correction.to(square.dtype) + self.group["eps"]
+            parameter.sub_(step_size.to(average.dtype) * average / denominator)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 def norm_per_seed(gradients: Sequence[Tensor]) -> Tensor:
     """Euclidean norm over all parameters, for each seed: (seeds,)."""
-    if gradients[0].shape[0] == 1:  # one kernel for all of them
+    if gradients[0].shape[0] == 1 and not torch.compiler.is_compiling():  # one kernel for all of them
         norms = torch._foreach_norm(list(gradients))  # pyright: ignore[reportPrivateImportUsage]
         return torch.stack(norms).norm().unsqueeze(0)
     return torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from brpo.functional import products
 
+MOST_COMPILED = 8  # each member makes the graph larger
 NARROW = 16  # outputs up to which the transposed product is the faster one
 
 
-def supported(inputs: Tensor) -> bool:
-    """Whether these inputs can take this path: on a CPU, in one precision, outside autocast."""
-    return inputs.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+def supported(inputs: Tensor, members: int) -> bool:
+    """Whether to take this path: on a CPU, outside autocast; in a compiled graph for a few members only."""
+    if inputs.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    return members <= MOST_COMPILED or not torch.compiler.is_compiling()
 
 
 def relu_network(inputs: Tensor, members: int, parameters: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from brpo.errors import UserError
 
-
 SMALL = 64  # sides below this are left to the default
 
 

@@ -1,13 +1,14 @@
 """`engine=compile`; run by test_engines.py in a process without run-time type checks."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from brpo.algorithms.base import OfflineAlgorithm
-from brpo.engine.compiled import compile_losses
+from brpo.engine.compiled import compile_update
 from brpo.engine.runner import EagerRunner
 from tests.algorithms.test_contract import every_variant, state, transitions
 from tests.helpers import make_algorithm
@@ -33,27 +34,67 @@ def assert_equal(a: OfflineAlgorithm, b: OfflineAlgorithm, tolerance: float) -> 
 
 
 @pytest.fixture
-def one_compilation() -> Iterator[None]:
-    """A second compilation of a loss is an error: something in it changes from update to update."""
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield
+def compilations() -> Iterator[Counter[str]]:
+    """Counts the graphs that are compiled."""
+    torch._dynamo.utils.counters.clear()
+    yield torch._dynamo.utils.counters["stats"]
+
+
+def run_both(eager: OfflineAlgorithm, compiled: OfflineAlgorithm, updates: int = 5) -> None:
+    for algorithm in (eager, compiled):
+        EagerRunner(DATA, 8).run(algorithm, 0, updates)
 
 
 @every_variant
-def test_compiled_losses_have_no_graph_break(algo: str, overrides: list[str], one_compilation: None) -> None:
-    """`fullgraph=True` raises at a break; the weights and records are those of the eager engine."""
+def test_update_is_one_graph(algo: str, overrides: list[str], compilations: Counter[str]) -> None:
+    """No graph break (`fullgraph=True` raises at one), one version for each combination of what is due, the same meaning."""
     eager, compiled = pair(algo, [*overrides, *SCHEDULED])
-    assert set(compile_losses(compiled, "aot_eager")) == {f"{part}_loss" for part in compiled.trained}
-    for algorithm in (eager, compiled):
-        EagerRunner(DATA, 8).run(algorithm, 0, 5)
+    compile_update(compiled, "aot_eager")
+    run_both(eager, compiled)
+    combinations = {tuple(eager.what_is_due(update).values()) for update in range(1, 5)}
+    assert compilations["unique_graphs"] == len(combinations)
+    assert_equal(eager, compiled, 1e-12)
+
+
+def test_losses_alone(compilations: Counter[str]) -> None:
+    """With an optimizer that is not fused Adam."""
+    eager, compiled = pair("iql", [*SCHEDULED, "algo.optimizer.fused=false"])
+    compile_update(compiled, "aot_eager")
+    run_both(eager, compiled)
+    assert compilations["unique_graphs"] == len(compiled.trained)
     assert_equal(eager, compiled, 1e-12)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("algo", ["bc", "iql"])
-def test_inductor(algo: str, one_compilation: None) -> None:
+def test_inductor(algo: str) -> None:
     eager, compiled = pair(algo, SCHEDULED)
-    compile_losses(compiled)
-    for algorithm in (eager, compiled):
-        EagerRunner(DATA, 8).run(algorithm, 0, 5)
+    compile_update(compiled)
+    run_both(eager, compiled)
     assert_equal(eager, compiled, 1e-9)
+
+
+def test_a_checkpoint_continues_in_the_compiled_version() -> None:
+    """No eager update after it: the whole and the continued run round alike, to the bit."""
+    whole, first = pair("td3_bc", SCHEDULED)
+    for algorithm in (whole, first):
+        compile_update(algorithm, "aot_eager")
+    EagerRunner(DATA, 8).run(whole, 0, 7)
+    EagerRunner(DATA, 8).run(first, 0, 3)
+    checkpoint = {
+        "state_dict": first.state_dict(),
+        "optimizer_states": [optimizer.state_dict() for optimizer in first.optimizers_by_part.values()],
+    }
+    first.on_save_checkpoint(checkpoint)
+    second = pair("td3_bc", SCHEDULED)[0]
+    second.load_state_dict(checkpoint["state_dict"])
+    second.on_load_checkpoint(checkpoint)
+    for optimizer, saved in zip(second.optimizers_by_part.values(), checkpoint["optimizer_states"], strict=True):
+        optimizer.load_state_dict(saved)
+    calls, plain = [], second.update
+    second.update = lambda batch: (calls.append(torch.compiler.is_compiling()), plain(batch))[1]
+    compile_update(second, "aot_eager")
+    EagerRunner(DATA, 8).run(second, 3, 7)
+    assert calls and all(calls)  # the plain update is traced and never run
+    left, right = state(whole), state(second)
+    assert all(torch.equal(left[name], right[name]) for name in left)

@@ -1,6 +1,7 @@
 """Every engine has one meaning: the weights and records of the eager one."""
 
 import functools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,6 @@ from brpo.engine.graphs import MAX_GRAPHS, GraphRunner
 from brpo.engine.ranks import Ranks
 from brpo.engine.runner import EagerRunner
 from brpo.errors import UserError
-from tests.algorithms.test_base import Toy
 from tests.algorithms.test_contract import every_variant, transitions
 from tests.conftest import ROOT
 from tests.engine.compiled_suite import DATA, SCHEDULED, assert_equal, pair
@@ -108,17 +108,24 @@ def averaging(algorithm: OfflineAlgorithm) -> OfflineAlgorithm:
 @pytest.mark.parametrize(
     ("name", "device", "storage", "chosen"),
     [
-        ("auto", "cpu", "device", "eager"),
         ("auto", "cuda", "device", "cudagraph"),
         ("auto", "cuda", "memmap", "eager"),
         ("compile", "cpu", "device", "compile"),
         ("eager", "cuda", "device", "eager"),
     ],
 )
-def test_auto_picks_and_says_why(name: str, device: str, storage: str, chosen: str) -> None:
+def test_auto_picks_and_says_why(name: str, device: str, storage: str, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, reason = choose(name, make_algorithm("iql"), torch.device(device), storage)
     assert engine == chosen
     assert reason
+    short, long = make_algorithm("iql"), make_algorithm("iql")
+    long.max_updates = 1_000_000
+    assert choose("auto", short, torch.device("cpu"), "device")[0] == "eager"
+    assert choose("auto", long, torch.device("cpu"), "device")[0] == "compile"
+    long.update_count = 999_000  # most of it is done
+    assert choose("auto", long, torch.device("cpu"), "device")[0] == "eager"
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert choose("auto", long, torch.device("cpu"), "device") == ("eager", "there is no g++ to compile with")
     assert choose("auto", averaging(make_algorithm("iql")), torch.device("cuda"), "device")[0] == "eager"
 
 
@@ -138,12 +145,6 @@ def test_cudagraph_says_where_it_is_not_possible(
     algorithm = make_algorithm("iql", *overrides)
     with pytest.raises(UserError, match=message):
         choose("cudagraph", averaging(algorithm) if averages else algorithm, torch.device(device), storage)
-
-
-def test_compile_says_what_it_looks_for() -> None:
-    engine = {"chunk": 4, "backend": "aot_eager"}
-    with pytest.raises(UserError, match="a part's loss is a method <part>_loss, for the parts x"):
-        make_runner("compile", Toy(), DATA, engine, 8)
 
 
 @pytest.mark.gpu
