@@ -12,7 +12,7 @@ from brpo.engine.compiled import compile_update
 from brpo.engine.runner import EagerRunner
 from brpo.errors import UserError
 
-WORTH_COMPILING = 50_000  # updates: compiling takes half a minute, and saves a fifth of the time or more
+WORTH_COMPILING = 20_000  # updates: compiling takes half a minute, and saves a fifth of the time or more
 MOST_SEEDS = 4  # a compiled graph on a CPU has the networks of every seed in it one by one
 
 
@@ -39,7 +39,8 @@ def choose(name: str, algorithm: OfflineAlgorithm, device: torch.device, storage
         return "eager", obstacle
     if shutil.which("g++") is None:
         return "eager", "there is no g++ to compile with"
-    if algorithm.max_updates - algorithm.update_count < WORTH_COMPILING or len(algorithm.seeds) > MOST_SEEDS:
+    # By the whole run and not by what is left of it: a part that was resumed is to repeat the roundings of the first.
+    if algorithm.max_updates < WORTH_COMPILING or len(algorithm.seeds) > MOST_SEEDS:
         return "eager", f"compiling pays from {WORTH_COMPILING} updates on, with at most {MOST_SEEDS} seeds"
     return "compile", "compiled updates are a fifth faster or more, after half a minute"
 
@@ -69,5 +70,5 @@ def make_runner(
     if name == "cudagraph":
         return graphs.GraphRunner(transitions, batch_size, engine["chunk"])
     if name == "compile":
-        compile_update(algorithm, engine["backend"])
+        compile_update(algorithm, engine["backend"], or_eager=engine["name"] == "auto")
     return EagerRunner(transitions, batch_size)

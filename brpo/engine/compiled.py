@@ -6,13 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
 
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.engine.optimizers import FusedAdamStep
+from brpo.errors import UserError
 from brpo.types import Batch
 
+_FAILURES = (TorchDynamoException, InductorError)  # before anything has run
 
-def compile_update(algorithm: OfflineAlgorithm, backend: str = "inductor") -> None:
+
+def compile_update(algorithm: OfflineAlgorithm, backend: str = "inductor", or_eager: bool = False) -> None:
     """Put a compiled version in the place of the update, for this object alone.
 
     Updates are made eagerly until every optimizer has its state. Parts that are not due in every update make a version for
@@ -21,6 +26,10 @@ def compile_update(algorithm: OfflineAlgorithm, backend: str = "inductor") -> No
     Args:
         algorithm: whose `update` is replaced. It must be free of graph breaks: no branch on a tensor's value, no `.item()`.
         backend: of `torch.compile`.
+        or_eager: go on eagerly, with a note, where the update cannot be compiled.
+
+    Raises:
+        UserError: in the first compiled update, if it cannot be compiled.
     """
     eager = algorithm.update
     optimizers = algorithm.optimizers_by_part.values()
@@ -30,7 +39,18 @@ def compile_update(algorithm: OfflineAlgorithm, backend: str = "inductor") -> No
     whole = _whole_update(algorithm, eager, backend)
 
     def update(batch: Batch) -> None:
-        (whole if algorithm.known_optimizers() else eager)(batch)
+        if not algorithm.known_optimizers():
+            eager(batch)
+            return
+        try:
+            whole(batch)
+        except _FAILURES as error:
+            reason = " ".join(str(error).split())[:300]
+            if not or_eager:
+                raise UserError(f"engine=compile cannot compile {type(algorithm).__name__}: {reason}") from error
+            print(f"note: the update cannot be compiled and goes on eagerly: {reason}", flush=True)
+            algorithm.update = eager  # pyright: ignore[reportAttributeAccessIssue]
+            eager(batch)
 
     algorithm.update = update  # pyright: ignore[reportAttributeAccessIssue]
 

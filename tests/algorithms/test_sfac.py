@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -224,3 +225,36 @@ def test_fit_to_a_bimodal_target_is_the_minimum_of_the_integral(divergence: str)
     mean, log_std = sfac.actor(batch.observations[:, :1])
     assert (mean.item(), log_std.item()) == pytest.approx(tuple(best.x), abs=0.02)
     assert abs(math.exp(best.x[1]) - 0.427) > 0.001
+
+
+def test_ratios_under_bfloat16_agree_within_a_percent() -> None:
+    """At narrow policies, where a mean in bfloat16 would move some ratio by more than 5 percent."""
+    sfac = make_algorithm("sfac", dtype=torch.float32)
+    with torch.no_grad():
+        for policy in (sfac.actor, sfac.behavior):
+            policy.log_std.fill_(-3.0)
+    batch = random_batch(size=500, dtype=torch.float32)
+    near = sfac.actor.mode(batch.observations).detach() + 0.05 * batch.actions
+    batch = dataclasses.replace(batch, actions=near)
+
+    def rho() -> torch.Tensor:
+        with torch.no_grad():
+            return (sfac.log_prob(sfac.actor, batch) - sfac.log_prob(sfac.behavior, batch)).exp()
+
+    expected = rho()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ratios = rho()
+        rounded = sfac.actor.log_prob(batch.observations, batch.actions)
+    assert ((ratios / expected - 1).abs() < 0.01).all()
+    exact = sfac.log_prob(sfac.actor, batch)
+    assert ((rounded - exact).abs() > 0.05).any()  # what is guarded against
+
+
+def test_a_step_under_bfloat16_sees_the_weights_of_the_step_before() -> None:
+    """Autocast keeps casts of weights for as long as it is on, which is a whole chunk of updates."""
+    plain, uncached = (make_algorithm("sfac", seeds=(0, 1), dtype=torch.float32) for _ in range(2))
+    for algorithm, cached in ((plain, True), (uncached, False)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cached):
+            for seed in range(5):
+                algorithm.step(random_batch(seeds=2, seed=seed, dtype=torch.float32))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), uncached.parameters(), strict=True))

@@ -10,6 +10,8 @@ import torch
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.engine.compiled import compile_update
 from brpo.engine.runner import EagerRunner
+from brpo.errors import UserError
+from brpo.types import Batch
 from tests.algorithms.test_contract import every_variant, state, transitions
 from tests.helpers import make_algorithm
 
@@ -98,3 +100,25 @@ def test_a_checkpoint_continues_in_the_compiled_version() -> None:
     assert calls and all(calls)  # the plain update is traced and never run
     left, right = state(whole), state(second)
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+class Peeking(type(pair("bc", [])[0])):  # type: ignore[misc]
+    """Looks at a value."""
+
+    def actor_loss(self, batch: Batch) -> torch.Tensor:
+        loss = super().actor_loss(batch)
+        return loss * 2 if loss.sum().item() > 0 else loss
+
+
+def test_what_cannot_be_compiled_is_said_or_runs_eagerly(capsys: pytest.CaptureFixture[str]) -> None:
+    eager, compiled = pair("bc", [])
+    eager.__class__ = compiled.__class__ = Peeking
+    compile_update(compiled, "aot_eager", or_eager=True)
+    run_both(eager, compiled)
+    assert_equal(eager, compiled, 0.0)
+    assert "note: the update cannot be compiled and goes on eagerly" in capsys.readouterr().out
+    refused = pair("bc", [])[0]
+    refused.__class__ = Peeking
+    compile_update(refused, "aot_eager")
+    with pytest.raises(UserError, match="engine=compile cannot compile Peeking"):
+        EagerRunner(DATA, 8).run(refused, 0, 3)
