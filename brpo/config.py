@@ -15,6 +15,7 @@ from brpo.sweeps import sweep_jobs
 # What a resumed run may change. Everything else would make its result one of no configuration.
 RESUME_MAY_CHANGE = (
     "max_updates", "eval", "engine", "parallel", "trainer", "profile", "debug", "resume", "run_dir", "callbacks",
+    "data.storage",
 )  # fmt: skip
 ENGINES = ("auto", "eager", "compile", "cudagraph")
 PARALLEL = ("auto", "seeds", "data")
@@ -131,8 +132,11 @@ def check_config(config: dict[str, Any]) -> None:
         ("engine.chunk", config["engine"]["chunk"]),
     ):
         require(key, value, isinstance(value, int) and not isinstance(value, bool) and value >= 1, "a whole number >= 1")
-    threads = config["engine"]["threads"]
-    require("engine.threads", threads, threads is None or (isinstance(threads, int) and threads >= 1), ">= 1 or null")
+    for key, value in (
+        ("eval.processes", config["eval"]["processes"]),
+        ("engine.threads", config["engine"]["threads"]),
+    ):
+        require(key, value, value is None or (isinstance(value, int) and value >= 1), ">= 1 or null")
     precision = config["engine"]["matmul_precision"]
     require("engine.matmul_precision", precision, precision in ("highest", "high", "medium"), "highest, high or medium")
     products = config["engine"]["products"]
@@ -155,7 +159,12 @@ def differing_keys(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Dotted keys, beyond those that a resumed run may change, whose values differ."""
     left, right = flatten(stored), flatten(wanted)
     keys = [key for key in {**left, **right} if left.get(key, ...) != right.get(key, ...)]
-    return sorted(key for key in keys if key.split(".")[0] not in RESUME_MAY_CHANGE)
+    return sorted(key for key in keys if not resume_may_change(key))
+
+
+def resume_may_change(key: str) -> bool:
+    """Whether a resumed run may have another value of a dotted key."""
+    return key in RESUME_MAY_CHANGE or key.split(".")[0] in RESUME_MAY_CHANGE
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -193,10 +193,10 @@ def _refuse_twins(jobs: list[list[str]]) -> None:
     Raises:
         UserError: two jobs differ only in what a resumed run may change.
     """
-    from brpo.config import RESUME_MAY_CHANGE
+    from brpo.config import RESUME_MAY_CHANGE, resume_may_change
 
     def identity(job: list[str]) -> frozenset[str]:
-        return frozenset(item for item in job if re.split(r"[.=@]", item.lstrip("+~"))[0] not in RESUME_MAY_CHANGE)
+        return frozenset(item for item in job if not resume_may_change(re.split(r"[=@]", item.lstrip("+~"))[0]))
 
     automatic = [job for job in jobs if "resume=auto" in job and not any(item.startswith("run_dir=") for item in job)]
     if len({identity(job) for job in automatic}) < len(automatic):

@@ -11,6 +11,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from joblib import cpu_count
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -31,6 +32,7 @@ from brpo.engine.choose import choose, make_runner
 from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import TrainingDiverged, UserError
 from brpo.evaluation import environments
+from brpo.evaluation.rollout import useful_processes
 from brpo.files import write_json
 from brpo.functional import products
 from brpo.types import DataSpec
@@ -205,6 +207,7 @@ def _build(
         mode=evaluation["mode"],
         every=evaluation["every"],
         batch=datamodule.diagnostic_batch(len(own)),
+        processes=evaluation["processes"] or useful_processes(len(own) * evaluation["episodes"], cpu_count() // ranks.world),
     )
     progress = UpdateProgress(recorder, config["max_updates"])
     checkpoints = Checkpoints(folder.checkpoints, recorder, signals, ranks)

@@ -33,6 +33,7 @@ class Evaluate(Callback):
         mode: `mean` or `sampled`.
         every: updates between evaluations.
         batch: the fixed held-out batch.
+        processes: that the environments are shared out to.
     """
 
     def __init__(
@@ -47,10 +48,11 @@ class Evaluate(Callback):
         mode: str,
         every: int,
         batch: Batch,
+        processes: int = 1,
     ) -> None:
         self.recorder, self.signals, self.ranks = recorder, signals, ranks
         self.seeds, self.mode, self.every, self.batch = seeds, mode, every, batch
-        self.rollouts = Rollouts(make, len(seeds), episodes) if make is not None else None
+        self.rollouts = Rollouts(make, len(seeds), episodes, processes=processes) if make is not None else None
         self.evaluated = 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,6 +21,11 @@ class Transitions:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def index_device(self) -> torch.device:
+        """Where indices are best drawn."""
+        return self.rows.device
+
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Transitions":
         """The same transitions on a device."""
         return Transitions(self.rows.to(device, dtype), self.columns)
@@ -75,6 +80,11 @@ class MappedTransitions(Transitions):
 
     def __len__(self) -> int:
         return int(self.lengths.sum())
+
+    @property
+    def index_device(self) -> torch.device:
+        """The CPU, which reads the file: indices drawn elsewhere would be waited for in every update."""
+        return torch.device("cpu")
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "MappedTransitions":
         """The same transitions, with batches on a device; nothing is copied before a batch is drawn."""

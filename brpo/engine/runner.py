@@ -24,8 +24,9 @@ class EagerRunner:
 
     def indices(self, algorithm: OfflineAlgorithm, start: int, stop: int) -> Tensor:
         """What the updates [start, stop) are made from: (updates, seeds, batch)."""
-        updates = torch.arange(start, stop, device=algorithm.seeds.device)
-        return batch_indices(algorithm.stream_seeds, updates, self.batch_size, len(self.transitions))
+        device = self.transitions.index_device
+        updates = torch.arange(start, stop, device=device)
+        return batch_indices(algorithm.stream_seeds.to(device), updates, self.batch_size, len(self.transitions))
 
     def update(self, algorithm: OfflineAlgorithm, indices: Tensor) -> None:
         """One update for each row of indices."""

@@ -102,6 +102,8 @@ def maker(
         options["render_mode"] = "rgb_array"
 
     def make() -> gymnasium.Env:
+        _quiet_mujoco()  # here too: it may be called in another process
+        _register_optional()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an environment's age is the data set's matter
             try:

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium
 import numpy as np
+
+from brpo.evaluation.processes import ProcessEnvs
 
 MAX_STEPS = 100_000  # an environment without a step limit may never end
 Act = Callable[[np.ndarray, int], np.ndarray]
@@ -28,11 +31,19 @@ class Rollouts:
         seeds: number of policies.
         episodes: episodes of each policy; episode k starts from the same state for every policy.
         seed: seed of episode 0; episode k has `seed + k`.
+        processes: that the environments are shared out to; 1 steps them in this one. The episodes are the same.
     """
 
-    def __init__(self, make: Callable[[], gymnasium.Env], seeds: int, episodes: int, seed: int = 10_000) -> None:
+    def __init__(
+        self, make: Callable[[], gymnasium.Env], seeds: int, episodes: int, seed: int = 10_000, processes: int = 1
+    ) -> None:
         self.seeds, self.episodes, self.seed = seeds, episodes, seed
-        self.envs = gymnasium.vector.SyncVectorEnv([make] * (seeds * episodes), copy=False)
+        count = seeds * episodes
+        self.envs: Any = (
+            ProcessEnvs(make, count, min(processes, count))
+            if processes > 1
+            else gymnasium.vector.SyncVectorEnv([make] * count, copy=False)
+        )
 
     def run(self, act: Act, *, discount: float = 1.0, scale: float = 1.0, shift: float = 0.0) -> Episodes:
         """Run every environment to the end of its first episode.
@@ -63,3 +74,10 @@ class Rollouts:
     def close(self) -> None:
         """Close the environments."""
         self.envs.close()
+
+
+def useful_processes(environments: int, cores: int) -> int:
+    """How many processes to roll out with: none of their own where there are few cores or few environments."""
+    if cores < 4 or environments < 8:
+        return 1
+    return min(cores - 1, environments // 4)

@@ -228,11 +228,13 @@ def test_fit_to_a_bimodal_target_is_the_minimum_of_the_integral(divergence: str)
 
 
 def test_ratios_under_bfloat16_agree_within_a_percent() -> None:
-    """At narrow policies, where a mean in bfloat16 would move some ratio by more than 5 percent."""
+    """At narrow policies, where means in bfloat16 would move some densities by more than 2 percent."""
     sfac = make_algorithm("sfac", dtype=torch.float32)
+    sfac.behavior.load_state_dict(sfac.actor.state_dict())
     with torch.no_grad():
-        for policy in (sfac.actor, sfac.behavior):
+        for policy, shift in ((sfac.actor, 0.0), (sfac.behavior, 0.01)):
             policy.log_std.fill_(-3.0)
+            policy.network.layers[-1].bias.add_(shift)
     batch = random_batch(size=500, dtype=torch.float32)
     near = sfac.actor.mode(batch.observations).detach() + 0.05 * batch.actions
     batch = dataclasses.replace(batch, actions=near)
@@ -247,7 +249,7 @@ def test_ratios_under_bfloat16_agree_within_a_percent() -> None:
         rounded = sfac.actor.log_prob(batch.observations, batch.actions)
     assert ((ratios / expected - 1).abs() < 0.01).all()
     exact = sfac.log_prob(sfac.actor, batch)
-    assert ((rounded - exact).abs() > 0.05).any()  # what is guarded against
+    assert ((rounded - exact).abs() > 0.02).any()  # what is guarded against
 
 
 def test_a_step_under_bfloat16_sees_the_weights_of_the_step_before() -> None:

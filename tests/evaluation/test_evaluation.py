@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from typing import Any
 
@@ -44,6 +45,38 @@ def test_rollouts_count_first_episodes_only_and_share_their_starts() -> None:
     assert episodes.discounted[0].tolist() == pytest.approx([5.25, 5.625, 5.8125])
     assert rollouts.run(act).returns.tolist() == episodes.returns.tolist()  # the next evaluation starts alike
     rollouts.close()
+
+
+class Failing(Countdown):
+    def step(self, action: Any) -> Any:
+        raise ValueError("out of order")
+
+
+def test_processes_roll_out_as_one() -> None:
+    """Five environments in two processes: the same episodes; an error comes through; nothing is left behind."""
+
+    def act(observations: np.ndarray, step: int) -> np.ndarray:
+        return observations.astype(np.float32)
+
+    episodes = {}
+    for processes in (1, 2):
+        rollouts = Rollouts(Countdown, seeds=1, episodes=5, seed=3, processes=processes)
+        episodes[processes] = [rollouts.run(act, discount=0.9) for _ in range(2)]
+        started = list(getattr(rollouts.envs, "processes", []))
+        rollouts.close()
+        assert not any(process.is_alive() for process in started)
+    for one, two in zip(episodes[1], episodes[2], strict=True):
+        for field in dataclasses.fields(one):
+            assert np.array_equal(getattr(one, field.name), getattr(two, field.name)), field.name
+    failing = Rollouts(Failing, seeds=1, episodes=2, processes=2)
+    with pytest.raises(RuntimeError, match="an evaluation environment failed: ValueError: out of order"):
+        failing.run(act)
+    failing.close()
+
+
+@pytest.mark.parametrize(("environments", "cores", "processes"), [(10, 2, 1), (4, 64, 1), (10, 8, 2), (160, 16, 15)])
+def test_processes_where_there_are_cores_for_them(environments: int, cores: int, processes: int) -> None:
+    assert rollout.useful_processes(environments, cores) == processes
 
 
 def test_normalized_score_by_hand() -> None:

@@ -1,0 +1,93 @@
+"""Environments side by side in several processes, each of which steps a group of them."""
+
+import contextlib
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cloudpickle
+import gymnasium
+import numpy as np
+
+
+class ProcessEnvs:
+    """As `gymnasium.vector.SyncVectorEnv`, for what rollouts use of it, with the environments shared out to processes.
+
+    Gymnasium's AsyncVectorEnv has a process and a message for each environment; a step of a small simulator takes less time
+    than a message. Here a message carries the actions of a group.
+
+    Args:
+        make: makes one environment.
+        count: environments.
+        processes: >= 1 and <= count.
+
+    Raises:
+        RuntimeError: from any call, when a process failed; holds its error.
+    """
+
+    def __init__(self, make: Callable[[], gymnasium.Env], count: int, processes: int) -> None:
+        # Spawned, not forked: this process may hold a GPU and threads.
+        context = multiprocessing.get_context("spawn")
+        self.groups = np.array_split(np.arange(count), processes)
+        self.connections: list[Connection] = []
+        self.processes = []
+        for group in self.groups:
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, cloudpickle.dumps(make), len(group)), daemon=True)
+            process.start()
+            there.close()
+            self.connections.append(here)
+            self.processes.append(process)
+
+    def reset(self, seed: list[int]) -> tuple[np.ndarray, dict[str, Any]]:
+        """First observations (count, ...) for a seed each."""
+        return self._ask([("reset", [seed[k] for k in group]) for group in self.groups])[0], {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Observations, rewards, terminated and truncated for actions (count, ...)."""
+        observations, rewards, terminated, truncated = self._ask([("step", actions[group]) for group in self.groups])
+        return observations, rewards, terminated, truncated, {}
+
+    def _ask(self, requests: list[tuple[str, Any]]) -> list[np.ndarray]:
+        for connection, request in zip(self.connections, requests, strict=True):
+            connection.send(request)
+        answers = []
+        for connection in self.connections:
+            try:
+                answer = connection.recv()
+            except EOFError:
+                raise RuntimeError("a process with evaluation environments has ended") from None
+            if isinstance(answer, str):
+                raise RuntimeError(f"an evaluation environment failed: {answer}")
+            answers.append(answer)
+        return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
+
+    def close(self) -> None:
+        """End the processes."""
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.send(("close", None))
+                connection.close()
+        for process in self.processes:
+            process.join(timeout=5)
+            process.kill()
+        self.connections, self.processes = [], []
+
+
+def _serve(connection: Connection, make: bytes, count: int) -> None:
+    """The other side: step a group until told to close, or until the leading process is gone."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the leading process decides
+    try:
+        envs = gymnasium.vector.SyncVectorEnv([cloudpickle.loads(make)] * count, copy=False)
+        while True:
+            kind, value = connection.recv()
+            if kind == "close":
+                return
+            connection.send(envs.reset(seed=value)[:1] if kind == "reset" else envs.step(value)[:4])
+    except (EOFError, ConnectionError):
+        return
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
