@@ -314,19 +314,17 @@ class OfflineAlgorithm(lightning.LightningModule):
                 group["lr"] = float(group["lr"])
                 if "capturable" in group:
                     group["capturable"] = False
-        seeds = checkpoint["state_dict"]["seeds"].tolist()  # of all ranks
         checkpoint["brpo"] = {
             **self.stored,
             "spec": self.spec.to_dict(),
             "updates": self.update_count,
-            "seeds": seeds,
             "asked": [list(asked) for asked in sorted(self.asked)],
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the counter, and what `due` will be asked."""
         self.update_count = int(checkpoint["brpo"]["updates"])
-        self.asked = {(every, after) for every, after in checkpoint["brpo"]["asked"]}
+        self.asked = {(every, after) for every, after in checkpoint["brpo"].get("asked", [])}
 
 
 def is_due(update: int, every: int, after: int) -> bool:

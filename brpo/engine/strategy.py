@@ -60,7 +60,7 @@ class RanksStrategy(DDPStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Take this rank's seeds out of a checkpoint."""
         if self.ranks.shares_seeds:
-            share = self.ranks.share(len(checkpoint["brpo"]["seeds"]))
+            share = self.ranks.share(len(checkpoint["state_dict"]["seeds"]))
             pairs = zip(checkpoint["optimizer_states"], self.optimizers, strict=True)
             own = [ranking.own_optimizer(state, optimizer, share) for state, optimizer in pairs]
             checkpoint = {**checkpoint, "optimizer_states": own}

@@ -92,7 +92,9 @@ def test_ratios_are_medians_within_a_round() -> None:
 @pytest.fixture
 def workload(datasets: Path) -> Workload:
     """IQL on the tiny data set, with small networks."""
-    config = composed("algo=iql", *TINY, *(f"algo.{part}.hidden=[16,16]" for part in ("actor", "critic", "value")))
+    config = composed(
+        "algo=iql", "engine=eager", *TINY, *(f"algo.{part}.hidden=[16,16]" for part in ("actor", "critic", "value"))
+    )
     return make_workload("iql", config, *build(config))
 
 

@@ -12,8 +12,8 @@ from brpo.engine.compiled import compile_update
 from brpo.engine.runner import EagerRunner
 from brpo.errors import UserError
 from brpo.types import Batch
-from tests.algorithms.test_contract import every_variant, state, transitions
-from tests.helpers import make_algorithm
+from tests.algorithms.test_contract import state, transitions
+from tests.helpers import ALGORITHMS, make_algorithm
 
 SCHEDULED = ["++algo.schedule.actor=cosine"]
 DATA = transitions()
@@ -47,7 +47,13 @@ def run_both(eager: OfflineAlgorithm, compiled: OfflineAlgorithm, updates: int =
         EagerRunner(DATA, 8).run(algorithm, 0, updates)
 
 
-@every_variant
+VARIANTS = [  # ways through the code that the defaults do not take
+    ("sfac", ["algo.value_loss=sample", "algo.actor._target_=brpo.modules.actors.SquashedGaussianActor"]),
+    ("sfac", ["algo.omega=series", "algo.policy_order=4", "algo.epsilon_schedule=spread", "algo.value_loss=softmax"]),
+]
+
+
+@pytest.mark.parametrize(("algo", "overrides"), [(algo, []) for algo in ALGORITHMS] + VARIANTS)
 def test_update_is_one_graph(algo: str, overrides: list[str], compilations: Counter[str]) -> None:
     """No graph break (`fullgraph=True` raises at one), one version for each combination of what is due, the same meaning."""
     eager, compiled = pair(algo, [*overrides, *SCHEDULED])
