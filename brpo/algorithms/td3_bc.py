@@ -91,7 +91,7 @@ class TD3BC(OfflineAlgorithm):
     def actor_loss(self, batch: Batch) -> Tensor:
         """`-lambda E_D[Q_1(s, pi(s))] + E_D[(pi(s) - a)^2]`, (seeds,)."""
         actions = self.actor(batch.observations)
-        q = self.critic(batch.observations, actions)[:, 0]  # (seeds, batch)
+        q = self.critic.first(batch.observations, actions)  # (seeds, batch)
         scale = losses.value_scale(q, self.q_coefficient)  # the paper's lambda
         q_term = -scale * q.mean(-1)
         bc_term = losses.action_error(actions, batch.actions).mean(-1)

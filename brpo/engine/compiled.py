@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo import lookup_backend
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 
@@ -29,8 +30,12 @@ def compile_update(algorithm: OfflineAlgorithm, backend: str = "inductor", or_ea
         or_eager: go on eagerly, with a note, where the update cannot be compiled.
 
     Raises:
-        UserError: in the first compiled update, if it cannot be compiled.
+        UserError: the backend is unknown; or, in the first compiled update, it cannot be compiled.
     """
+    try:
+        lookup_backend(backend)
+    except TorchDynamoException as error:
+        raise UserError(f"engine.backend={backend} is unknown to torch.compile; inductor is the usual one.") from error
     eager = algorithm.update
     optimizers = algorithm.optimizers_by_part.values()
     if algorithm.ranks.averages or not all(FusedAdamStep.is_plain(optimizer) for optimizer in optimizers):

@@ -34,6 +34,12 @@ class QEnsemble(nn.Module):
         """Q of every critic."""
         return self.network(torch.cat([observations, actions], dim=-1)).squeeze(-1)
 
+    def first(
+        self, observations: Float[Tensor, "seeds batch o"], actions: Float[Tensor, "seeds batch a"]
+    ) -> Float[Tensor, "seeds batch"]:
+        """Q of the first critic, its weights held fixed: what a policy is improved by."""
+        return self.network.first(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+
 
 class ValueFunction(nn.Module):
     """One V function for each seed.

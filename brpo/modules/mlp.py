@@ -46,12 +46,17 @@ class StackedLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (members, batch, inputs) to (members, batch, outputs), the stack flattened; without `members` for one."""
-        inner, outer = self.weight.shape[-2:]
-        if inputs.dim() == 2:  # a plain product has less overhead than a batched one
-            return torch.addmm(self.bias.view(outer), inputs, self.weight.view(inner, outer))
-        if outer == 1 and inputs.device.type == "cpu":  # where a batched product of one column takes ten times as long
-            return (inputs * self.weight.view(-1, 1, inner)).sum(-1, keepdim=True) + self.bias.view(-1, 1, 1)
-        return torch.baddbmm(self.bias.view(-1, 1, outer), inputs, self.weight.view(-1, inner, outer))
+        return affine(inputs, self.weight, self.bias)
+
+
+def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`inputs weight + bias` for every member of a stack (see `StackedLinear`)."""
+    inner, outer = weight.shape[-2:]
+    if inputs.dim() == 2:  # a plain product has less overhead than a batched one
+        return torch.addmm(bias.view(outer), inputs, weight.view(inner, outer))
+    if outer == 1 and inputs.device.type == "cpu":  # where a batched product of one column takes ten times as long
+        return (inputs * weight.reshape(-1, 1, inner)).sum(-1, keepdim=True) + bias.reshape(-1, 1, 1)
+    return torch.baddbmm(bias.reshape(-1, 1, outer), inputs, weight.reshape(-1, inner, outer))
 
 
 class MLP(nn.Module):
@@ -80,27 +85,43 @@ class MLP(nn.Module):
         self.members = members
         self.activation = ACTIVATIONS[activation]
         self.layers = nn.ModuleList(StackedLinear(members, a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self._list_parameters()
 
-        # Walking the layers at every call would cost as much as a small product.
+    def _list_parameters(self) -> None:
+        """Walking the layers at every call would cost as much as a small product."""
         self.layer_parameters: list[Any] = [p for layer in self.layers for p in (layer.weight, layer.bias)]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moving a module may make new parameters."""
+        super()._apply(fn, recurse)
+        self._list_parameters()
+        return self
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (seeds, batch, inputs) to (*members, batch, outputs)."""
-        if self.activation is torch.relu and perceptron.supported(inputs, math.prod(self.members)):
-            output = perceptron.relu_network(inputs, math.prod(self.members), self.layer_parameters)
-            return output.view(*self.members, *output.shape[1:])
-        return self.by_layers(inputs)
+        return self._run(inputs, self.members, self.layer_parameters)
 
-    def by_layers(self, inputs: Tensor) -> Tensor:
-        """`forward`, layer by layer through batched products: on GPUs, under `torch.compile` and for any activation."""
-        members, batch = self.members, inputs.shape[-2]
+    def first(self, inputs: Tensor) -> Tensor:
+        """The first network of each seed, (seeds, batch, outputs), its weights held fixed: for gradients of the inputs."""
+        return self._run(inputs, self.members[:1], [parameter[:, 0].detach() for parameter in self.layer_parameters])
+
+    def _run(self, inputs: Tensor, members: tuple[int, ...], parameters: Sequence[Tensor]) -> Tensor:
+        count = math.prod(members)
+        if self.activation is torch.relu and perceptron.supported(inputs, count):
+            output = perceptron.relu_network(inputs, count, parameters)
+            return output.view(*members, *output.shape[1:])
+        return self.by_layers(inputs, members, parameters)
+
+    def by_layers(self, inputs: Tensor, members: tuple[int, ...], parameters: Sequence[Tensor]) -> Tensor:
+        """Layer by layer through batched products: on GPUs, under autocast and for any activation."""
+        batch = inputs.shape[-2]
         if len(members) == 2:  # one input for all the critics of a seed
             inputs = inputs.unsqueeze(1).expand(*members, -1, -1)
         hidden = inputs.reshape(batch, -1) if math.prod(members) == 1 else inputs.flatten(0, -3)
-        *inner, last = self.layers  # a slice of a ModuleList would build a new one at every call
-        for layer in inner:
-            hidden = self.activation(layer(hidden))
-        output = last(hidden).view(*members, batch, -1)
+        *inner, (weight, bias) = zip(parameters[::2], parameters[1::2], strict=True)
+        for inner_weight, inner_bias in inner:
+            hidden = self.activation(affine(hidden, inner_weight, inner_bias))
+        output = affine(hidden, weight, bias).view(*members, batch, -1)
         # Under autocast the products run in bfloat16; everything after them (losses, densities) wants float32.
         return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
 

@@ -1,5 +1,6 @@
 """What every algorithm in conf/algo must keep. A new yaml file is tested without editing this one."""
 
+import contextlib
 import copy
 import io
 from typing import Any
@@ -114,6 +115,20 @@ def test_chunks_do_not_matter(algo: str) -> None:
     for start, updates in ((0, 1), (1, 3), (4, 2)):
         train(parts, updates, start)
     assert all(torch.equal(whole[name], value) for name, value in state(parts).items())
+
+
+@every_variant
+def test_an_update_stays_on_its_device(algo: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device without values: reading one fails, and so does mixing in a tensor that was made elsewhere."""
+    algorithm = make_algorithm(algo, *overrides, seeds=(0, 1)).to("meta")
+    algorithm.configure_optimizers()
+    monkeypatch.setattr(algorithm, "_step_optimizer", lambda *_: None)  # torch's own; its fused kernel needs values
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which does not know the device
+    batch = random_batch(seeds=2)
+    moved = Batch(*(getattr(batch, name).to("meta") for name in Batch.__slots__))
+    for _ in range(2):
+        algorithm.step(moved)
+    assert {value.device.type for _, recorded in algorithm.history for value in recorded.values()} == {"meta"}
 
 
 @every_algorithm

@@ -23,6 +23,9 @@ class LinearCritic(nn.Module):
         q = self.slope * actions[..., 0] + self.offset
         return torch.stack([q, torch.full_like(q, self.other)], dim=1)
 
+    def first(self, observations: Tensor, actions: Tensor) -> Tensor:
+        return self(observations, actions)[:, 0]
+
 
 def quiet(*overrides: str):
     """TD3+BC without smoothing noise."""

@@ -128,3 +128,8 @@ def test_what_cannot_be_compiled_is_said_or_runs_eagerly(capsys: pytest.CaptureF
     compile_update(refused, "aot_eager")
     with pytest.raises(UserError, match="engine=compile cannot compile Peeking"):
         EagerRunner(DATA, 8).run(refused, 0, 3)
+
+
+def test_an_unknown_backend_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match="engine.backend=induktor is unknown"):
+        compile_update(pair("bc", [])[0], "induktor")
