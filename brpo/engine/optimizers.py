@@ -53,6 +53,7 @@ class FusedAdamStep:
         beta1, beta2 = self.group["betas"]
         torch._foreach_add_(self.steps, 1)  # pyright: ignore[reportPrivateImportUsage]
         if torch.compiler.is_compiling():  # the compiler does not know the kernel, and makes one of its own
+            assert isinstance(rate, Tensor), "an engine that compiles gives rates as tensors"
             self._by_formula(gradients, rate)
             return
         self.kernel(
@@ -71,11 +72,10 @@ class FusedAdamStep:
             maximize=False,
         )
 
-    def _by_formula(self, gradients: Sequence[Tensor], rate: float | Tensor) -> None:
+    def _by_formula(self, gradients: Sequence[Tensor], rate: Tensor) -> None:
         """What the kernel computes (Kingma and Ba 2015, arXiv:1412.6980; AdamW: arXiv:1711.05101)."""
         (beta1, beta2), decay = self.group["betas"], self.group["weight_decay"]
-        count = self.steps[0].double()  # the same for all
-        step_size, correction = rate / (1.0 - beta1**count), (1.0 - beta2**count).sqrt()
+        step_size, correction = adam_scales(self.steps[0], rate, beta1, beta2).to(self.averages[0].dtype).unbind()
         for parameter, gradient, average, square in zip(
             self.parameters, gradients, self.averages, self.squares, strict=True
         ):
@@ -85,5 +85,20 @@ class FusedAdamStep:
                 gradient = gradient + decay * parameter
             average.lerp_(gradient, 1.0 - beta1)
             square.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
-            denominator = square.sqrt() / correction.to(square.dtype) + self.group["eps"]
-            parameter.sub_(step_size.to(average.dtype) * average / denominator)
+            parameter.sub_(step_size * average / (square.sqrt() / correction + self.group["eps"]))
+
+
+@torch.library.custom_op("brpo::adam_scales", mutates_args=())
+def adam_scales(count: Tensor, rate: Tensor, beta1: float, beta2: float) -> Tensor:
+    """`rate / (1 - beta1^count)` and `sqrt(1 - beta2^count)`: (2,), float64.
+
+    An operator of its own: the compiler would fuse the two powers into the loops over the parameters, and take them anew for
+    every few numbers, which was a quarter of an update.
+    """
+    count = count.double()
+    return torch.stack([rate.double() / (1.0 - beta1**count), (1.0 - beta2**count).sqrt()])
+
+
+@adam_scales.register_fake
+def _(count: Tensor, rate: Tensor, beta1: float, beta2: float) -> Tensor:
+    return count.new_empty(2, dtype=torch.float64)

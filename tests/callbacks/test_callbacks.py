@@ -1,6 +1,9 @@
+import gzip
+import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import torch
 from brpo import saved_runs
 from brpo.callbacks.checkpoints import Checkpoints
 from brpo.callbacks.evaluate import Evaluate
+from brpo.callbacks.profile import Profile
 from brpo.callbacks.recorder import Recorder
 from brpo.callbacks.signals import Signals
 from brpo.engine.checkpoint_io import encode
@@ -213,3 +217,20 @@ def test_a_checkpoint_of_other_sizes_is_one_line(tmp_path: Path) -> None:
     config = compose_config("algo=bc")
     with pytest.raises(UserError, match="does not fit this version of brpo"):
         saved_runs.load_algorithm(saved(tmp_path, algo=config["algo"]))
+
+
+def test_profile_traces_the_second_chunk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One trace that Perfetto and TensorBoard read, and a table; of the first chunk where there is no second."""
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    for name, updates, traced in (("three", 30, "updates 10 to 20"), ("one", 10, "updates 0 to 10")):
+        module: Any = SimpleNamespace(device=torch.device("cpu"), max_updates=updates)
+        profile = Profile(tmp_path / name)
+        for start in range(0, updates, 10):
+            profile.on_train_batch_start(trainer, module, (start, start + 10), 0)
+            torch.ones(3).add(start)
+            profile.on_train_batch_end(trainer, module, None, (start, start + 10), 0)
+        assert (tmp_path / name / "summary.txt").read_text().startswith(traced)
+        (trace,) = (tmp_path / name).glob("*.pt.trace.json.gz")
+        events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+        assert sum(event.get("name") == "aten::add" for event in events) == 1
+    assert f"profile of the {traced}" in capsys.readouterr().out

@@ -64,6 +64,17 @@ def test_update_is_one_graph(algo: str, overrides: list[str], compilations: Coun
     assert_equal(eager, compiled, 1e-12)
 
 
+def test_under_bfloat16() -> None:
+    """The float32 islands are in the graph too."""
+    eager, compiled = (make_algorithm("sfac", *SCHEDULED, dtype=torch.float32) for _ in range(2))
+    compile_update(compiled, "aot_eager")
+    data = transitions(dtype=torch.float32)
+    for algorithm in (eager, compiled):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            EagerRunner(data, 8).run(algorithm, 0, 3)
+    assert_equal(eager, compiled, 1e-5)
+
+
 def test_losses_alone(compilations: Counter[str]) -> None:
     """With an optimizer that is not fused Adam."""
     eager, compiled = pair("iql", [*SCHEDULED, "algo.optimizer.fused=false"])
