@@ -156,7 +156,7 @@ def draw(path: Path, table: list[dict[str, Any]], title: str) -> None:
     left.set_ylabel(f"time, relative to seeds={counts[0]}")
     right.plot(counts, [row[memory] for row in table], marker="o", markersize=3, label="seeds in one process")
     together = [table[0][memory] * n / counts[0] for n in counts]
-    right.plot(counts, together, color="grey", linestyle="--", label="so many processes (shared pages in each)")
+    right.plot(counts, together, color="grey", linestyle="--", label="as many processes")
     right.set_ylabel("peak memory" + (" on the device" if memory == "device_mib" else "") + ", MiB")
     for axes in (left, right):
         axes.set_xscale("log", base=2)
@@ -164,7 +164,7 @@ def draw(path: Path, table: list[dict[str, Any]], title: str) -> None:
         axes.set_xticks(counts, [str(n) for n in counts])
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel("seeds")
-        axes.legend(loc="upper left", framealpha=1.0)
+        axes.legend(loc="upper left" if axes is left else "center right")
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

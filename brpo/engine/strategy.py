@@ -6,11 +6,13 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 
 from brpo.engine import ranks as ranking
 from brpo.engine.ranks import ALONE, Ranks
+from brpo.errors import UserError
 
 
 class RanksStrategy(DDPStrategy):
@@ -94,19 +96,22 @@ def start(trainer: dict[str, Any], parallel: str, seeds: int) -> Ranks:
     Lightning would do it inside `fit`. It is done before, so that all ranks agree on the run folder and on what is resumed.
 
     Raises:
-        UserError: `parallel` and the number of seeds do not go together.
+        UserError: the devices are not here, or `parallel` and the number of seeds do not go together.
     """
     if not several_processes(trainer):
         return ALONE
-    scout = lightning.Trainer(
-        **trainer,
-        strategy=RanksStrategy(),
-        plugins=cluster_plugins(),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    try:
+        scout = lightning.Trainer(
+            **trainer,
+            strategy=RanksStrategy(),
+            plugins=cluster_plugins(),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise UserError(f"The trainer's options {trainer} are refused: {' '.join(str(error).split())}") from error
     world = scout.world_size
     mode = ranking.choose_mode(parallel, seeds, world)  # before the others are started
     if world == 1:

@@ -117,6 +117,13 @@ def test_several_processes_are_asked_for(options: dict, several: bool) -> None:
     assert strategy.several_processes(options) == several
 
 
+@pytest.mark.skipif(torch.cuda.device_count() >= 64, reason="that many GPUs are here")
+def test_devices_that_are_not_here_are_refused() -> None:
+    trainer = {"accelerator": "gpu", "devices": 64, "num_nodes": 1, "precision": "32-true"}
+    with pytest.raises(UserError, match="The trainer's options .*'devices': 64.* are refused"):
+        strategy.start(trainer, "auto", 64)
+
+
 @pytest.mark.slow
 def test_shared_seeds_equal_one_process_and_checkpoints_do_not_know_the_ranks(cli: Run, tmp_path: Path) -> None:
     """Two processes then one, and one then two: the weights of one process alone."""
