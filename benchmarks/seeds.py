@@ -164,7 +164,7 @@ def draw(path: Path, table: list[dict[str, Any]], title: str) -> None:
         axes.set_xticks(counts, [str(n) for n in counts])
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel("seeds")
-        axes.legend(loc="upper left" if axes is left else "center right")
+        axes.legend(loc="upper left")
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
