@@ -217,7 +217,8 @@ def _build(
         callbacks.append(Profile(folder.path / "profile"))
     trainer = make_trainer(config, folder, [*callbacks, checkpoints], ranks)
     device = trainer.strategy.root_device
-    engine, reason = choose(config["engine"]["name"], algorithm, device, config["data"]["storage"])
+    precision = config["trainer"]["precision"]
+    engine, reason = choose(config["engine"]["name"], algorithm, device, config["data"]["storage"], precision)
     group = f", {ranks.world} processes with parallel={ranks.mode}" if ranks.world > 1 else ""
     print(f"engine: {engine} on {device.type} ({reason}){group}", flush=True)
     return Parts(datamodule, algorithm, recorder, evaluate, checkpoints, trainer, engine)

@@ -160,7 +160,8 @@ class OfflineAlgorithm(lightning.LightningModule):
         """
         parameters = self._parameters_of[name]
         # A parameter that the loss does not use (the spread, where only the mean is fitted) gets a zero gradient.
-        grads: Sequence[Tensor] = torch.autograd.grad(loss.sum(), parameters, allow_unused=True, materialize_grads=True)
+        with torch.autocast(loss.device.type, enabled=False):  # backward in the types of the forward pass
+            grads: Sequence[Tensor] = torch.autograd.grad(loss.sum(), parameters, allow_unused=True, materialize_grads=True)
         grads = [gradient.contiguous() for gradient in grads]  # fused kernels go through memory whatever the strides say
         if self.ranks.averages:
             grads = self.ranks.average(grads)

@@ -16,7 +16,9 @@ WORTH_COMPILING = 20_000  # updates: compiling takes half a minute, and saves a 
 MOST_SEEDS = 4  # a compiled graph on a CPU has the networks of every seed in it one by one
 
 
-def choose(name: str, algorithm: OfflineAlgorithm, device: torch.device, storage: str) -> tuple[str, str]:
+def choose(
+    name: str, algorithm: OfflineAlgorithm, device: torch.device, storage: str, precision: str = "32-true"
+) -> tuple[str, str]:
     """The engine and why.
 
     Args:
@@ -24,10 +26,16 @@ def choose(name: str, algorithm: OfflineAlgorithm, device: torch.device, storage
         algorithm: with its optimizers.
         device: where it will train.
         storage: where the data lie, `device` or `memmap`.
+        precision: Lightning's.
 
     Raises:
         UserError: it cannot run here.
     """
+    if name == "compile" and precision != "32-true":
+        raise UserError(
+            f"engine=compile does not go together with trainer.precision={precision}: the gradients of densities, which stay "
+            f"in float32, come out wrong. Use engine=eager or auto."
+        )
     obstacle = _graph_obstacle(algorithm, device, storage)
     if name == "cudagraph" and obstacle:
         raise UserError(f"engine=cudagraph is not possible here: {obstacle}. Use engine=eager, compile or auto.")
@@ -37,6 +45,8 @@ def choose(name: str, algorithm: OfflineAlgorithm, device: torch.device, storage
         return "cudagraph", "small networks on a GPU wait for kernel launches; a graph launches a chunk at once"
     if device.type == "cuda":
         return "eager", obstacle
+    if precision != "32-true":
+        return "eager", f"compiled updates do not go together with {precision}"
     if shutil.which("g++") is None:
         return "eager", "there is no g++ to compile with"
     # By the whole run and not by what is left of it: a part that was resumed is to repeat the roundings of the first.

@@ -23,6 +23,7 @@ def compile_update(algorithm: OfflineAlgorithm, backend: str = "inductor", or_ea
 
     Updates are made eagerly until every optimizer has its state. Parts that are not due in every update make a version for
     each combination. Where an optimizer is not torch's fused Adam, or ranks average gradients, only the losses are compiled.
+    Not under autocast: gradients of what a loss keeps out of it come out wrong there.
 
     Args:
         algorithm: whose `update` is replaced. It must be free of graph breaks: no branch on a tensor's value, no `.item()`.

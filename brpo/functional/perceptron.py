@@ -7,6 +7,7 @@ Python and autograd some microseconds each. docs/performance.md has the figures.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,29 +88,37 @@ class _Network(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradients: Tensor):
-        inputs, *saved = ctx.saved_tensors
-        parameters, passed_on = saved[: ctx.parameters], saved[ctx.parameters :]
-        layers = _split(parameters)
-        wanted = ctx.needs_input_grad[2]  # the networks are trained; else only the gradient of the inputs is asked for
-        by_parameter: list[list[Tensor]] = [[] for _ in parameters]
-        by_input = []
-        for member, gradient in enumerate(gradients.unbind(0)):
-            passed = passed_on[member * len(layers) : (member + 1) * len(layers)]
-            for number in range(len(layers) - 1, -1, -1):
-                if wanted:
-                    by_parameter[2 * number].append(_weight_gradient(passed[number], gradient))
-                    by_parameter[2 * number + 1].append(gradient.sum(0))
-                if number:
-                    gradient = products.input_gradient(gradient, layers[number][0][member])
-                    # The derivative of relu: nothing passes where nothing was passed on.
-                    gradient = torch.ops.aten.threshold_backward(gradient, passed[number], 0)
-            if ctx.needs_input_grad[0]:
-                by_input.append(products.input_gradient(gradient, layers[0][0][member]))
-        own = [_stack(parts, parameter) for parts, parameter in zip(by_parameter, parameters, strict=True)]
-        into_inputs = None
-        if by_input:  # members that share an input
-            into_inputs = torch.stack(by_input).view(inputs.shape[0], -1, *inputs.shape[1:]).sum(1)
-        return into_inputs, None, *own
+        # As the forward pass, which was outside autocast: this may be called under it.
+        if torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return _backward(ctx, gradients)
+        return _backward(ctx, gradients)
+
+
+def _backward(ctx: Any, gradients: Tensor) -> tuple[Tensor | None, ...]:
+    inputs, *saved = ctx.saved_tensors
+    parameters, passed_on = saved[: ctx.parameters], saved[ctx.parameters :]
+    layers = _split(parameters)
+    wanted = ctx.needs_input_grad[2]  # the networks are trained; else only the gradient of the inputs is asked for
+    by_parameter: list[list[Tensor]] = [[] for _ in parameters]
+    by_input = []
+    for member, gradient in enumerate(gradients.unbind(0)):
+        passed = passed_on[member * len(layers) : (member + 1) * len(layers)]
+        for number in range(len(layers) - 1, -1, -1):
+            if wanted:
+                by_parameter[2 * number].append(_weight_gradient(passed[number], gradient))
+                by_parameter[2 * number + 1].append(gradient.sum(0))
+            if number:
+                gradient = products.input_gradient(gradient, layers[number][0][member])
+                # The derivative of relu: nothing passes where nothing was passed on.
+                gradient = torch.ops.aten.threshold_backward(gradient, passed[number], 0)
+        if ctx.needs_input_grad[0]:
+            by_input.append(products.input_gradient(gradient, layers[0][0][member]))
+    own = [_stack(parts, parameter) for parts, parameter in zip(by_parameter, parameters, strict=True)]
+    into_inputs = None
+    if by_input:  # members that share an input
+        into_inputs = torch.stack(by_input).view(inputs.shape[0], -1, *inputs.shape[1:]).sum(1)
+    return into_inputs, None, *own
 
 
 def _stack(parts: list[Tensor], parameter: Tensor) -> Tensor | None:

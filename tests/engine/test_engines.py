@@ -123,6 +123,9 @@ def test_auto_picks_and_says_why(name: str, device: str, storage: str, chosen: s
     assert choose("auto", short, torch.device("cpu"), "device")[0] == "eager"
     assert choose("auto", long, torch.device("cpu"), "device")[0] == "compile"
     assert choose("auto", make_algorithm("iql", seeds=range(8)), torch.device("cpu"), "device")[0] == "eager"
+    assert choose("auto", long, torch.device("cpu"), "device", "bf16-mixed")[0] == "eager"
+    with pytest.raises(UserError, match="engine=compile does not go together with trainer.precision=bf16-mixed"):
+        choose("compile", long, torch.device("cpu"), "device", "bf16-mixed")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert choose("auto", long, torch.device("cpu"), "device") == ("eager", "there is no g++ to compile with")
     assert choose("auto", averaging(make_algorithm("iql")), torch.device("cuda"), "device")[0] == "eager"

@@ -88,6 +88,18 @@ def test_autocast_takes_the_plain_path() -> None:
         assert not perceptron.supported(inputs, 1)
 
 
+def test_backward_under_autocast_stays_in_full_precision() -> None:
+    """A network that was kept out of autocast, and a gradient that is taken under it."""
+    mlp = network((1, 2), 3, [70]).float()
+    inputs = torch.linspace(-1.0, 1.0, 30).view(1, 6, 5).requires_grad_()
+    expected = gradients(mlp(inputs), inputs, mlp)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", enabled=False):
+            output = mlp(inputs)
+        found = gradients(output, inputs, mlp)
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+
+
 @pytest.mark.skipif(not products._available(), reason="this build of torch lacks oneDNN's operator")
 def test_onednn_gives_the_products_of_blas() -> None:
     """Large float32 matrices, whose error is that of float32; small ones and float64 stay with BLAS."""
