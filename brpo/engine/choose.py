@@ -33,8 +33,8 @@ def choose(
     """
     if name == "compile" and precision != "32-true":
         raise UserError(
-            f"engine=compile does not go together with trainer.precision={precision}: the gradients of densities, which stay "
-            f"in float32, come out wrong. Use engine=eager or auto."
+            f"engine=compile does not go together with trainer.precision={precision}: gradients of densities, which "
+            f"stay in float32, come out wrong. Use engine=eager or auto."
         )
     obstacle = _graph_obstacle(algorithm, device, storage)
     if name == "cudagraph" and obstacle:
