@@ -1,11 +1,9 @@
-"""Reading a Minari data set: checking its episodes and laying them out as flat transitions."""
+"""A Minari data set as flat transitions: its episodes laid out row by row, and what is known of all of them."""
 
 import hashlib
 import io
-import itertools
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,12 +12,11 @@ import gymnasium
 import minari
 import numpy as np
 
-from brpo.datasets.catalog import find_dataset, one_line
+from brpo.datasets import episodes
+from brpo.datasets.catalog import find_dataset
 from brpo.datasets.transforms import Moments
 from brpo.errors import UserError
 
-_FIELDS = ("actions", "rewards", "terminations", "truncations")
-_AT_ONCE = 250  # episodes read before the file is opened anew: HDF5 keeps what it has read of an open file's layout
 BOUNDARY = 1e-5  # an action within this share of the half-range of a bound counts as a boundary action
 
 
@@ -116,14 +113,14 @@ def check(dataset_id: str) -> Summary:
     Raises:
         UserError: as `load`.
     """
-    dataset = open_dataset(find_dataset(dataset_id), dataset_id)
+    dataset = episodes.open_dataset(find_dataset(dataset_id), dataset_id)
     with open(os.devnull, "wb") as nowhere:
         return stream(dataset, dataset_id, nowhere)
 
 
 def read_folder(folder: Path, dataset_id: str) -> Flat:
     """Read a data set from its folder (see `load`)."""
-    dataset = open_dataset(folder, dataset_id)
+    dataset = episodes.open_dataset(folder, dataset_id)
     memory = io.BytesIO()  # grows in place, so that the rows are never held twice
     summary = stream(dataset, dataset_id, memory)
     rows = np.frombuffer(memory.getbuffer(), np.float32).reshape(-1, sum(summary.columns.widths))
@@ -144,9 +141,9 @@ def stream(dataset: minari.MinariDataset, dataset_id: str, sink: Sink) -> Summar
     Raises:
         UserError: the data set is not one that can be trained on; names the episode and the field.
     """
-    space = _check_action_space(dataset, dataset_id)
+    space = episodes.check_action_space(dataset, dataset_id)
     scan = _Scan(*_action_bounds(space, dataset, dataset_id))
-    for episode in _checked_episodes(dataset, dataset_id, space.shape[0]):
+    for episode in episodes.checked_episodes(dataset, dataset_id, space.shape[0]):
         sink.write(scan.rows_of(episode))
     return scan.summary()
 
@@ -199,119 +196,6 @@ class _Scan:
         )
 
 
-def open_dataset(folder: Path, dataset_id: str) -> minari.MinariDataset:
-    """Open a data set: its metadata are read, its episodes are not.
-
-    Raises:
-        UserError: the folder holds no data set, or a damaged one.
-    """
-    try:
-        return minari.MinariDataset(folder / "data")
-    except Exception as error:
-        raise UserError(
-            f"{dataset_id} cannot be opened in {folder} ({type(error).__name__}: {one_line(error)}). "
-            f"Remove the folder and get the data set again."
-        ) from error
-
-
-def _check_action_space(dataset: minari.MinariDataset, dataset_id: str) -> gymnasium.spaces.Box:
-    space = dataset.action_space
-    if not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
-        raise UserError(
-            f"{dataset_id} has the action space {space}; only continuous actions (a one-dimensional Box) can be trained on."
-        )
-    return space
-
-
-def _episodes(dataset: minari.MinariDataset, dataset_id: str) -> Iterator[tuple[int, minari.EpisodeData]]:
-    """Episodes with their numbers; errors of the file format become errors of the user's input."""
-    parts = (dataset.episode_indices[start : start + _AT_ONCE] for start in range(0, dataset.total_episodes, _AT_ONCE))
-    iterator, number = itertools.chain.from_iterable(map(dataset.iterate_episodes, parts)), -1
-    while True:
-        number += 1
-        try:
-            episode = next(iterator)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise UserError(
-                f"{dataset_id}, episode {number}: it cannot be read, the file is truncated, damaged or lacks a field "
-                f"({type(error).__name__}: {one_line(error)})."
-            ) from error
-        yield number, episode
-
-
-def _checked_episodes(dataset: minari.MinariDataset, dataset_id: str, action_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """The fields of every episode, refused where they do not fit together or not with the first episode."""
-    expected = None
-    for number, episode in _episodes(dataset, dataset_id):
-        fields = _check_episode(dataset_id, (number, episode))
-        widths = fields["observations"].shape[1], fields["actions"].shape[1]
-        expected = expected or (widths[0], action_size)
-        if widths != expected:
-            raise UserError(
-                f"{dataset_id}, episode {number}: observation and action have sizes {widths}, expected {expected}."
-            )
-        yield fields
-    if expected is None:
-        raise UserError(f"{dataset_id} has no episodes.")
-
-
-def _check_episode(dataset_id: str, numbered: tuple[int, minari.EpisodeData]) -> dict[str, np.ndarray]:
-    """The fields of one episode as arrays, refused where they do not fit together."""
-    number, episode = numbered
-    where = f"{dataset_id}, episode {number}"
-    fields: dict[str, np.ndarray] = {"observations": _flat_observations(episode.observations, where)}
-    for name in _FIELDS:
-        value = getattr(episode, name)
-        if not isinstance(value, np.ndarray):
-            raise UserError(f"{where}: the field {name} is missing or no array (got {type(value).__name__}).")
-        fields[name] = value
-    steps = len(fields["rewards"])
-    if steps == 0:
-        raise UserError(f"{where}: it is empty (0 transitions).")
-    expected = {"observations": steps + 1, "actions": steps, "terminations": steps, "truncations": steps}
-    for name, length in expected.items():
-        if len(fields[name]) != length:
-            raise UserError(
-                f"{where}: the field {name} has {len(fields[name])} rows, expected {length} for {steps} rewards."
-            )
-    for name, dimensions in (("observations", 2), ("actions", 2), ("rewards", 1), ("terminations", 1), ("truncations", 1)):
-        value = fields[name]
-        if value.ndim != dimensions:
-            raise UserError(f"{where}: the field {name} has the shape {value.shape}, expected {dimensions} axes.")
-        if not (np.issubdtype(value.dtype, np.number) or value.dtype == bool):
-            raise UserError(f"{where}: the field {name} holds {value.dtype}, expected numbers.")
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(value.astype(np.float32))  # training is in float32
-        if not finite.all():
-            row = int(np.argwhere(~finite)[0][0])
-            raise UserError(f"{where}: the field {name} holds NaN, infinity or a number beyond float32 at step {row}.")
-    if fields["terminations"][:-1].any() or fields["truncations"][:-1].any():
-        raise UserError(f"{where}: it is terminated or truncated before its last step.")
-    return fields
-
-
-def _flat_observations(observations: Any, where: str) -> np.ndarray:
-    """Vector observations as they are; goal observations as observation + desired goal."""
-    if isinstance(observations, dict):
-        try:
-            parts = [np.asarray(observations[name]) for name in ("observation", "desired_goal")]
-        except KeyError as error:
-            raise UserError(
-                f"{where}: dict observations need the keys observation and desired_goal, got {sorted(observations)}."
-            ) from error
-        if parts[0].ndim != 2 or parts[1].ndim != 2 or len(parts[0]) != len(parts[1]):
-            raise UserError(f"{where}: observation and desired_goal have the shapes {[p.shape for p in parts]}.")
-        return np.concatenate(parts, axis=1)
-    if not isinstance(observations, np.ndarray):
-        raise UserError(
-            f"{where}: the field observations is no array (got {type(observations).__name__}); "
-            f"vectors and goal dictionaries can be trained on."
-        )
-    return observations
-
-
 def _action_bounds(
     space: gymnasium.spaces.Box, dataset: minari.MinariDataset, dataset_id: str
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -320,7 +204,7 @@ def _action_bounds(
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         warnings.warn("The action space is unbounded; the extremes of the data stand in for its bounds.", stacklevel=2)
         data_low, data_high = np.full_like(low, np.inf), np.full_like(high, -np.inf)
-        for episode in _checked_episodes(dataset, dataset_id, len(low)):
+        for episode in episodes.checked_episodes(dataset, dataset_id, len(low)):
             data_low = np.minimum(data_low, episode["actions"].min(0))
             data_high = np.maximum(data_high, episode["actions"].max(0))
         low, high = np.where(np.isfinite(low), low, data_low), np.where(np.isfinite(high), high, data_high)
@@ -350,7 +234,7 @@ def _flatten(episode: dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:
 
 def _update_digest(digest: Any, episode: dict[str, np.ndarray]) -> None:
     """Add names, types, shapes and bytes of every field of an episode."""
-    for name in ("observations", *_FIELDS):
+    for name in ("observations", *episodes.FIELDS):
         array = np.ascontiguousarray(episode[name])
         digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
         digest.update(array.data if array.size else b"")

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import minari
 import numpy as np
 
-from brpo.datasets import minari_io
+from brpo.datasets import episodes, minari_io
 from brpo.datasets.catalog import find_dataset
 from brpo.errors import UserError
 from brpo.files import sync_folder
@@ -75,7 +75,7 @@ def load(dataset_id: str) -> tuple[minari_io.Flat, RowFile]:
     """
     folder = find_dataset(dataset_id)
     sources = _sources(folder)  # before anything is read: a later change is then seen
-    dataset = minari_io.open_dataset(folder, dataset_id)
+    dataset = episodes.open_dataset(folder, dataset_id)
     summary, file = _find(folder, sources) or _make(folder, sources, dataset, dataset_id)
     flat = minari_io.Flat(
         **vars(summary), dataset_id=dataset_id, rows=file.mapped(), metadata=dict(dataset.storage.metadata)

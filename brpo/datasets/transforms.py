@@ -57,7 +57,7 @@ class Units:
     ) -> "Units":
         """Units from the moments of the data.
 
-        `epsilon` is added to the standard deviation, as TD3+BC's authors do (arXiv:2106.06860, Eq. 6).
+        `epsilon` is added to the standard deviation, as TD3+BC's authors do (arXiv:2106.06860, section 5).
         """
         if not normalize:
             mean, std, epsilon = np.zeros_like(mean), np.ones_like(std), 0.0

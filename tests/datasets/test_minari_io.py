@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from brpo.datasets import catalog, minari_io
+from brpo.datasets import catalog, episodes, minari_io
 from brpo.datasets.statistics import describe
 from brpo.errors import UserError
 from tests.conftest import random_episode, write_dataset
@@ -213,7 +213,7 @@ def test_many_episodes_are_read_in_their_order(root: Path, monkeypatch: pytest.M
     rng = np.random.default_rng(2)
     write_dataset(root, ID, [random_episode(rng, 2 + k) for k in range(7)])
     whole = minari_io.load(ID)
-    monkeypatch.setattr(minari_io, "_AT_ONCE", 3)
+    monkeypatch.setattr(episodes, "_AT_ONCE", 3)
     parts = minari_io.load(ID)
     assert parts.lengths.tolist() == list(range(2, 9))
     assert parts.digest == whole.digest
