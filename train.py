@@ -18,7 +18,8 @@ from omegaconf import DictConfig
 
 from brpo.config import register_resolvers
 from brpo.exits import exit_code_of
-from brpo.sweeps import exit_code_of_program, run_job
+from brpo.sweep_job import run_job
+from brpo.sweeps import exit_code_of_program
 
 register_resolvers()
 

@@ -42,19 +42,27 @@ def make_dataset(workload: Workload) -> Any:
     )
 
 
+def shared(workload: Workload) -> dict[str, Any]:
+    """The options that every actor-critic of d3rlpy has."""
+    options, encoder = workload.options, VectorEncoderFactory(list(workload.sizes.hidden))
+    return {
+        "batch_size": workload.batch_size,
+        "actor_learning_rate": options["optimizer"]["lr"],
+        "critic_learning_rate": options["optimizer"]["lr"],
+        "actor_encoder_factory": encoder,
+        "critic_encoder_factory": encoder,
+        "gamma": options["discount"],
+        "tau": options["polyak"],
+        "n_critics": options["critic"]["critics"],
+    }
+
+
 def iql(workload: Workload) -> tuple[Any, str]:
     """IQL with the options of conf/algo/iql.yaml."""
-    options, encoder = workload.options, VectorEncoderFactory(list(workload.sizes.hidden))
+    options, common = workload.options, shared(workload)
     return d3rlpy.algos.IQLConfig(
-        batch_size=workload.batch_size,
-        actor_learning_rate=options["optimizer"]["lr"],
-        critic_learning_rate=options["optimizer"]["lr"],
-        actor_encoder_factory=encoder,
-        critic_encoder_factory=encoder,
-        value_encoder_factory=encoder,
-        gamma=options["discount"],
-        tau=options["polyak"],
-        n_critics=options["critic"]["critics"],
+        **common,
+        value_encoder_factory=common["actor_encoder_factory"],
         expectile=options["expectile"],
         weight_temp=options.get("inverse_temperature") or 1.0 / options["temperature"],
         max_weight=options["max_weight"],
@@ -68,16 +76,9 @@ def sfac(workload: Workload) -> tuple[Any, str]:
 
 def td3_bc(workload: Workload) -> tuple[Any, str]:
     """TD3+BC with the options of conf/algo/td3_bc.yaml."""
-    options, encoder = workload.options, VectorEncoderFactory(list(workload.sizes.hidden))
+    options = workload.options
     return d3rlpy.algos.TD3PlusBCConfig(
-        batch_size=workload.batch_size,
-        actor_learning_rate=options["optimizer"]["lr"],
-        critic_learning_rate=options["optimizer"]["lr"],
-        actor_encoder_factory=encoder,
-        critic_encoder_factory=encoder,
-        gamma=options["discount"],
-        tau=options["polyak"],
-        n_critics=options["critic"]["critics"],
+        **shared(workload),
         target_smoothing_sigma=options["target_noise"],
         target_smoothing_clip=options["target_noise_clip"],
         alpha=options["q_coefficient"],

@@ -11,6 +11,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from brpo.errors import UserError
+from brpo.evaluation.scores import spread
 from brpo.files import write_atomically
 from brpo.sweep_folder import Job, Status, SweepFolder
 
@@ -186,13 +187,6 @@ def cells(row: Row, ambiguous: dict[str, list[str]]) -> tuple[str, ...]:
         row.status,
         "\n".join(os.path.relpath(path) for path in row.run_dirs),
     )
-
-
-def spread(values: Sequence[float]) -> str:
-    """`mean ± std` over seeds; one seed has no spread."""
-    if not values:
-        return ""
-    return f"{fmean(values):.1f}" + (f" ± {pstdev(values):.1f}" if len(values) > 1 else "")
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:

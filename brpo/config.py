@@ -86,6 +86,11 @@ def _known_options(target: str) -> str:
     return f"Known options: {', '.join(p for p in parameters if p not in ('spec', 'common'))}."
 
 
+def algorithm_name(config: Any) -> str:
+    """The name of the algorithm's module, `sfac`."""
+    return str(config["algo"]["_target_"]).split(".")[-2]
+
+
 def seed_list(seeds: Any) -> list[int]:
     """`n` as [0, ..., n-1]; a list as it is.
 

@@ -18,7 +18,8 @@ from brpo import resume as resuming
 from brpo import runs
 from brpo.engine.strategy import several_processes
 from brpo.errors import UserError
-from brpo.training import algorithm_name, train
+from brpo.evaluation.scores import spread
+from brpo.training import train
 
 _GROUPS = ("algo", "data", "engine", "trainer")
 RUN_KEYS = (
@@ -95,7 +96,7 @@ def _automatic(config: dict[str, Any]) -> resuming.Resumption | None:
         folder = runs.RunFolder(Path(config["run_dir"]).expanduser())
         found = folder if folder.holds_run() else None
     else:
-        found = resuming.find_unfinished(config, algorithm_name(config))
+        found = resuming.find_unfinished(config, configuration.algorithm_name(config))
     if found is None:
         print("resume=auto: no run to continue, starting one", flush=True)
         return None
@@ -138,9 +139,9 @@ def report(result: dict[str, Any]) -> None:
         scores, returns = result[name]["score"], result[name]["return"]
         if returns is None:
             continue
-        text = f"{name}: return {_spread(returns)}"
+        text = f"{name}: return {_over_seeds(returns)}"
         if scores is not None:
-            text += f", normalized score {_spread(scores)}"
+            text += f", normalized score {_over_seeds(scores)}"
         if name == "best":
             text += f" (at update {result['best']['update']})"
         print(text, flush=True)
@@ -149,9 +150,5 @@ def report(result: dict[str, Any]) -> None:
     )
 
 
-def _spread(values: list[float]) -> str:
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.1f}"
-    std = (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5
-    return f"{mean:.1f} +- {std:.1f} ({len(values)} seeds)"
+def _over_seeds(values: list[float]) -> str:
+    return spread(values) + (f" ({len(values)} seeds)" if len(values) > 1 else "")

@@ -1,7 +1,7 @@
 """Sweeps: how many jobs at a time, a device for each, what became of them, and how a sweep ends.
 
-Hydra's launchers start the jobs. A job that fails returns like any other, so no launcher stops at it; its record says what
-happened, and the sweep names it when it ends. Imports nothing heavy.
+Hydra's launchers start the jobs (`sweep_job.py`). A job that fails returns like any other, so no launcher stops at it; its
+record says what happened, and the sweep names it when it ends. Imports nothing heavy.
 """
 
 import contextlib
@@ -9,25 +9,21 @@ import os
 import re
 import signal
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator
-from io import TextIOWrapper
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from brpo.errors import Interrupted, UserError
-from brpo.exits import DONE, INTERRUPTED, WRONG_INPUT, exit_code_of, outcome_of
-from brpo.sweep_folder import Job, Status, SweepFolder, claim_device
+from brpo.errors import UserError
+from brpo.exits import DONE, INTERRUPTED, WRONG_INPUT, exit_code_of
+from brpo.sweep_folder import Job, Status, SweepFolder
 
-UNEXPECTED = 1  # exit code of an error that is ours
 _INSTALL = {  # what brings a launcher's plugin
     "joblib": "pip install -c constraints.txt -e .",
     "submitit": "pip install -c constraints.txt -e '.[slurm]'",
@@ -83,7 +79,7 @@ def _threads(config: Any) -> int:
     return int(threads) if str(threads).isdecimal() else 1
 
 
-def _is_local(hydra: Any) -> bool:
+def is_local(hydra: Any) -> bool:
     """Whether the jobs run in processes of this machine that share its devices and its terminal."""
     return str(hydra.launcher.get("_target_")).endswith(".JoblibLauncher")
 
@@ -120,7 +116,7 @@ class Sweep:
         self.interrupted = True
         self.release_signals()
         self.folder.stopped.touch()
-        _write(2, "stopping: running jobs write a checkpoint, no other starts; a second Ctrl-C ends them at once")
+        write(2, "stopping: running jobs write a checkpoint, no other starts; a second Ctrl-C ends them at once")
         if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
             return  # SLURM sends it to the jobs too, and a second one would end them without a checkpoint
         running = {job.pid for job in self.folder.read() if job.status == Status.running and job.pid}
@@ -177,7 +173,7 @@ class SweepCallback(Callback):
             sys.exit(code)  # of an exception Hydra would only warn
 
     def _begin(self, config: DictConfig) -> None:
-        local = _is_local(config.hydra)
+        local = is_local(config.hydra)
         sweep = Sweep(SweepFolder(Path(config.hydra.sweep.dir)), planned_jobs(config), local)
         _refuse_twins(sweep.jobs)
         sweep.folder.create(sweep.jobs, _devices(config) if local else [])
@@ -219,7 +215,7 @@ def exit_code_of_program(main: Callable[[], Any], debug: bool = False) -> int:
             raise
         if debug:
             traceback.print_exc()
-        print(f"error: the launcher gave up: {type(error).__name__}: {_first_line(error)}", file=sys.stderr, flush=True)
+        print(f"error: the launcher gave up: {type(error).__name__}: {first_line(error)}", file=sys.stderr, flush=True)
         code = WRONG_INPUT
     if SweepCallback.leading is None:
         return code
@@ -243,122 +239,15 @@ def _with_install_hint(main: Callable[[], Any]) -> None:
         raise
 
 
-# --- A job ------------------------------------------------------------------------------------------------------------
-
-Run = Callable[[Callable[[Path], None]], Any]  # makes a run; calls what it is given with the run's folder
-_claim: tuple[str, TextIOWrapper] | None = None  # the device of this process, and its lock
+# --- What jobs and the leading process share --------------------------------------------------------------------------
 
 
-def run_job(config: DictConfig, run: Run) -> None:
-    """Run one job of a sweep and keep its record. Whatever happens to the job, this returns.
-
-    Raises:
-        SystemExit: a signal arrived, and the job runs in the process that leads the sweep.
-    """
-    hydra = HydraConfig.get()
-    os.chdir(hydra.runtime.cwd)  # a cluster may start a job elsewhere
-    folder = SweepFolder(Path(hydra.sweep.dir))
-    algo = str(config.algo.get("_target_")).split(".")[-2]
-    job = Job(hydra.job.num, list(hydra.overrides.task), algo, str(config.dataset), pid=os.getpid())
-    if SweepCallback.leading is not None:
-        if folder.stopped.exists() or _recorded(folder, job, run, config.debug).status == Status.interrupted:
-            sys.exit(INTERRUPTED)
-    elif _is_local(hydra):
-        _run_in_worker(folder, job, run, config.debug)
-    else:
-        _recorded(folder, job, lambda on_folder: _run_until_stopped(folder, run, on_folder), config.debug)
-
-
-def _run_in_worker(folder: SweepFolder, job: Job, run: Run, debug: bool) -> None:
-    """Run a job in a process that shares devices and terminal with others, and makes one job after another."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a worker that dies takes the whole sweep with it
-        signal.signal(number, signal.SIG_IGN)
-    if folder.stopped.exists():
-        return
-    _pin(folder)
-    with _printing_to(folder.log(job.number)) as terminal:
-        _write(terminal, f"job {job.number} starts: {' '.join(folder.varying(job.overrides))}")
-        start = time.monotonic()
-        job = _recorded(folder, job, lambda on_folder: _run_until_stopped(folder, run, on_folder), debug)
-        place = os.path.relpath(folder.run_folder(job) or folder.log(job.number))
-        _write(terminal, f"job {job.number} {job.status} after {time.monotonic() - start:.0f} s: {job.error or place}")
-
-
-def _run_until_stopped(folder: SweepFolder, run: Run, on_folder: Callable[[Path], None]) -> None:
-    """Run with SIGTERM ending the job and not its process; SIGUSR2 too, by which submitit says that the time is up."""
-    handlers = {signal.SIGTERM: signal.default_int_handler, signal.SIGUSR2: lambda *_: signal.raise_signal(signal.SIGTERM)}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        if folder.stopped.exists():  # looked at after the handler is there: the signal may have come before
-            raise Interrupted
-        run(on_folder)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that is not Python's
-
-
-def _recorded(folder: SweepFolder, job: Job, run: Run, debug: bool) -> Job:
-    """Run a job between the two states of its record. A job that was interrupted before it had a run has none."""
-
-    def on_folder(path: Path) -> None:
-        nonlocal job
-        job = job.but(run_dir=os.path.relpath(path, folder.path))
-        folder.write(job)
-
-    folder.write(job)
-    code, error = _outcome(lambda: run(on_folder), debug)
-    status = {DONE: Status.done, INTERRUPTED: Status.interrupted}.get(code, Status.failed)
-    job = job.but(status=status, exit_code=code, error=error and error.removeprefix("error: ").removeprefix("interrupted: "))
-    if status == Status.interrupted and job.run_dir is None:
-        folder.forget(job)
-    else:
-        folder.write(job)
-    return job
-
-
-def _outcome(run: Callable[[], Any], debug: bool) -> tuple[int, str | None]:
-    """As `outcome_of`, also for what no one foresaw: a sweep goes on after it."""
-    try:
-        return outcome_of(run, debug)
-    except (Exception, SystemExit) as error:
-        traceback.print_exc()
-        return UNEXPECTED, f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _pin(folder: SweepFolder) -> None:
-    """Give this process a device for its whole life: once CUDA has started, it does not look at the variable again."""
-    global _claim
-    devices = folder.read_plan()[1]
-    if _claim is None and devices:
-        _claim = claim_device(folder.path, devices)
-        os.environ["CUDA_VISIBLE_DEVICES"] = _claim[0]
-
-
-@contextlib.contextmanager
-def _printing_to(path: Path) -> Iterator[int]:
-    """Send what this process prints, C libraries included, to a file; gives the descriptor of stdout as it was."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    stdout, stderr = os.dup(1), os.dup(2)
-    with path.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    try:
-        yield stdout
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(stdout, 1)
-        os.dup2(stderr, 2)
-        os.close(stdout)
-        os.close(stderr)
-
-
-def _write(descriptor: int, line: str) -> None:
+def write(descriptor: int, line: str) -> None:
     """One line in one piece, also where several processes write."""
     with contextlib.suppress(OSError):  # a terminal that was closed is no reason to stop a job
         os.write(descriptor, f"{line}\n".encode())
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says first."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")

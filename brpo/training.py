@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from joblib import cpu_count
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from brpo import config as configuration
 from brpo import resume, runs
@@ -35,21 +33,10 @@ from brpo.evaluation import environments
 from brpo.evaluation.rollout import useful_processes
 from brpo.files import write_json
 from brpo.functional import products
+from brpo.results import RunLogger, describe_engine, log_hyperparameters, summarize
 from brpo.types import DataSpec
 
 _THREADS = torch.get_num_threads()  # torch follows OMP_NUM_THREADS
-
-
-class RunLogger(TensorBoardLogger):
-    """TensorBoard's events in the run folder; `config.yaml` already holds what `hparams.yaml` would."""
-
-    def save(self) -> None:
-        """Nothing beyond the events."""
-
-
-def algorithm_name(config: dict[str, Any]) -> str:
-    """The name of the algorithm's module, `sfac`."""
-    return str(config["algo"]["_target_"]).split(".")[-2]
 
 
 def make_algorithm(node: Any, spec: DataSpec, *, seeds: list[int], max_updates: int) -> OfflineAlgorithm:
@@ -133,7 +120,7 @@ def train(
     ranks = strategy.start(config["trainer"], config["parallel"], len(configuration.seed_list(config["seeds"])))
     set_up_torch(config["engine"], ranks)
     # One folder for all ranks, and one checkpoint: those that rank 0 has found.
-    folder = resumption.folder if resumption else runs.new_run_folder(config, algorithm_name(config))
+    folder = resumption.folder if resumption else runs.new_run_folder(config, configuration.algorithm_name(config))
     folder, resumption = ranks.exchange((folder, resumption))[0]
     signals = Signals()
     with _stopping_together(ranks):
@@ -164,7 +151,8 @@ def train(
             raise TrainingDiverged(
                 f"{error}. " + (f"The last good checkpoint is {kept}." if kept else "No checkpoint had been written yet.")
             ) from error
-        result = summarize(config, datamodule.spec, parts, ranks)
+        engine = describe_engine(parts.engine, trainer.strategy.root_device, ranks)
+        result = summarize(config, datamodule.spec, parts.recorder, algorithm.update_count, engine)
         if ranks.rank == 0:
             write_json(folder.result, result)
             log_hyperparameters(folder, config, result)
@@ -281,78 +269,3 @@ def describe(datamodule: OfflineDataModule, algorithm: OfflineAlgorithm, seeds: 
         f"{100 * flat.boundary_share:.1f} % boundary actions{clipped}\n"
         f"algorithm: {type(algorithm).__name__}, seeds {seeds}, {parameters} parameters"
     )
-
-
-def summarize(config: dict[str, Any], spec: DataSpec, parts: Parts, ranks: Ranks) -> dict[str, Any]:
-    """The content of `result.json`."""
-    algorithm, recorder = parts.algorithm, parts.recorder
-    environment = None
-    with contextlib.suppress(environments.EnvironmentUnavailable):
-        environment = environments.describe(spec.environment)["id"]
-    seeds = configuration.seed_list(config["seeds"])
-    rows = recorder.comparable
-    updates = sorted({row["update"] for row in rows})
-
-    def at(update: int | None, key: str) -> list[Any] | None:
-        if update is None:
-            return None
-        by_seed = {row["seed"]: row[key] for row in rows if row["update"] == update}
-        values = [by_seed.get(seed) for seed in seeds]
-        return None if None in values else values
-
-    def mean_over_training(key: str) -> list[Any] | None:
-        table = [at(update, key) for update in updates]
-        if not table or any(row is None for row in table):
-            return None
-        return [float(value) for value in np.mean(np.array(table, dtype=float), axis=0)]
-
-    def both(update: int | None) -> dict[str, Any]:
-        return {"return": at(update, "return_mean"), "score": at(update, "score")}
-
-    return {
-        "algo": algorithm_name(config),
-        "dataset": {"id": spec.dataset_id, "digest": spec.digest},
-        "env": {"id": environment, "version": runs.versions().get("gymnasium")},
-        "seeds": seeds,
-        "updates": algorithm.update_count,
-        "checkpoint_rule": "final is primary; best is the evaluation with the largest mean return over the seeds; "
-        "auc is the mean over all evaluations",
-        "final": {**both(updates[-1] if updates else None)},
-        "best": {**both(recorder.best_update), "update": recorder.best_update},
-        "auc": {"return": mean_over_training("return_mean"), "score": mean_over_training("score")},
-        "worst_episode": at(updates[-1] if updates else None, "return_worst"),
-        "cvar": at(updates[-1] if updates else None, "return_cvar"),
-        "evaluation": {"mode": config["eval"]["mode"], "episodes": config["eval"]["episodes"]},
-        "engine": {
-            "name": parts.engine,
-            "device": describe_device(parts.trainer.strategy.root_device),
-            "processes": ranks.world,
-            "parallel": ranks.mode if ranks.world > 1 else None,
-        },
-        "updates_per_second": algorithm.update_count / recorder.train_seconds if recorder.train_seconds else None,
-        "wall_seconds": recorder.wall_seconds(),
-        "versions": runs.versions(),
-        "git": runs.git_commit(),
-        "config": config,
-    }
-
-
-def describe_device(device: torch.device) -> str:
-    """The GPU's name, or the number of CPU threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} thread(s)"
-
-
-def log_hyperparameters(folder: runs.RunFolder, config: dict[str, Any], result: dict[str, Any]) -> None:
-    """Hyper-parameters with the final metrics, for TensorBoard's HPARAMS page."""
-    metrics = {
-        f"final/{name}": float(np.mean(values))
-        for name, values in (("return", result["final"]["return"]), ("score", result["final"]["score"]))
-        if values is not None
-    }
-    logger = RunLogger(folder.path, name="", version="", default_hp_metric=False)
-    parameters = {key: value for key, value in configuration.flatten(config).items() if key != "run_dir"}
-    logger.log_hyperparams({key: str(value) if isinstance(value, list) else value for key, value in parameters.items()},
-                           metrics or None, step=result["updates"])  # fmt: skip
-    logger.finalize("success")

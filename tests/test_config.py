@@ -75,6 +75,8 @@ def test_seed_list_refuses(given: Any) -> None:
         ("parallel=both", "parallel=both is not allowed; it must be one of auto, seeds, data"),
         ("data.family=antmazee", "data.family=antmazee is not allowed; it must be null or one of default"),
         ("engine.name=jit", "engine.name=jit is not allowed; it must be one of auto, eager, compile, cudagraph"),
+        ("engine.products=mkl", "engine.products=mkl is not allowed; it must be auto, blas or onednn"),
+        ("eval.processes=0", "eval.processes=0 is not allowed; it must be >= 1 or null"),
         ("run_dir=1", "run_dir=1 is not allowed; it must be a path"),
         ("eval=5000", "eval=5000 is not allowed"),
         ("callbacks=1", "callbacks=1 is not allowed"),

@@ -18,8 +18,8 @@ FLOORS = {
     "algorithms": 2,
     "engine": 2,
 }  # everything else stands on floor 3
-LIGHTNING = {"algorithms", "callbacks", "engine", "datamodule", "training", "launch"}
-HYDRA = {"config", "launch", "exits", "sweeps"}
+LIGHTNING = {"algorithms", "callbacks", "engine", "datamodule", "training", "launch", "results"}
+HYDRA = {"config", "launch", "exits", "sweeps", "sweep_job"}
 SOURCES = sorted((ROOT / "brpo").rglob("*.py"))
 
 

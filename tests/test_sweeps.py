@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from brpo import cli as commands
-from brpo import collect, sweeps
+from brpo import collect, sweep_job, sweeps
 from brpo.config import register_resolvers
 from brpo.errors import UserError
 from brpo.sweep_folder import Job, Status, SweepFolder, claim_device
@@ -121,11 +121,11 @@ def test_a_worker_keeps_its_first_device(tmp_path: Path, monkeypatch: pytest.Mon
     folder.create([["a=1"]], ["4", "5"])
     _, other = claim_device(tmp_path, ["4", "5"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    monkeypatch.setattr(sweeps, "_claim", None)
-    sweeps._pin(folder)
+    monkeypatch.setattr(sweep_job, "_claim", None)
+    sweep_job._pin(folder)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
     other.close()
-    sweeps._pin(folder)  # its next job
+    sweep_job._pin(folder)  # its next job
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
 
 
@@ -196,7 +196,7 @@ def test_no_error_leaves_a_job(error: BaseException, tmp_path: Path) -> None:
         on_folder(tmp_path / "runs" / "one")
         raise error
 
-    sweeps._recorded(folder, job(0, Status.running), run, debug=False)
+    sweep_job._recorded(folder, job(0, Status.running), run, debug=False)
     (record,) = folder.read()
     assert (record.status, record.run_dir) == ("failed", "../runs/one")
     assert folder.run_folder(record) == tmp_path / "runs" / "one"

@@ -59,7 +59,7 @@ def test_train_evaluate_and_resume(algo: str, cli: Run, tmp_path: Path) -> None:
     options = ["eval.every=20", "engine.chunk=8", "seeds=[3,7]", "++algo.schedule.actor=constant"]
     whole = cli(*tiny(algo, *options, "max_updates=40", "run_dir=whole"))
     assert whole.returncode == 0, whole.stderr
-    assert re.search(r"final: return -\d+\.\d \+- \d+\.\d \(2 seeds\), normalized score", whole.stdout)
+    assert re.search(r"final: return -\d+\.\d ± \d+\.\d \(2 seeds\), normalized score", whole.stdout)
     folder = tmp_path / "whole"
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
 

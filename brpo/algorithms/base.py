@@ -8,9 +8,10 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from brpo.engine import records
 from brpo.engine.optimizers import FusedAdamStep
 from brpo.engine.ranks import ALONE, Ranks
-from brpo.errors import TrainingDiverged, UserError
+from brpo.errors import UserError
 from brpo.functional import gradients, streams
 from brpo.modules.mlp import initialize
 from brpo.types import Batch, DataSpec
@@ -103,7 +104,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         self.due_now: dict[tuple[int, int], bool] | None = None
         self.stored: dict[str, Any] = {}  # plain containers that checkpoints carry (the config)
         self.latest: dict[str, Tensor] = {}  # what the present update recorded
-        self.history: list[tuple[int, dict[str, Tensor]]] = []  # what the updates of the chunk recorded
+        self.history: records.History = []  # what the updates of the chunk recorded
         self._parameters_of: dict[str, list[nn.Parameter]] = {}
         self.optimizers_by_part: dict[str, torch.optim.Optimizer] = {}
         self._quick_steps: dict[str, FusedAdamStep] = {}
@@ -284,17 +285,7 @@ class OfflineAlgorithm(lightning.LightningModule):
             TrainingDiverged: a loss or gradient norm is NaN or infinite; names the part, the seed and the update.
         """
         history, self.history = self.history, []
-        series: dict[str, list[Tensor]] = {}
-        for _, recorded in history:
-            for name, value in recorded.items():
-                series.setdefault(name, []).append(value)
-        if not series:
-            return {}
-        means = torch.stack([torch.stack(values).mean(0) for values in series.values()])
-        table = means.float().cpu()
-        if not table.isfinite().all():
-            _raise_diverged(history, self.seeds.tolist())
-        return dict(zip(series, table.tolist(), strict=True))
+        return records.means(history, self.seeds)
 
     def discard_records(self) -> None:
         """Forget what was recorded since the last call of `take_records`."""
@@ -331,16 +322,6 @@ class OfflineAlgorithm(lightning.LightningModule):
 def is_due(update: int, every: int, after: int) -> bool:
     """Whether an update is the one of every `every` from `after` on."""
     return update >= after and update % every == 0
-
-
-def _raise_diverged(history: list[tuple[int, dict[str, Tensor]]], seeds: list[int]) -> None:
-    """Find the first update with a number that is not finite; within it, the first name that was recorded."""
-    for update, recorded in history:
-        for name, value in recorded.items():
-            bad = ~value.isfinite().cpu()  # (seeds,)
-            if bad.any():
-                seed = seeds[int(bad.nonzero()[0])]
-                raise TrainingDiverged(f"{name} of seed {seed} became NaN or infinite at update {update}")
 
 
 def require(option: str, value: Any, allowed: str, holds: Callable[[Any], bool]) -> None:

@@ -1,5 +1,8 @@
 """From episode returns to the numbers that are reported."""
 
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+
 import numpy as np
 
 TAIL = 0.1
@@ -19,3 +22,10 @@ def cvar(returns: np.ndarray, tail: float = TAIL) -> np.ndarray:
     """Conditional value at risk: mean of the worst `tail` share of the episodes, at least one; over the last axis."""
     count = max(1, int(np.ceil(tail * returns.shape[-1] - 1e-9)))
     return np.sort(returns, axis=-1)[..., :count].mean(-1)
+
+
+def spread(values: Sequence[float]) -> str:
+    """`mean ± std` over seeds in words; one seed has no spread, and nothing says nothing."""
+    if not values:
+        return ""
+    return f"{fmean(values):.1f}" + (f" ± {pstdev(values):.1f}" if len(values) > 1 else "")

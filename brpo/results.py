@@ -1,0 +1,105 @@
+"""What a run leaves for readers: the content of `result.json`, and the page of hyper-parameters."""
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from brpo import config as configuration
+from brpo import runs
+from brpo.callbacks.recorder import Recorder
+from brpo.engine.ranks import Ranks
+from brpo.evaluation import environments
+from brpo.types import DataSpec
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard's events in the run folder; `config.yaml` already holds what `hparams.yaml` would."""
+
+    def save(self) -> None:
+        """Nothing beyond the events."""
+
+
+def summarize(
+    config: dict[str, Any], spec: DataSpec, recorder: Recorder, updates_made: int, engine: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of `result.json`.
+
+    Args:
+        config: the plain configuration.
+        spec: what is known about the data.
+        recorder: the evaluations and clocks.
+        updates_made: by all parts of the run.
+        engine: what made them, see `describe_engine`.
+    """
+    environment = None
+    with contextlib.suppress(environments.EnvironmentUnavailable):
+        environment = environments.describe(spec.environment)["id"]
+    seeds = configuration.seed_list(config["seeds"])
+    rows = recorder.comparable
+    updates = sorted({row["update"] for row in rows})
+
+    def at(update: int | None, key: str) -> list[Any] | None:
+        if update is None:
+            return None
+        by_seed = {row["seed"]: row[key] for row in rows if row["update"] == update}
+        values = [by_seed.get(seed) for seed in seeds]
+        return None if None in values else values
+
+    def mean_over_training(key: str) -> list[Any] | None:
+        table = [at(update, key) for update in updates]
+        if not table or any(row is None for row in table):
+            return None
+        return [float(value) for value in np.mean(np.array(table, dtype=float), axis=0)]
+
+    def both(update: int | None) -> dict[str, Any]:
+        return {"return": at(update, "return_mean"), "score": at(update, "score")}
+
+    return {
+        "algo": configuration.algorithm_name(config),
+        "dataset": {"id": spec.dataset_id, "digest": spec.digest},
+        "env": {"id": environment, "version": runs.versions().get("gymnasium")},
+        "seeds": seeds,
+        "updates": updates_made,
+        "checkpoint_rule": "final is primary; best is the evaluation with the largest mean return over the seeds; "
+        "auc is the mean over all evaluations",
+        "final": {**both(updates[-1] if updates else None)},
+        "best": {**both(recorder.best_update), "update": recorder.best_update},
+        "auc": {"return": mean_over_training("return_mean"), "score": mean_over_training("score")},
+        "worst_episode": at(updates[-1] if updates else None, "return_worst"),
+        "cvar": at(updates[-1] if updates else None, "return_cvar"),
+        "evaluation": {"mode": config["eval"]["mode"], "episodes": config["eval"]["episodes"]},
+        "engine": engine,
+        "updates_per_second": updates_made / recorder.train_seconds if recorder.train_seconds else None,
+        "wall_seconds": recorder.wall_seconds(),
+        "versions": runs.versions(),
+        "git": runs.git_commit(),
+        "config": config,
+    }
+
+
+def describe_engine(name: str, device: torch.device, ranks: Ranks) -> dict[str, Any]:
+    """What made the updates: engine, GPU or number of CPU threads, processes."""
+    threads = f"{device.type}, {torch.get_num_threads()} thread(s)"
+    return {
+        "name": name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
+        "processes": ranks.world,
+        "parallel": ranks.mode if ranks.world > 1 else None,
+    }
+
+
+def log_hyperparameters(folder: runs.RunFolder, config: dict[str, Any], result: dict[str, Any]) -> None:
+    """Hyper-parameters with the final metrics, for TensorBoard's HPARAMS page."""
+    metrics = {
+        f"final/{name}": float(np.mean(values))
+        for name, values in (("return", result["final"]["return"]), ("score", result["final"]["score"]))
+        if values is not None
+    }
+    logger = RunLogger(folder.path, name="", version="", default_hp_metric=False)
+    parameters = {key: value for key, value in configuration.flatten(config).items() if key != "run_dir"}
+    logger.log_hyperparams({key: str(value) if isinstance(value, list) else value for key, value in parameters.items()},
+                           metrics or None, step=result["updates"])  # fmt: skip
+    logger.finalize("success")
