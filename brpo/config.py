@@ -19,7 +19,7 @@ RESUME_MAY_CHANGE = (
 )  # fmt: skip
 ENGINES = ("auto", "eager", "compile", "cudagraph")
 PARALLEL = ("auto", "seeds", "data")
-FAMILIES = ("default", "mujoco", "antmaze")
+FAMILIES = ("default", "mujoco", "antmaze", "kitchen")
 TRUSTED_MODULES = ("brpo", "torch.optim")
 
 
