@@ -164,5 +164,5 @@ def test_on_a_gpu(algo: str, engine: str, compiled: bool) -> None:
     for start in (0, 10, 20, 30):
         EagerRunner(data, 8).run(eager, start, start + 10)
         runner.run(other, start, start + 10)
-    assert_equal(eager, other, 1e-4, records=1e-3)
+        assert_equal(eager, other, 1e-4, records=1e-3)
     assert len(getattr(runner, "graphs", [None])) == 1
