@@ -11,7 +11,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 
 from brpo.algorithms.base import OfflineAlgorithm
-from brpo.engine.optimizers import FusedAdamStep
+from brpo.engine.optimizers import FusedAdamStep, rate_type
 from brpo.errors import UserError
 from brpo.types import Batch
 
@@ -68,11 +68,12 @@ def _whole_update(algorithm: OfflineAlgorithm, eager: Callable[[Batch], None], b
         return algorithm.latest
 
     function = torch.compile(_own_code(update_and_records, "update"), fullgraph=True, dynamic=False, backend=backend)
-    kind = torch.float64 if algorithm.device.type == "cpu" else torch.float32  # as a graph's rates, else a version more
-    rates = {name: torch.zeros((), dtype=kind, device=algorithm.device) for name in algorithm.trained}
+    rates: dict[str, Tensor] = {}
 
     def update(batch: Batch) -> None:
         given = algorithm.rates  # by a runner that captures this update
+        if not rates:  # only now is the algorithm on its device
+            rates.update(_scalars(algorithm))
         if given is None:
             for name, rate in rates.items():
                 rate.fill_(algorithm.rate(name, algorithm.update_count))
@@ -84,6 +85,12 @@ def _whole_update(algorithm: OfflineAlgorithm, eager: Callable[[Batch], None], b
             algorithm.rates, algorithm.due_now = given, None
 
     return update
+
+
+def _scalars(algorithm: OfflineAlgorithm) -> dict[str, Tensor]:
+    """A number for each part, as those of a captured chunk are: another type would compile another version."""
+    kind = rate_type(algorithm.device)
+    return {name: torch.zeros((), dtype=kind, device=algorithm.device) for name in algorithm.trained}
 
 
 def compile_losses(algorithm: OfflineAlgorithm, backend: str = "inductor") -> list[str]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.datasets.datamodule import Transitions
+from brpo.engine.optimizers import rate_type
 from brpo.engine.runner import EagerRunner
 
 MAX_GRAPHS = 4  # one for each pattern of what is due in a chunk; further patterns run eagerly
@@ -87,7 +88,8 @@ class GraphRunner(EagerRunner):
     def _capture(self, algorithm: OfflineAlgorithm, start: int) -> Captured:
         indices = self.indices(algorithm, start, start + self.chunk)
         # 16 bytes apart: compiled code copies inputs that are not aligned.
-        rates = {name: torch.zeros(self.chunk, 4, device=algorithm.device)[:, 0] for name in algorithm.trained}
+        kind = rate_type(algorithm.device)
+        rates = {name: torch.zeros(self.chunk, 4, dtype=kind, device=algorithm.device)[:, 0] for name in algorithm.trained}
         history, algorithm.history = algorithm.history, []
         try:
             replay = self.capture(lambda: self._updates(algorithm, indices, rates))
@@ -104,7 +106,8 @@ class GraphRunner(EagerRunner):
     def _replay(self, algorithm: OfflineAlgorithm, captured: Captured, start: int) -> None:
         captured.indices.copy_(self.indices(algorithm, start, start + self.chunk))
         for name, rates in captured.rates.items():
-            rates.copy_(torch.tensor([algorithm.rate(name, start + k) for k in range(self.chunk)]), non_blocking=True)
+            planned = [algorithm.rate(name, start + k) for k in range(self.chunk)]
+            rates.copy_(torch.tensor(planned, dtype=rates.dtype), non_blocking=True)
         captured.replay()
         algorithm.history += [(start + k, recorded) for k, recorded in enumerate(captured.records)]
         algorithm.update_count = start + self.chunk

@@ -11,6 +11,11 @@ from torch import Tensor
 from torch.optim import Adam, AdamW
 
 
+def rate_type(device: torch.device) -> torch.dtype:
+    """Type of a learning rate in a tensor: float32 on a GPU, whose kernel reads it so; else float64, as Python's numbers."""
+    return torch.float32 if device.type == "cuda" else torch.float64
+
+
 class FusedAdamStep:
     """torch's fused kernel on an optimizer's own state: `Optimizer.step` without its Python, the same numbers to the bit.
 

@@ -3,13 +3,14 @@
 import copy
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.engine.compiled import compile_update
+from brpo.engine.graphs import GraphRunner
 from brpo.engine.runner import EagerRunner
 from brpo.errors import UserError
 from brpo.types import Batch
@@ -63,6 +64,23 @@ def test_update_is_one_graph(algo: str, overrides: list[str], compilations: Coun
     combinations = {tuple(eager.what_is_due(update).values()) for update in range(1, 5)}
     assert compilations["unique_graphs"] == len(combinations)
     assert_equal(eager, compiled, 1e-12)
+
+
+def test_a_captured_chunk_compiles_nothing(compilations: Counter[str]) -> None:
+    """Compiling would allocate and wait, which a capture refuses: every version is made in the chunks before it."""
+    compiled, counts = pair("td3_bc", SCHEDULED)[0], []
+    compile_update(compiled, "aot_eager")
+
+    def capture(run: Callable[[], None]) -> Callable[[], None]:
+        counts.append(compilations["unique_graphs"])
+        run()
+        counts.append(compilations["unique_graphs"])
+        return lambda: None
+
+    runner = GraphRunner(DATA, 8, chunk=4, capture=capture)
+    for start in range(0, 12, 4):
+        runner.run(compiled, start, start + 4)
+    assert counts == [2, 2]
 
 
 def test_losses_alone(compilations: Counter[str]) -> None:
