@@ -1,5 +1,7 @@
 """Things that several tests build."""
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,11 @@ def make_spec(observation: int = 3, action: int = 2, **changes: Any) -> DataSpec
 
 def compose_config(*overrides: str) -> dict[str, Any]:
     """The configuration of a command line."""
+    return copy.deepcopy(_composed(*overrides))
+
+
+@functools.cache  # composing takes longer than most tests
+def _composed(*overrides: str) -> dict[str, Any]:
     register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return to_plain(compose("train", overrides=list(overrides)))

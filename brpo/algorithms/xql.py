@@ -5,7 +5,8 @@ temperature here.
 Differs from the paper, as in the authors' code: the exponent of the V loss is clipped at 7, the loss is scaled by its
 largest exponential (`subtract_max=false` is the paper's), and Q is fitted with Huber's loss, delta 20.
 Differs from the authors' code:
-- their V has layer normalization; on AntMaze and Kitchen there is dropout besides; ours have none of it;
+- their V has layer normalization, on AntMaze with dropout 0.5, and on Kitchen their actor has dropout 0.1; ours have none
+  of it;
 - weights start as torch's linear layers do, theirs are orthogonal;
 - their options that are off unless asked for (random actions in the V loss, a gradient penalty on Q, several updates of V
   for each of Q, values tuned for each data set) do not exist here.
