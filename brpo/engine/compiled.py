@@ -19,7 +19,7 @@ _FAILURES = (TorchDynamoException, InductorError)  # before anything has run
 
 
 def compile_update(algorithm: OfflineAlgorithm, backend: str = "inductor", or_eager: bool = False) -> None:
-    """Put a compiled version in the place of the update, for this object alone.
+    """Put a compiled version in the place of the update, for this object alone, and another in that of `pretrain`.
 
     Updates are made eagerly until every optimizer has its state. Parts that are not due in every update make a version for
     each combination. Where an optimizer is not torch's fused Adam, or ranks average gradients, only the losses are compiled.
@@ -37,12 +37,18 @@ def compile_update(algorithm: OfflineAlgorithm, backend: str = "inductor", or_ea
         lookup_backend(backend)
     except TorchDynamoException as error:
         raise UserError(f"engine.backend={backend} is unknown to torch.compile; inductor is the usual one.") from error
-    eager = algorithm.update
     optimizers = algorithm.optimizers_by_part.values()
     if algorithm.ranks.averages or not all(FusedAdamStep.is_plain(optimizer) for optimizer in optimizers):
         compile_losses(algorithm, backend)
         return
-    whole = _whole_update(algorithm, eager, backend)
+    _compile_method(algorithm, "update", algorithm.trained, backend, or_eager)
+    if algorithm.pretrain_updates:
+        _compile_method(algorithm, "pretrain", algorithm.pretrained, backend, or_eager)
+
+
+def _compile_method(algorithm: OfflineAlgorithm, name: str, parts: tuple[str, ...], backend: str, or_eager: bool) -> None:
+    eager = getattr(algorithm, name)
+    whole = _whole_update(algorithm, eager, parts, backend)
 
     def update(batch: Batch) -> None:
         if not algorithm.known_optimizers():
@@ -55,20 +61,22 @@ def compile_update(algorithm: OfflineAlgorithm, backend: str = "inductor", or_ea
             if not or_eager:
                 raise UserError(f"engine=compile cannot compile {type(algorithm).__name__}: {reason}") from error
             print(f"note: the update cannot be compiled and goes on eagerly: {reason}", flush=True)
-            algorithm.update = eager  # pyright: ignore[reportAttributeAccessIssue]
+            setattr(algorithm, name, eager)
             eager(batch)
 
-    algorithm.update = update  # pyright: ignore[reportAttributeAccessIssue]
+    setattr(algorithm, name, update)
 
 
-def _whole_update(algorithm: OfflineAlgorithm, eager: Callable[[Batch], None], backend: str) -> Callable[[Batch], None]:
+def _whole_update(
+    algorithm: OfflineAlgorithm, eager: Callable[[Batch], None], parts: tuple[str, ...], backend: str
+) -> Callable[[Batch], None]:
     def update_and_records(batch: Batch) -> dict[str, Tensor]:
         algorithm.latest = {}
         eager(batch)
         return algorithm.latest
 
     function = torch.compile(_own_code(update_and_records, "update"), fullgraph=True, dynamic=False, backend=backend)
-    rates = {n: torch.zeros((), dtype=torch.float64, device=algorithm.device) for n in algorithm.trained}
+    rates = {n: torch.zeros((), dtype=torch.float64, device=algorithm.device) for n in parts}
 
     def update(batch: Batch) -> None:
         for name, rate in rates.items():
@@ -88,7 +96,7 @@ def compile_losses(algorithm: OfflineAlgorithm, backend: str = "inductor") -> li
 
     What a loss records comes out of the compiled function beside its value.
     """
-    names = [f"{part}_loss" for part in algorithm.trained if hasattr(algorithm, f"{part}_loss")]
+    names = [f"{part}_loss" for part in algorithm.optimizers_by_part if hasattr(algorithm, f"{part}_loss")]
     for name in names:
         setattr(algorithm, name, _compiled_loss(algorithm, getattr(algorithm, name), backend))
     return names

@@ -34,7 +34,7 @@ class Captured:
 
 
 class GraphRunner(EagerRunner):
-    """Replays whole chunks; the first chunk and shorter ones run eagerly.
+    """Replays whole chunks; the first chunk of each phase and shorter ones run eagerly.
 
     A graph repeats the operations that Python asked for when it was captured. What may differ between chunks is data
     (indices, learning rates, the update counter on the device) or which parts are due, for which there is a graph each.
@@ -49,12 +49,12 @@ class GraphRunner(EagerRunner):
     def __init__(self, transitions: Transitions, batch_size: int, chunk: int, capture: Capture = cuda_capture) -> None:
         super().__init__(transitions, batch_size)
         self.chunk, self.capture = chunk, capture
-        self.warm = False
+        self.warm_for: bool | None = None  # the phase: whether it is the pre-training
         self.graphs: dict[tuple[bool, ...], Captured] = {}
 
     def run(self, algorithm: OfflineAlgorithm, start: int, stop: int) -> None:
         """Make the updates [start, stop)."""
-        if not self.warm:
+        if self.warm_for is not algorithm.pretraining:
             self._warm_up(algorithm, start, stop)
             return
         if stop - start != self.chunk:
@@ -76,6 +76,7 @@ class GraphRunner(EagerRunner):
 
     def _warm_up(self, algorithm: OfflineAlgorithm, start: int, stop: int) -> None:
         """The first chunk, eagerly: optimizers make their state, libraries their workspaces, `due` is asked."""
+        self.warm_for, self.graphs = algorithm.pretraining, {}
         make_capturable(algorithm)
         if algorithm.device.type != "cuda":
             super().run(algorithm, start, stop)
@@ -85,11 +86,10 @@ class GraphRunner(EagerRunner):
             with torch.cuda.stream(side):
                 super().run(algorithm, start, stop)
             current.wait_stream(side)
-        self.warm = True
 
     def _capture(self, algorithm: OfflineAlgorithm, start: int) -> Captured:
         indices = self.indices(algorithm, start, start + self.chunk)
-        rates = {name: torch.zeros(self.chunk, device=algorithm.device) for name in algorithm.trained}
+        rates = {name: torch.zeros(self.chunk, device=algorithm.device) for name in algorithm.active}
         history, algorithm.history = algorithm.history, []
         try:
             replay = self.capture(lambda: self._updates(algorithm, indices, rates))
