@@ -14,7 +14,7 @@ from brpo.engine.runner import EagerRunner
 from brpo.errors import UserError
 from brpo.types import Batch
 from tests.algorithms.test_contract import state, transitions
-from tests.helpers import ALGORITHMS, make_algorithm
+from tests.helpers import ALGORITHMS, PRETRAINING, make_algorithm
 
 SCHEDULED = ["++algo.schedule.actor=cosine"]
 DATA = transitions()
@@ -62,6 +62,21 @@ def test_update_is_one_graph(algo: str, overrides: list[str], compilations: Coun
     run_both(eager, compiled)
     combinations = {tuple(eager.what_is_due(update).values()) for update in range(1, 5)}
     assert compilations["unique_graphs"] == len(combinations)
+    assert_equal(eager, compiled, 1e-12)
+
+
+@pytest.mark.parametrize("algo", PRETRAINING)
+def test_a_pretraining_is_a_graph_of_its_own(algo: str, compilations: Counter[str]) -> None:
+    eager, compiled = pair(algo, ["algo.pretrain_updates=3", *SCHEDULED])
+    compile_update(compiled, "aot_eager")
+    for algorithm in (eager, compiled):
+        algorithm.begin_pretraining()
+        EagerRunner(DATA, 8).run(algorithm, -3, 0)
+        algorithm.end_pretraining()
+    assert compilations["unique_graphs"] == 1
+    assert_equal(eager, compiled, 1e-12)
+    run_both(eager, compiled, 1)
+    assert compilations["unique_graphs"] == 1  # the first update after it is eager again: it makes the optimizers' state
     assert_equal(eager, compiled, 1e-12)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from brpo import behavior
+from brpo.callbacks.pretraining import Pretraining
 from brpo.engine import checkpoint_io, strategy
 from brpo.engine.ranks import Ranks, choose_mode, join_optimizer, own_optimizer, own_state, seed_axis
 from brpo.errors import LeftToRankZero, UserError
@@ -144,6 +146,55 @@ def test_shared_seeds_equal_one_process_and_checkpoints_do_not_know_the_ranks(cl
     result = json.loads((runs["back"] / "result.json").read_text())
     assert len(result["final"]["return"]) == 3
     assert result["engine"] == {"name": "eager", "device": "cpu, 1 thread(s)", "processes": 2, "parallel": "seeds"}
+
+
+@pytest.mark.slow
+def test_ranks_pretrain_together_and_share_a_cache(cli: Run, tmp_path: Path) -> None:
+    """Two processes store a file for each seed; one takes them, and so do two that average gradients."""
+    pretraining = ["algo=sfac", "algo.pretrain_updates=10", "algo.behavior_training=fixed", "max_updates=5"]
+    common = [*TINY, *pretraining, *SMALL, "seeds=[4,8]", "eval.every=10"]
+    behaviors = []
+    for name, where in (("two", TWO), ("one", ONE)):
+        result = cli(*common, *where, f"run_dir={tmp_path / name}", XDG_CACHE_HOME=str(tmp_path / "cache"))
+        assert result.returncode == 0, result.stderr
+        behaviors.append(json.loads((tmp_path / name / "result.json").read_text())["behavior"])
+    assert behaviors[0]["files"] == [None, None]
+    assert [Path(file).name[:28] for file in behaviors[1]["files"]] == [
+        f"tests-pendulum-tiny-v0-seed{seed}" for seed in (4, 8)
+    ]
+    assert behaviors[0]["digests"] == behaviors[1]["digests"]
+    assert differing(weights(tmp_path / "two"), weights(tmp_path / "one")) == []
+
+
+class Scripted(Ranks):
+    """A rank that hears from the group what was written down."""
+
+    def __init__(self, rank: int, mode: str, *answers: list) -> None:
+        super().__init__(rank, 2, mode)
+        self.answers = list(answers)
+
+    def exchange(self, value):  # type: ignore[override]
+        return self.answers.pop(0)
+
+
+def test_ranks_take_files_together_or_train_together() -> None:
+    """Where one rank has found nothing, all train; where they average, all take what rank 0 has found."""
+    other = make_algorithm("sfac", seeds=(1,))
+    found = behavior.members_of(other)
+    parts = [{"files": ["a"], "digests": ["x"]}, {"files": ["b"], "digests": ["y"]}]
+    for ranks, own, pretrains, files in (
+        (Scripted(0, "seeds", [False, True]), found, True, None),
+        (Scripted(0, "seeds", [False, False], parts), found, False, ["a", "b"]),
+        (Scripted(1, "data", [found, None], [False, False]), None, False, [None]),
+        (Scripted(1, "data", [None, found], [True, True]), found, True, None),
+    ):
+        algorithm = make_algorithm("sfac", "algo.pretrain_updates=5")
+        pretraining = Pretraining({"behavior": "auto"}, algorithm, ranks)
+        pretraining.members = own
+        pretraining.begin()
+        assert (algorithm.pretraining, ranks.answers) == (pretrains, [])
+        assert (pretraining.provenance or {}).get("files") == files
+        assert torch.equal(algorithm.behavior.network.layers[0].weight, other.behavior.network.layers[0].weight) != pretrains
 
 
 @pytest.mark.slow
