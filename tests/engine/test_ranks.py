@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from brpo import behavior
+from brpo import behavior, training
 from brpo.callbacks.pretraining import Pretraining
 from brpo.engine import checkpoint_io, strategy
 from brpo.engine.ranks import Ranks, choose_mode, join_optimizer, own_optimizer, own_state, seed_axis
 from brpo.errors import LeftToRankZero, UserError
 from tests.conftest import ROOT, Run
-from tests.helpers import make_algorithm, random_batch
+from tests.helpers import compose_config, make_algorithm, random_batch
 
 TINY = ["dataset=tests/pendulum/tiny-v0", "batch_size=16", "eval.episodes=1", "engine.chunk=5", "algo=iql"]
 SMALL = [f"algo.{part}.hidden=[16]" for part in ("actor", "critic", "value")]
@@ -149,20 +149,20 @@ def test_shared_seeds_equal_one_process_and_checkpoints_do_not_know_the_ranks(cl
 
 
 @pytest.mark.slow
-def test_ranks_pretrain_together_and_share_a_cache(cli: Run, tmp_path: Path) -> None:
-    """Two processes store a file for each seed; one takes them, and so do two that average gradients."""
+def test_ranks_pretrain_together_and_fill_one_cache(
+    cli: Run, datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes store a file for each seed, and one process takes them."""
     pretraining = ["algo=sfac", "algo.pretrain_updates=10", "algo.behavior_training=fixed", "max_updates=5"]
-    common = [*TINY, *pretraining, *SMALL, "seeds=[4,8]", "eval.every=10"]
-    behaviors = []
-    for name, where in (("two", TWO), ("one", ONE)):
-        result = cli(*common, *where, f"run_dir={tmp_path / name}", XDG_CACHE_HOME=str(tmp_path / "cache"))
-        assert result.returncode == 0, result.stderr
-        behaviors.append(json.loads((tmp_path / name / "result.json").read_text())["behavior"])
-    assert behaviors[0]["files"] == [None, None]
-    assert [Path(file).name[:28] for file in behaviors[1]["files"]] == [
-        f"tests-pendulum-tiny-v0-seed{seed}" for seed in (4, 8)
-    ]
-    assert behaviors[0]["digests"] == behaviors[1]["digests"]
+    common = [*TINY[:-1], *pretraining, *SMALL, "seeds=[4,8]", "eval.every=10"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    result = cli(*common, *TWO, f"run_dir={tmp_path / 'two'}")
+    assert result.returncode == 0, result.stderr
+    made = json.loads((tmp_path / "two" / "result.json").read_text())["behavior"]
+    taken = training.train(compose_config(*common, *ONE, f"run_dir={tmp_path / 'one'}"), [])["behavior"]
+    assert made["files"] == [None, None]
+    assert [Path(file).name[:28] for file in taken["files"]] == [f"tests-pendulum-tiny-v0-seed{seed}" for seed in (4, 8)]
+    assert made["digests"] == taken["digests"]
     assert differing(weights(tmp_path / "two"), weights(tmp_path / "one")) == []
 
 
