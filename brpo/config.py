@@ -149,6 +149,8 @@ def check_config(config: dict[str, Any]) -> None:
     mode = config["eval"]["mode"]
     require("eval.mode", mode, mode in ("mean", "sampled"), "mean or sampled")
     require("dataset", config["dataset"], isinstance(config["dataset"], str), "a Minari id")
+    behavior = config["behavior"]
+    require("behavior", behavior, isinstance(behavior, str) and behavior != "", "auto, fresh, or the path of a run or file")
     seed_list(config["seeds"])
     trainer = config["trainer"]
     if str(trainer.get("precision")) in ("16-mixed", "16", "16-true"):

@@ -34,6 +34,11 @@ def write_atomically(path: Path, content: bytes | str, keep: Path | None = None)
     sync_folder(path.parent)
 
 
+def user_cache() -> Path:
+    """Our folder among the user's caches; it may not be there yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brpo"
+
+
 def sync_folder(folder: Path) -> None:
     """Make the renames in a folder durable (a no-op where folders cannot be opened)."""
     try:

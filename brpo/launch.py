@@ -24,6 +24,7 @@ from brpo.training import train
 _GROUPS = ("algo", "data", "engine", "trainer")
 RUN_KEYS = (
     *_GROUPS, "dataset", "seeds", "max_updates", "batch_size", "eval", "parallel", "run_dir", "resume", "profile", "debug",
+    "behavior",
 )  # fmt: skip
 
 

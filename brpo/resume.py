@@ -22,6 +22,7 @@ class Resumption:
     notice: str
     config: dict[str, Any] | None = None  # the configuration that the checkpoint holds
     evaluated: int = -1  # the update that was evaluated last
+    pretrained: int = -1  # updates of the pre-training
     chosen: bool = False  # the user named this checkpoint; else it is the newest whole one of the folder
 
     @classmethod
@@ -30,11 +31,12 @@ class Resumption:
     ) -> "Resumption":
         """Continue from a checkpoint that has been read."""
         ours = checkpoint["brpo"]
-        updates = int(ours["updates"])
+        made, pretrained = int(ours["updates"]), int(ours.get("pretrained", 0))
         states = checkpoint.get("callbacks", {}).values()
         evaluated = next((int(state["evaluated"]) for state in states if "evaluated" in state), -1)
-        notice = f"{notice} Continuing {path} from update {updates}.".strip()
-        return cls(folder, path, updates, notice, ours.get("config"), evaluated, chosen)
+        moment = f"update {made}" if made >= 0 else f"pre-training update {pretrained}"
+        notice = f"{notice} Continuing {path} from {moment}.".strip()
+        return cls(folder, path, max(made, 0), notice, ours.get("config"), evaluated, pretrained, chosen)
 
 
 def newest_checkpoint(folder: RunFolder) -> tuple[Path | None, dict[str, Any] | None, str]:
@@ -103,7 +105,7 @@ def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], over
         with contextlib.suppress(FileNotFoundError):
             (folder.checkpoints / "last.ckpt").rename(folder.checkpoints / "damaged.ckpt")
     folder.create(config, overrides)
-    cut_events(folder.path, resumption.updates, resumption.evaluated)
+    cut_events(folder.path, resumption.updates, resumption.evaluated, resumption.pretrained)
     folder.result.unlink(missing_ok=True)  # it is no longer the result of this run
     return resumption
 

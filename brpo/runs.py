@@ -155,11 +155,13 @@ def write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
     write_atomically(path, text.getvalue())
 
 
-def cut_events(folder: Path, update: int, evaluated: int | None = None) -> None:
+def cut_events(folder: Path, update: int, evaluated: int | None = None, pretrained: int | None = None) -> None:
     """Drop from TensorBoard's event files what comes after an update, and a torn end.
 
-    Of evaluations, what comes after the one that was `evaluated` last: a resumed run makes the next one again.
+    Of evaluations, what comes after the one that was `evaluated` last: a resumed run makes the next one again. Of the
+    pre-training, which has steps of its own, what comes after the update `pretrained`.
     """
+    ends = {"evaluation": evaluated, "evaluation_by_seed": evaluated, "heldout": evaluated, "pretrain": pretrained}
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -169,8 +171,8 @@ def cut_events(folder: Path, update: int, evaluated: int | None = None) -> None:
         writer = RecordWriter(kept)
         for raw in RawEventFileLoader(str(path)).Load():
             event = Event.FromString(raw)
-            evaluation = any(value.tag.startswith(("evaluation", "heldout")) for value in event.summary.value)
-            if event.step <= (evaluated if evaluation and evaluated is not None else update):
+            found = [ends.get(value.tag.split("/")[0]) for value in event.summary.value]
+            if event.step <= next((end for end in found if end is not None), update):
                 writer.write(raw)
         write_atomically(path, kept.getvalue())
 

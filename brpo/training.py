@@ -19,6 +19,7 @@ from brpo import resume, runs
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.callbacks.checkpoints import Checkpoints
 from brpo.callbacks.evaluate import Evaluate
+from brpo.callbacks.pretraining import Pretraining
 from brpo.callbacks.profile import Profile
 from brpo.callbacks.progress import UpdateProgress
 from brpo.callbacks.recorder import Recorder
@@ -90,6 +91,7 @@ class Parts:
     algorithm: OfflineAlgorithm
     recorder: Recorder
     evaluate: Evaluate
+    pretraining: Pretraining
     checkpoints: Checkpoints
     trainer: lightning.Trainer
     engine: str  # the one that was chosen
@@ -125,6 +127,8 @@ def train(
     signals = Signals()
     with _stopping_together(ranks):
         parts = _build(config, datamodule, folder, ranks, signals)
+        if resumption is None or resumption.checkpoint is None:
+            parts.pretraining.look_up()
     algorithm, trainer = parts.algorithm, parts.trainer
 
     # Everything that can be wrong with the input has been built; from here on files are written.
@@ -144,6 +148,8 @@ def train(
         transitions = datamodule.train_transitions.to(trainer.strategy.root_device)
         algorithm.runner = make_runner(parts.engine, algorithm, transitions, config["engine"], config["batch_size"])
         checkpoint = resumption.checkpoint if resumption else None
+        if checkpoint is None:
+            parts.pretraining.begin()
         try:
             trainer.fit(algorithm, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         except TrainingDiverged as error:
@@ -153,6 +159,7 @@ def train(
             ) from error
         engine = describe_engine(parts.engine, trainer.strategy.root_device, ranks)
         result = summarize(config, datamodule.spec, parts.recorder, algorithm.update_count, engine)
+        result["behavior"] = parts.pretraining.provenance
         if ranks.rank == 0:
             write_json(folder.result, result)
             log_hyperparameters(folder, config, result)
@@ -199,7 +206,8 @@ def _build(
     )
     progress = UpdateProgress(recorder, config["max_updates"])
     checkpoints = Checkpoints(folder.checkpoints, recorder, signals, ranks)
-    callbacks: list[Callback] = [recorder, evaluate, progress]
+    pretraining = Pretraining(config, algorithm, ranks)
+    callbacks: list[Callback] = [recorder, pretraining, evaluate, progress]
     callbacks += [configuration.build(node) for node in (config["callbacks"] or {}).values()]
     if config["profile"]:
         callbacks.append(Profile(folder.path / "profile"))
@@ -209,7 +217,7 @@ def _build(
     engine, reason = choose(config["engine"]["name"], algorithm, device, config["data"]["storage"], precision)
     group = f", {ranks.world} processes with parallel={ranks.mode}" if ranks.world > 1 else ""
     print(f"engine: {engine} on {device.type} ({reason}){group}", flush=True)
-    return Parts(datamodule, algorithm, recorder, evaluate, checkpoints, trainer, engine)
+    return Parts(datamodule, algorithm, recorder, evaluate, pretraining, checkpoints, trainer, engine)
 
 
 def make_trainer(

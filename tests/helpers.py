@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from brpo.types import Batch, DataSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 ALGORITHMS = sorted(path.stem for path in (ROOT / "conf" / "algo").glob("*.yaml"))
+PRETRAINING = [name for name in ALGORITHMS if "pretrain_updates:" in (ROOT / "conf" / "algo" / f"{name}.yaml").read_text()]
 
 
 def make_spec(observation: int = 3, action: int = 2, **changes: Any) -> DataSpec:
@@ -107,6 +110,33 @@ class Poison(Callback):
         if pl_module.update_count == 15:
             with torch.no_grad():
                 next(pl_module.actor.parameters()).fill_(float("nan"))
+
+
+class Stop(Callback):
+    """Ends the run where the counter stands at `at` after a chunk, before a checkpoint: kills the process, or raises.
+
+    Args:
+        at: value of the update counter.
+        kill: SIGKILL; else KeyError.
+    """
+
+    def __init__(self, at: int, kill: bool = False) -> None:
+        self.at, self.kill = at, kill
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if pl_module.update_count == self.at:
+            if self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise KeyError("stopped")
+
+
+class PoisonBehavior(Callback):
+    """Makes a weight of the behaviour model NaN where the counter stands at -80."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if pl_module.update_count == -80:
+            with torch.no_grad():
+                next(pl_module.behavior.parameters()).fill_(float("nan"))
 
 
 class SaveWeights(Callback):

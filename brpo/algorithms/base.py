@@ -43,6 +43,9 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     A subclass names its trained parts, builds them with `build`, and writes `update` as the paper's pseudocode.
 
+    One that fits a model of the data first also names its `pretrained` parts and writes `pretrain`. Updates are counted
+    from `-pretrain_updates` on: those before 0 are `pretrain`'s, so no random number of theirs returns in training.
+
     Args:
         spec: what is known about the data.
         seeds: one member of every part for each.
@@ -52,12 +55,23 @@ class OfflineAlgorithm(lightning.LightningModule):
         gradient_clip: largest gradient norm of a part, for each seed on its own; None does not clip.
         discount: in [0, 1). None where there is no critic.
         polyak: in (0, 1], the step of target networks towards their sources. None where there are none.
+        pretrain_updates: length of the pre-training, to which schedules refer in it.
+
+    Attributes:
+        trained: the parts that `update` takes gradient steps of.
+        pretrained: those that `pretrain` takes gradient steps of.
+        pretrained_also: modules that `pretrain` moves without gradient steps, such as averages of the parts.
+        pretrain_options: options of the algorithm that `pretrain` reads, beside the parts' own and those of this class:
+            a model in the cache is taken where they are the same (brpo/behavior.py).
 
     Raises:
         ValueError: an option is out of range; says which, what came and what is allowed.
     """
 
     trained: tuple[str, ...] = ()
+    pretrained: tuple[str, ...] = ()
+    pretrained_also: tuple[str, ...] = ()
+    pretrain_options: tuple[str, ...] = ()
     actor: Any
     seeds: Tensor
     stream_seeds: Tensor
@@ -78,6 +92,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         gradient_clip: float | None,
         discount: float | None = None,
         polyak: float | None = None,
+        pretrain_updates: int = 0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -86,15 +101,19 @@ class OfflineAlgorithm(lightning.LightningModule):
             require("polyak", polyak, "in (0, 1]", lambda v: 0 < v <= 1)
         require("gradient_clip", gradient_clip, "positive or null", lambda v: v is None or v > 0)
         require("schedule", schedule, "a mapping of parts to schedules", lambda v: isinstance(v, dict))
+        parts = (*self.trained, *(part for part in self.pretrained if part not in self.trained))
         for part, name in schedule.items():
-            require("schedule", part, f"a mapping from {', '.join(self.trained)}", lambda v: v in self.trained)
+            require("schedule", part, f"a mapping from {', '.join(parts)}", lambda v: v in parts)
             require(f"schedule.{part}", name, " or ".join(SCHEDULES), lambda v: v in SCHEDULES)
-        self.spec, self.max_updates = spec, max_updates
+        allowed = "a whole number of at least 0" if self.pretrained else "0: nothing is pre-trained here"
+        require("pretrain_updates", pretrain_updates, allowed,
+                lambda v: type(v) is int and v >= 0 and (v == 0 or self.pretrained != ()))  # fmt: skip
+        self.spec, self.max_updates, self.pretrain_updates = spec, max_updates, pretrain_updates
         self.discount = discount if discount is not None else 1.0
         self.polyak = polyak if polyak is not None else 1.0
         self.gradient_clip = gradient_clip
         self.optimizer_factory = optimizer
-        self.schedules = {name: SCHEDULES[schedule.get(name, "constant")] for name in self.trained}
+        self.schedules = {name: SCHEDULES[schedule.get(name, "constant")] for name in parts}
         self.update_count = 0  # the buffer `updates` as a Python number: branching on it moves nothing off the device
         self.runner: Runner | None = None
         self.ranks = ALONE
@@ -135,6 +154,13 @@ class OfflineAlgorithm(lightning.LightningModule):
     def update(self, batch: Batch) -> None:
         """One update of every part that is due."""
         raise NotImplementedError
+
+    def pretrain(self, batch: Batch) -> None:
+        """One update of the `pretrained` parts, before the training. It is to read nothing of the rewards."""
+        raise NotImplementedError
+
+    def after_pretraining(self) -> None:
+        """Once, when the pre-trained parts are there, trained or taken from a file: what starts from them, in place."""
 
     def value_estimate(self, observations: Tensor, actions: Tensor) -> Tensor | None:
         """The critic's value (seeds, n) of environment-unit observations and [-1, 1] actions, in scaled rewards."""
@@ -189,16 +215,17 @@ class OfflineAlgorithm(lightning.LightningModule):
         self.known_optimizers()  # it has its state now
 
     def known_optimizers(self) -> bool:
-        """Take the short way to each optimizer that has one, and say whether all do."""
-        for name, optimizer in self.optimizers_by_part.items():
-            quick = self._quick_steps.get(name)
+        """Take the short way to each optimizer of the phase that has one, and say whether all do."""
+        for name in self.active:
+            quick, optimizer = self._quick_steps.get(name), self.optimizers_by_part[name]
             if (quick is None or quick.stale()) and FusedAdamStep.possible(optimizer):
                 self._quick_steps[name] = FusedAdamStep(optimizer)
-        return self._quick_steps.keys() == self.optimizers_by_part.keys()
+        return all(name in self._quick_steps for name in self.active)
 
     def rate(self, name: str, update: int) -> float:
         """Learning rate of a part: a function of the update alone, so there is nothing that a resumed run could miss."""
-        return self._base_rate[name] * self.schedules[name](update / self.max_updates)
+        length = self.pretrain_updates if update < 0 else self.max_updates
+        return self._base_rate[name] * self.schedules[name](self.in_phase(update) / length)
 
     def record(self, name: str, value: Tensor) -> None:
         """Keep a number for each seed (seeds,), the last one of an update; its mean over the chunk is logged."""
@@ -212,11 +239,11 @@ class OfflineAlgorithm(lightning.LightningModule):
         if self.due_now is not None:
             return self.due_now[every, after]
         self.asked.add((every, after))
-        return is_due(self.update_count, every, after)
+        return is_due(self.in_phase(self.update_count), every, after)
 
     def what_is_due(self, update: int) -> dict[tuple[int, int], bool]:
         """The answers of `due` in an update, to all that has been asked so far."""
-        return {asked: is_due(update, *asked) for asked in sorted(self.asked)}
+        return {asked: is_due(self.in_phase(update), *asked) for asked in sorted(self.asked)}
 
     def normal(self, name: str, like: Tensor) -> Tensor:
         """Standard normal noise of the shape and type of `like` (seeds, ...): a function of seed, update and name."""
@@ -255,25 +282,63 @@ class OfflineAlgorithm(lightning.LightningModule):
         """Actions from environment units to [-1, 1]."""
         return 2.0 * (actions - self.action_low) / (self.action_high - self.action_low) - 1.0
 
+    # --- Before the training ------------------------------------------------------------------------------------------
+
+    @property
+    def pretraining(self) -> bool:
+        """Whether the next update is `pretrain`'s."""
+        return self.update_count < 0
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """The parts that the present phase takes gradient steps of."""
+        return self.pretrained if self.pretraining else self.trained
+
+    def in_phase(self, update: int) -> int:
+        """An update's number from the beginning of its phase."""
+        return update + self.pretrain_updates if update < 0 else update
+
+    def moment(self, update: int) -> str:
+        """An update in words."""
+        return f"{'pre-training ' if update < 0 else ''}update {self.in_phase(update)}"
+
+    def begin_pretraining(self) -> None:
+        """Make the pre-training first."""
+        self.update_count = -self.pretrain_updates
+        self.updates.fill_(self.update_count)
+
+    def end_pretraining(self) -> None:
+        """Leave the weights alone behind, as a model from the cache does: what follows is the same after either."""
+        for optimizer in self.optimizers_by_part.values():
+            optimizer.state.clear()
+        self._quick_steps, self.asked = {}, set()
+        self.after_pretraining()
+
     # --- Training, one chunk a step -----------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """One optimizer for each trained part, in the order of `trained`."""
-        self._parameters_of = {name: list(getattr(self, name).parameters()) for name in self.trained}
+        """One optimizer for each part that is trained in some phase, in the order of `trained`."""
+        self._parameters_of = {name: list(getattr(self, name).parameters()) for name in self.schedules}
         self.optimizers_by_part = {name: self.optimizer_factory(p) for name, p in self._parameters_of.items()}
         self._quick_steps = {}
         self._base_rate = {name: float(o.param_groups[0]["lr"]) for name, o in self.optimizers_by_part.items()}
         return list(self.optimizers_by_part.values())
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Make the updates of a chunk."""
+        """Make the updates of a chunk; none reaches over the end of the pre-training."""
         assert self.runner is not None, "the runner is set before fit"
+        pretraining = self.pretraining
         self.runner.run(self, *batch)
+        if pretraining and not self.pretraining:
+            self.end_pretraining()
 
     def step(self, batch: Batch) -> None:
         """One update, counted on the device and beside it."""
         self.latest = {}
-        self.update(batch)
+        if self.pretraining:
+            self.pretrain(batch)
+        else:
+            self.update(batch)
         self.history.append((self.update_count, self.latest))
         self.updates += 1
         self.update_count += 1
@@ -285,7 +350,7 @@ class OfflineAlgorithm(lightning.LightningModule):
             TrainingDiverged: a loss or gradient norm is NaN or infinite; names the part, the seed and the update.
         """
         history, self.history = self.history, []
-        return records.means(history, self.seeds)
+        return records.means(history, self.seeds, self.moment)
 
     def discard_records(self) -> None:
         """Forget what was recorded since the last call of `take_records`."""
@@ -310,6 +375,7 @@ class OfflineAlgorithm(lightning.LightningModule):
             **self.stored,
             "spec": self.spec.to_dict(),
             "updates": self.update_count,
+            "pretrained": self.pretrain_updates + min(self.update_count, 0),
             "asked": [list(asked) for asked in sorted(self.asked)],
         }
 

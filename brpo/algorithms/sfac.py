@@ -25,6 +25,7 @@ OMEGAS = ("exp", "series")
 RATIOS = ("target", "behavior")
 EPSILON_SCHEDULES = ("fixed", "spread")
 VALUES = ("expectile", "sample", "softmax")
+BEHAVIOR_TRAININGS = ("joint", "fixed")
 
 
 class SfAC(OfflineAlgorithm):
@@ -33,7 +34,7 @@ class SfAC(OfflineAlgorithm):
     Args:
         spec: what is known about the data.
         actor: builds the policy.
-        behavior: builds the model of the behaviour policy, fitted jointly by maximum likelihood.
+        behavior: builds the model of the behaviour policy, fitted by maximum likelihood.
         critic: builds the Q ensemble.
         value: builds V.
         divergence: key of `DIVERGENCES`: the divergence of the policy loss, and of `omega=series`.
@@ -52,10 +53,13 @@ class SfAC(OfflineAlgorithm):
             `softmax` (in-sample soft maximum at the same temperature, by Gumbel regression).
         expectile: in (0, 1), for `value_loss=expectile`.
         max_exponent: > 0, clip of the exponent for `value_loss=softmax`.
+        behavior_training: `joint`: each update fits the behaviour model too, after its pre-training if there is one;
+            `fixed`: it stays as its pre-training leaves it. Ours.
         common: options of `OfflineAlgorithm`.
     """
 
     trained = ("behavior", "value", "actor", "critic")
+    pretrained = ("behavior",)
 
     def __init__(
         self,
@@ -78,6 +82,7 @@ class SfAC(OfflineAlgorithm):
         value_loss: str,
         expectile: float,
         max_exponent: float,
+        behavior_training: str,
         **common: Any,
     ) -> None:
         super().__init__(spec, **common)
@@ -89,6 +94,9 @@ class SfAC(OfflineAlgorithm):
         require("ratio", ratio, " or ".join(RATIOS), lambda v: v in RATIOS)
         require("value_loss", value_loss, ", ".join(VALUES), lambda v: v in VALUES)
         require("expectile", expectile, "in (0, 1)", lambda v: 0 < v < 1)
+        require("behavior_training", behavior_training, " or ".join(BEHAVIOR_TRAININGS), lambda v: v in BEHAVIOR_TRAININGS)
+        if behavior_training == "fixed":
+            self.trained = tuple(part for part in self.trained if part != "behavior")
         self.divergence = get_divergence(divergence)
         self.regularizer: Any = regularizer(divergence)
         self.branch = series.branch(self.divergence, policy_order)
@@ -103,14 +111,19 @@ class SfAC(OfflineAlgorithm):
         self.critic_target = Target(self.critic)
 
     def update(self, batch: Batch) -> None:
-        """Behaviour model, V, actor, Q, target."""
+        """Behaviour model unless it is fixed, V, actor, Q, target."""
         critics = self.critic_target(batch.observations, batch.actions)  # (seeds, critics, batch)
         q = critics.amin(1)  # (seeds, batch)
-        self.descend("behavior", self.behavior_loss(batch))
+        if "behavior" in self.trained:
+            self.descend("behavior", self.behavior_loss(batch))
         self.descend("value", self.value_loss(batch, q))
         self.descend("actor", self.actor_loss(batch, q, self.shrink(critics)))
         self.descend("critic", self.critic_loss(batch))
         self.critic_target.follow(self.critic, self.polyak)
+
+    def pretrain(self, batch: Batch) -> None:
+        """The behaviour model alone."""
+        self.descend("behavior", self.behavior_loss(batch))
 
     def behavior_loss(self, batch: Batch) -> Tensor:
         """Maximum likelihood of the data, (seeds,)."""

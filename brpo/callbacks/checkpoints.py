@@ -85,7 +85,7 @@ class Checkpoints(Callback):
         error = None
         if self.signals.received is not None:
             error = Interrupted(
-                f"{self.signals.received.name} at update {algorithm.update_count}; saved {self.last}. "
+                f"{self.signals.received.name} at {algorithm.moment(algorithm.update_count)}; saved {self.last}. "
                 f"Continue with: python train.py resume={self.folder.parent}"
             )
         self.ranks.fail_together(error)

@@ -70,12 +70,12 @@ class Evaluate(Callback):
             self._evaluate(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Evaluate once for each update."""
+        """Evaluate once for each update, and not before the training."""
         self._evaluate(trainer, pl_module)
 
     def _evaluate(self, trainer: lightning.Trainer, algorithm: Any) -> None:
         update = algorithm.update_count
-        if update == self.evaluated:
+        if update <= self.evaluated:  # negative in the pre-training
             return
         shares = self.ranks.exchange(self._roll_out(algorithm, update))
         if None in shares:

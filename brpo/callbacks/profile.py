@@ -29,6 +29,8 @@ class Profile(Callback):
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Start, if this is the chunk."""
+        if batch[0] < 0:  # pre-training
+            return
         self.chunks += 1
         only = self.chunks == 1 and batch[1] >= pl_module.max_updates
         if (self.chunks == 2 or only) and trainer.is_global_zero:

@@ -49,36 +49,44 @@ class UpdateProgress(ProgressBar):
             )
             self.bar = Progress(*columns, console=self.console)
             self.bar.start()
-            self.bar.add_task("updates", total=self.max_updates, completed=pl_module.update_count, speed="", score="")
+            name, done, total = self._position(pl_module, pl_module.pretraining)
+            self.bar.add_task(name, total=total, completed=done, speed="", score="")
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance."""
         rate = self.recorder.chunk_rate
-        self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
-        self._show(pl_module.update_count)
+        self._rate = rate if not self._rate or batch[0] == 0 else 0.9 * self._rate + 0.1 * rate
+        self._line_at = self._line_at if batch[1] else 0.0  # the end of the pre-training is shown
+        self._show(pl_module, pretraining=batch[0] < 0)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Show the score of the evaluation that has just been made."""
-        self._line_at = 0.0
-        self._show(pl_module.update_count)
+        """Show the score of the evaluation that has just been made; there is none in the pre-training."""
+        if pl_module.update_count > 0:
+            self._line_at = 0.0
+            self._show(pl_module)
 
-    def _show(self, update: int) -> None:
+    def _position(self, algorithm: Any, pretraining: bool) -> tuple[str, int, int]:
+        """What is counted, how much of it is done, and how much there is."""
+        update = algorithm.update_count
+        if pretraining:
+            return ", ".join(algorithm.pretrained), algorithm.pretrain_updates + update, algorithm.pretrain_updates
+        return "update", update, self.max_updates
+
+    def _show(self, algorithm: Any, pretraining: bool = False) -> None:
         if not self.enabled:
             return
-        score = self.recorder.last_score()
+        score, (name, done, total) = self.recorder.last_score(), self._position(algorithm, pretraining)
         if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], completed=update, speed=f"{self._rate:.0f}/s", score=score)
+            task, speed = self.bar.task_ids[0], f"{self._rate:.0f}/s"
+            self.bar.update(task, description=name, total=total, completed=done, speed=speed, score=score)
             return
         if time.monotonic() - self._line_at < self.every_seconds:
             return
         self._line_at = time.monotonic()
-        left = (self.max_updates - update) / max(self._rate, 1e-9)
-        print(
-            f"update {update}/{self.max_updates}  {self._rate:.0f}/s  {score or 'no score yet'}  {left:.0f} s left",
-            flush=True,
-        )
+        left = (total - done) / max(self._rate, 1e-9)
+        print(f"{name} {done}/{total}  {self._rate:.0f}/s  {score or 'no score yet'}  {left:.0f} s left", flush=True)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         """Close the bar, so that whatever is printed next stands below it."""

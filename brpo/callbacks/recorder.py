@@ -50,7 +50,7 @@ class Recorder(Callback):
         self.mode, self.episodes = mode, episodes
         self.rows: list[dict[str, Any]] = []
         self.latest: dict[str, list[float]] = {}
-        self.train_seconds = 0.0
+        self.train_seconds = 0.0  # without the pre-training
         self.earlier_seconds = 0.0  # wall time of the parts before this one
         self.start = time.monotonic()
         self.chunk_rate = 0.0  # updates per second of the last chunk
@@ -91,8 +91,8 @@ class Recorder(Callback):
         self._write_rows()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Log what does not change."""
-        if pl_module.update_count == 0:
+        """Log what does not change, in the first part of a run."""
+        if self.earlier_seconds == 0.0:
             for name, value in self.constants.items():
                 writer(trainer).add_scalar(name, value, 0)
 
@@ -106,13 +106,15 @@ class Recorder(Callback):
         """Log the chunk's means. Raises `TrainingDiverged` before anything of the chunk is kept."""
         self.latest = self._take_records(pl_module)
         seconds = time.monotonic() - self._chunk_start
-        self.train_seconds += seconds
         start, stop = batch
-        log, update = writer(trainer), pl_module.update_count
-        for name, values in self.latest.items():
-            log.add_scalar(name, sum(values) / len(values), update)
+        self.train_seconds += seconds if start >= 0 else 0.0
         self.chunk_rate = (stop - start) / max(seconds, 1e-9)
-        log.add_scalar("speed/updates_per_second", self.chunk_rate, update)
+        # The pre-training has tags of its own, and steps that begin at 0.
+        prefix, step = ("", stop) if start >= 0 else ("pretrain/", stop + pl_module.pretrain_updates)
+        log = writer(trainer)
+        for name, values in self.latest.items():
+            log.add_scalar(prefix + name, sum(values) / len(values), step)
+        log.add_scalar(prefix + "speed/updates_per_second", self.chunk_rate, step)
 
     def _take_records(self, algorithm: Any) -> dict[str, list[float]]:
         """The chunk's means of all ranks; where one has diverged, all stop."""

@@ -21,7 +21,7 @@ import numpy as np
 from brpo.datasets import episodes, minari_io
 from brpo.datasets.catalog import find_dataset
 from brpo.errors import UserError
-from brpo.files import sync_folder
+from brpo.files import sync_folder, user_cache
 
 _MAGIC = b"brpo rows, 1    "  # another number wherever rows or description change their meaning
 _TRAILER = struct.Struct("<Q32s16s")  # bytes of the description, its SHA-256, the magic
@@ -85,9 +85,8 @@ def load(dataset_id: str) -> tuple[minari_io.Flat, RowFile]:
 
 def places(folder: Path) -> tuple[Path, Path]:
     """Where the cache of a data set's folder may lie: beside the folder, else in the user's cache folder."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     mark = hashlib.sha256(str(folder).encode()).hexdigest()[:12]  # data sets of one name may lie in several folders
-    return folder.parent / ".brpo-cache" / f"{folder.name}.rows", user / "brpo" / f"{folder.name}-{mark}.rows"
+    return folder.parent / ".brpo-cache" / f"{folder.name}.rows", user_cache() / f"{folder.name}-{mark}.rows"
 
 
 def _sources(folder: Path) -> Sources:

@@ -19,7 +19,7 @@ _FAILURES = (TorchDynamoException, InductorError)  # before anything has run
 
 
 def compile_update(algorithm: OfflineAlgorithm, backend: str = "inductor", or_eager: bool = False) -> None:
-    """Put a compiled version in the place of the update, for this object alone.
+    """Put a compiled version in the place of the update, for this object alone, and another in that of `pretrain`.
 
     Updates are made eagerly until every optimizer has its state. Parts that are not due in every update make a version for
     each combination. Where an optimizer is not torch's fused Adam, or ranks average gradients, only the losses are compiled.
@@ -37,12 +37,18 @@ def compile_update(algorithm: OfflineAlgorithm, backend: str = "inductor", or_ea
         lookup_backend(backend)
     except TorchDynamoException as error:
         raise UserError(f"engine.backend={backend} is unknown to torch.compile; inductor is the usual one.") from error
-    eager = algorithm.update
     optimizers = algorithm.optimizers_by_part.values()
     if algorithm.ranks.averages or not all(FusedAdamStep.is_plain(optimizer) for optimizer in optimizers):
         compile_losses(algorithm, backend)
         return
-    whole = _whole_update(algorithm, eager, backend)
+    _compile_method(algorithm, "update", algorithm.trained, backend, or_eager)
+    if algorithm.pretrain_updates:
+        _compile_method(algorithm, "pretrain", algorithm.pretrained, backend, or_eager)
+
+
+def _compile_method(algorithm: OfflineAlgorithm, name: str, parts: tuple[str, ...], backend: str, or_eager: bool) -> None:
+    eager = getattr(algorithm, name)
+    whole = _whole_update(algorithm, eager, parts, backend)
 
     def update(batch: Batch) -> None:
         if not algorithm.known_optimizers():
@@ -55,13 +61,15 @@ def compile_update(algorithm: OfflineAlgorithm, backend: str = "inductor", or_ea
             if not or_eager:
                 raise UserError(f"engine=compile cannot compile {type(algorithm).__name__}: {reason}") from error
             print(f"note: the update cannot be compiled and goes on eagerly: {reason}", flush=True)
-            algorithm.update = eager  # pyright: ignore[reportAttributeAccessIssue]
+            setattr(algorithm, name, eager)
             eager(batch)
 
-    algorithm.update = update  # pyright: ignore[reportAttributeAccessIssue]
+    setattr(algorithm, name, update)
 
 
-def _whole_update(algorithm: OfflineAlgorithm, eager: Callable[[Batch], None], backend: str) -> Callable[[Batch], None]:
+def _whole_update(
+    algorithm: OfflineAlgorithm, eager: Callable[[Batch], None], parts: tuple[str, ...], backend: str
+) -> Callable[[Batch], None]:
     def update_and_records(batch: Batch) -> dict[str, Tensor]:
         algorithm.latest = {}
         eager(batch)
@@ -73,7 +81,7 @@ def _whole_update(algorithm: OfflineAlgorithm, eager: Callable[[Batch], None], b
     def update(batch: Batch) -> None:
         given = algorithm.rates  # by a runner that captures this update
         if not rates:  # only now is the algorithm on its device
-            rates.update(_scalars(algorithm))
+            rates.update(_scalars(algorithm, parts))
         if given is None:
             for name, rate in rates.items():
                 rate.fill_(algorithm.rate(name, algorithm.update_count))
@@ -87,10 +95,10 @@ def _whole_update(algorithm: OfflineAlgorithm, eager: Callable[[Batch], None], b
     return update
 
 
-def _scalars(algorithm: OfflineAlgorithm) -> dict[str, Tensor]:
+def _scalars(algorithm: OfflineAlgorithm, parts: tuple[str, ...]) -> dict[str, Tensor]:
     """A number for each part, as those of a captured chunk are: another type would compile another version."""
     kind = rate_type(algorithm.device)
-    return {name: torch.zeros((), dtype=kind, device=algorithm.device) for name in algorithm.trained}
+    return {name: torch.zeros((), dtype=kind, device=algorithm.device) for name in parts}
 
 
 def compile_losses(algorithm: OfflineAlgorithm, backend: str = "inductor") -> list[str]:
@@ -98,7 +106,7 @@ def compile_losses(algorithm: OfflineAlgorithm, backend: str = "inductor") -> li
 
     What a loss records comes out of the compiled function beside its value.
     """
-    names = [f"{part}_loss" for part in algorithm.trained if hasattr(algorithm, f"{part}_loss")]
+    names = [f"{part}_loss" for part in algorithm.optimizers_by_part if hasattr(algorithm, f"{part}_loss")]
     for name in names:
         setattr(algorithm, name, _compiled_loss(algorithm, getattr(algorithm, name), backend))
     return names

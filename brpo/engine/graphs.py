@@ -53,9 +53,12 @@ class GraphRunner(EagerRunner):
         self.chunk, self.capture = chunk, capture
         self.seen: set[tuple[bool, ...]] = set()  # patterns that ran uncaptured: all they need is allocated and compiled
         self.graphs: dict[tuple[bool, ...], Captured] = {}
+        self.pretraining = False
 
     def run(self, algorithm: OfflineAlgorithm, start: int, stop: int) -> None:
         """Make the updates [start, stop)."""
+        if algorithm.pretraining is not self.pretraining:  # another phase trains other parts, with states of their own
+            self.pretraining, self.seen, self.graphs = algorithm.pretraining, set(), {}
         make_capturable(algorithm)
         pattern = self._pattern(algorithm, start)
         if stop - start != self.chunk:
@@ -89,7 +92,7 @@ class GraphRunner(EagerRunner):
         indices = self.indices(algorithm, start, start + self.chunk)
         # 16 bytes apart: compiled code copies inputs that are not aligned.
         kind = rate_type(algorithm.device)
-        rates = {name: torch.zeros(self.chunk, 4, dtype=kind, device=algorithm.device)[:, 0] for name in algorithm.trained}
+        rates = {name: torch.zeros(self.chunk, 4, dtype=kind, device=algorithm.device)[:, 0] for name in algorithm.active}
         history, algorithm.history = algorithm.history, []
         try:
             replay = self.capture(lambda: self._updates(algorithm, indices, rates))

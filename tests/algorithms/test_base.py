@@ -152,3 +152,91 @@ def test_zero_inverse_temperature_is_behaviour_cloning() -> None:
     iql.step(batch)
     bc.step(batch)
     assert iql.take_records()["loss/actor"] == pytest.approx(bc.take_records()["loss/actor"])
+
+
+class Staged(OfflineAlgorithm):
+    """`model` falls to 0 in the pre-training, and counts every third update of each phase; `x` begins as its copy."""
+
+    pretrained = ("model",)
+    trained = ("x",)
+
+    def __init__(self, **options) -> None:
+        sgd = functools.partial(torch.optim.SGD, lr=0.25, fused=True)
+        defaults = {"seeds": [0, 1], "max_updates": 8, "optimizer": sgd, "schedule": {}, "gradient_clip": None}
+        super().__init__(make_spec(), **{**defaults, "pretrain_updates": 8, **options})
+        for name in ("model", "x"):
+            setattr(self, name, torch.nn.Module())
+            getattr(self, name).weight = torch.nn.Parameter(torch.full((len(self.seeds), 1), 4.0))
+        self.register_buffer("thirds", torch.zeros(()))
+        self.register_buffer("noise", torch.zeros(len(self.seeds), 1))
+
+    def pretrain(self, batch) -> None:
+        self._step_of("model")
+
+    def update(self, batch) -> None:
+        self._step_of("x")
+
+    def _step_of(self, name: str) -> None:
+        if self.due(3):
+            self.thirds += 1
+        self.noise.copy_(self.normal("noise", self.noise))
+        self.descend(name, (getattr(self, name).weight ** 2).sum(-1))
+
+    def after_pretraining(self) -> None:
+        self.x.load_state_dict(self.model.state_dict())
+
+
+def test_a_phase_before_update_zero() -> None:
+    """A step of 0.25 halves a weight: 4 / 2^8 after 8 pre-training updates, half of it after one update more."""
+    staged = Staged()
+    staged.configure_optimizers()
+    staged.begin_pretraining()
+    staged.runner = type("Steps", (), {"run": lambda self, a, start, stop: [a.step(None) for _ in range(start, stop)]})()
+    assert [staged.moment(update) for update in (-8, -1, 0)] == [
+        "pre-training update 0",
+        "pre-training update 7",
+        "update 0",
+    ]
+    staged.training_step((-8, -3), 0)
+    noise = staged.noise.clone()
+    checkpoint: dict = {}
+    staged.on_save_checkpoint(checkpoint)
+    assert (checkpoint["brpo"]["updates"], checkpoint["brpo"]["pretrained"]) == (-3, 5)
+    assert set(staged.take_records()) == {"loss/model", "gradient_norm/model"}
+    staged.training_step((-3, 0), 0)
+    assert (staged.update_count, int(staged.updates)) == (0, 0)
+    assert staged.x.weight.flatten().tolist() == staged.model.weight.flatten().tolist() == [4 / 2**8] * 2
+    assert float(staged.thirds) == 3  # updates 0, 3 and 6 of the pre-training
+    staged.training_step((0, 5), 0)
+    assert float(staged.thirds) == 5  # and 0 and 3 of the training
+    assert staged.x.weight[0].item() == 4 / 2**13
+    assert staged.model.weight[0].item() == 4 / 2**8
+    assert not torch.equal(noise, staged.noise)
+
+
+def test_each_phase_has_its_own_schedule_and_numbers() -> None:
+    staged = Staged(schedule={"model": "cosine"}, pretrain_updates=4, max_updates=40)
+    staged.configure_optimizers()
+    assert [staged.rate("model", update) for update in (-4, -2, 0)] == pytest.approx([0.25, 0.125, 0.25])
+    staged.begin_pretraining()
+    first = staged.normal("x", torch.empty(2, 3))
+    staged.updates.zero_()
+    assert not torch.equal(first, staged.normal("x", torch.empty(2, 3)))
+
+
+@pytest.mark.parametrize(("kind", "value"), [(Staged, -1), (Staged, 0.5), (Staged, True), (Toy, 3)])
+def test_pretrain_updates_that_cannot_be(kind, value) -> None:
+    with pytest.raises(UserError, match=f"algo.pretrain_updates={value} is not allowed"):
+        kind(pretrain_updates=value)
+
+
+def test_divergence_in_the_pretraining_is_named_so() -> None:
+    staged = Staged()
+    staged.configure_optimizers()
+    staged.begin_pretraining()
+    staged.step(None)
+    with torch.no_grad():
+        staged.model.weight[1] = float("nan")
+    staged.step(None)
+    with pytest.raises(TrainingDiverged, match="loss/model of seed 1 became NaN or infinite at pre-training update 1"):
+        staged.take_records()

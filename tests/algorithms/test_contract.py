@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import io
 from typing import Any
 
@@ -15,7 +16,7 @@ from brpo.engine.runner import EagerRunner
 from brpo.modules.actors import DeterministicActor
 from brpo.modules.target import Target
 from brpo.types import Batch
-from tests.helpers import ALGORITHMS, make_algorithm, make_spec, random_batch
+from tests.helpers import ALGORITHMS, PRETRAINING, make_algorithm, make_spec, random_batch
 
 every_algorithm = pytest.mark.parametrize("algo", ALGORITHMS)
 SFAC_VARIANTS = [
@@ -112,6 +113,59 @@ def test_same_seed_same_weights_and_other_seed_other_weights(algo: str, override
     assert any(not torch.equal(first[name], other[name]) for name in first if name.startswith("actor"))
 
 
+every_pretraining = pytest.mark.parametrize("algo", PRETRAINING)
+
+
+def make_pretraining(algo: str, **options: Any) -> OfflineAlgorithm:
+    algorithm = make_algorithm(algo, "algo.pretrain_updates=4", **options)
+    algorithm.begin_pretraining()
+    return algorithm
+
+
+@every_pretraining
+def test_pretraining_of_seeds_together_equals_that_of_seeds_alone(algo: str) -> None:
+    """Across its end: 4 updates before the training, 2 in it."""
+    together, *alone = (make_pretraining(algo, seeds=seeds) for seeds in ((3, 7), (3,), (7,)))
+    for algorithm in (together, *alone):
+        train(algorithm, 4, -4).end_pretraining()
+        assert (algorithm.update_count, int(algorithm.updates), algorithm.pretraining) == (0, 0, False)
+        train(algorithm, 2)
+    for member, algorithm in enumerate(alone):
+        for name, value in algorithm.named_parameters():
+            assert torch.allclose(dict(together.named_parameters())[name][member], value[0], rtol=0, atol=1e-9), name
+
+
+@every_pretraining
+def test_pretraining_changes_the_pretrained_parts_only(algo: str) -> None:
+    """On a batch without rewards, and with finite records for each part and seed."""
+    algorithm = make_pretraining(algo, seeds=(0, 1))
+    before = state(algorithm)
+    batch = random_batch(seeds=2)
+    nothing = torch.full_like(batch.rewards, float("nan"))
+    algorithm.step(dataclasses.replace(batch, rewards=nothing, terminated=nothing))
+    records = algorithm.take_records()
+    assert {f"{kind}/{part}" for kind in ("loss", "gradient_norm") for part in algorithm.pretrained} <= set(records)
+    assert all(len(values) == 2 for values in records.values())
+    moved = {name.split(".")[0] for name, value in algorithm.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {*algorithm.pretrained, *algorithm.pretrained_also, "updates"}
+
+
+@every_pretraining
+def test_after_pretraining_leaves_the_pretrained_parts(algo: str) -> None:
+    """It begins from them, whether they were trained or taken from a file."""
+    algorithm = train(make_pretraining(algo), 4, -4)
+    parts = (*algorithm.pretrained, *algorithm.pretrained_also)
+    before = {name: value for name, value in state(algorithm).items() if name.split(".")[0] in parts}
+    algorithm.end_pretraining()
+    assert all(torch.equal(value, algorithm.state_dict()[name]) for name, value in before.items())
+    assert not any(optimizer.state for optimizer in algorithm.optimizers_by_part.values())
+
+
+@every_pretraining
+def test_pretraining_stays_on_its_device(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    test_an_update_stays_on_its_device(algo, ["algo.pretrain_updates=4"], monkeypatch, pretraining=True)
+
+
 @every_algorithm
 def test_chunks_do_not_matter(algo: str) -> None:
     whole = state(train(make_algorithm(algo), 6))
@@ -122,9 +176,13 @@ def test_chunks_do_not_matter(algo: str) -> None:
 
 
 @every_variant
-def test_an_update_stays_on_its_device(algo: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_stays_on_its_device(
+    algo: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch, pretraining: bool = False
+) -> None:
     """On a device without values: reading one fails, and so does mixing in a tensor that was made elsewhere."""
     algorithm = make_algorithm(algo, *overrides, seeds=(0, 1)).to("meta")
+    if pretraining:
+        algorithm.begin_pretraining()
     algorithm.configure_optimizers()
     monkeypatch.setattr(algorithm, "_step_optimizer", lambda *_: None)  # torch's own; its fused kernel needs values
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which does not know the device

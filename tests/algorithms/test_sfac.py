@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import math
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from scipy import optimize
 
+from brpo.errors import UserError
 from brpo.functional import weights
 from brpo.types import Batch
 from tests.algorithms.test_iql import constant_output, three_transitions
@@ -260,3 +262,19 @@ def test_a_step_under_bfloat16_sees_the_weights_of_the_step_before() -> None:
             for seed in range(5):
                 algorithm.step(random_batch(seeds=2, seed=seed, dtype=torch.float32))
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), uncached.parameters(), strict=True))
+
+
+def test_a_fixed_behavior_model_is_fitted_in_the_pretraining_alone() -> None:
+    algorithm = make_algorithm("sfac", "algo.behavior_training=fixed", "algo.pretrain_updates=1")
+    start = copy.deepcopy(algorithm.behavior.state_dict())
+    algorithm.begin_pretraining()
+    algorithm.step(random_batch())
+    algorithm.end_pretraining()
+    assert set(algorithm.take_records()) == {"loss/behavior", "gradient_norm/behavior"}
+    fitted = copy.deepcopy(algorithm.behavior.state_dict())
+    assert all(not torch.equal(fitted[name], value) for name, value in start.items())
+    algorithm.step(random_batch())
+    assert "loss/behavior" not in algorithm.take_records()
+    assert all(torch.equal(fitted[name], value) for name, value in algorithm.behavior.state_dict().items())
+    with pytest.raises(UserError, match="algo.behavior_training=frozen is not allowed; it must be joint or fixed"):
+        make_algorithm("sfac", "algo.behavior_training=frozen")

@@ -95,20 +95,19 @@ def test_best_is_the_largest_mean_over_seeds_of_the_present_mode(tmp_path: Path)
 def test_an_interrupted_make_up_evaluation_is_not_trained_over(tmp_path: Path) -> None:
     """Nothing is saved as `last`, so the evaluation stays the first thing to do."""
 
-    class Module:
-        update_count = 10
-
+    algorithm = make_algorithm("bc")
+    algorithm.update_count = 10
     recorder, signals = Recorder(RunFolder(tmp_path)), Signals()
     checkpoints = Checkpoints(tmp_path, recorder, signals)
     saved: list[str] = []
     trainer: Any = type("Trainer", (), {"save_checkpoint": lambda self, path: saved.append(path.name)})()
     signals.received = signal.SIGINT
     with pytest.raises(Interrupted, match="SIGINT at update 10"):
-        checkpoints.on_train_start(trainer, Module())
+        checkpoints.on_train_start(trainer, algorithm)
     assert saved == []
     signals.received = None
     recorder.rows = [row(10, 0, 1.0, episodes=1)]
-    checkpoints.on_train_start(trainer, Module())
+    checkpoints.on_train_start(trainer, algorithm)
     assert saved == ["best.ckpt"]  # the evaluation that was made up for is the best so far
 
 

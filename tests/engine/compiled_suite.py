@@ -15,7 +15,7 @@ from brpo.engine.runner import EagerRunner
 from brpo.errors import UserError
 from brpo.types import Batch
 from tests.algorithms.test_contract import state, transitions
-from tests.helpers import ALGORITHMS, make_algorithm
+from tests.helpers import ALGORITHMS, PRETRAINING, make_algorithm
 
 SCHEDULED = ["++algo.schedule.actor=cosine"]
 DATA = transitions()
@@ -81,6 +81,21 @@ def test_a_captured_chunk_compiles_nothing(compilations: Counter[str]) -> None:
     for start in range(0, 12, 4):
         runner.run(compiled, start, start + 4)
     assert counts == [2, 2]
+
+
+@pytest.mark.parametrize("algo", PRETRAINING)
+def test_a_pretraining_is_a_graph_of_its_own(algo: str, compilations: Counter[str]) -> None:
+    eager, compiled = pair(algo, ["algo.pretrain_updates=3", *SCHEDULED])
+    compile_update(compiled, "aot_eager")
+    for algorithm in (eager, compiled):
+        algorithm.begin_pretraining()
+        EagerRunner(DATA, 8).run(algorithm, -3, 0)
+        algorithm.end_pretraining()
+    assert compilations["unique_graphs"] == 1
+    assert_equal(eager, compiled, 1e-12)
+    run_both(eager, compiled, 1)
+    assert compilations["unique_graphs"] == 1  # the first update after it is eager again: it makes the optimizers' state
+    assert_equal(eager, compiled, 1e-12)
 
 
 def test_losses_alone(compilations: Counter[str]) -> None:

@@ -16,7 +16,8 @@ from brpo.engine.graphs import MAX_GRAPHS, GraphRunner
 from brpo.engine.ranks import Ranks
 from brpo.engine.runner import EagerRunner
 from brpo.errors import UserError
-from tests.algorithms.test_contract import every_variant, transitions
+from tests.algorithms.test_base import Staged
+from tests.algorithms.test_contract import every_pretraining, every_variant, transitions
 from tests.conftest import ROOT
 from tests.engine.compiled_suite import DATA, SCHEDULED, assert_equal, pair
 from tests.engine.replay import capture_for
@@ -74,6 +75,36 @@ def test_a_graph_for_each_pattern_of_what_is_due() -> None:
         assert float(replayed.count) == float(eager.count)
     assert float(eager.count) == len([u for u in range(60) if u >= 5 and u % 3 == 0])
     assert 3 <= len(runner.graphs) <= MAX_GRAPHS
+
+
+def through_both_phases(eager: OfflineAlgorithm, replayed: OfflineAlgorithm) -> GraphRunner:
+    """12 updates of the pre-training and 24 of the training; equal after each chunk of 4."""
+    runner = GraphRunner(DATA, 8, chunk=4, capture=capture_for(replayed))
+    eager.runner, replayed.runner = EagerRunner(DATA, 8), runner
+    for algorithm in (eager, replayed):
+        algorithm.begin_pretraining()
+    for start in range(-12, 24, 4):
+        for algorithm in (eager, replayed):
+            algorithm.training_step((start, start + 4), 0)
+        assert_equal(eager, replayed, 1e-7)
+    return runner
+
+
+@every_pretraining
+def test_replayed_chunks_of_a_pretraining_and_of_what_follows(algo: str) -> None:
+    """Each phase warms up, is captured and replayed on its own."""
+    runner = through_both_phases(*pair(algo, ["algo.pretrain_updates=12", *SCHEDULED]))
+    assert len(runner.graphs) == 1
+
+
+def test_graphs_of_parts_that_are_trained_before_only() -> None:
+    """Every third update is due in each phase: a graph for each pattern of a phase, and none of the phase before."""
+    eager, replayed = (Staged(pretrain_updates=12, max_updates=24).double() for _ in range(2))
+    for algorithm in (eager, replayed):
+        algorithm.configure_optimizers()
+    runner = through_both_phases(eager, replayed)
+    assert float(eager.thirds) == float(replayed.thirds) == 12
+    assert len(runner.graphs) == 3  # the chunks from 12, 16 and 20 on, each pattern's second
 
 
 def test_checkpoints_do_not_carry_what_an_engine_set() -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from brpo import behavior
+from brpo.callbacks.pretraining import Pretraining
 from brpo.engine import checkpoint_io, strategy
 from brpo.engine.ranks import Ranks, choose_mode, join_optimizer, own_optimizer, own_state, seed_axis
 from brpo.errors import LeftToRankZero, UserError
@@ -126,13 +128,18 @@ def test_devices_that_are_not_here_are_refused() -> None:
 
 @pytest.mark.slow
 def test_shared_seeds_equal_one_process_and_checkpoints_do_not_know_the_ranks(cli: Run, tmp_path: Path) -> None:
-    """Two processes then one, and one then two: the weights of one process alone."""
+    """Two processes then one, and one then two: the weights of one process alone.
+
+    The two pre-train a behaviour model for each seed, and the one takes them from the cache.
+    """
     runs = {"there": tmp_path / "there", "back": tmp_path / "back"}
-    common = [*TINY, *SMALL, "seeds=[4,8,9]", "eval.every=10"]
+    pretraining = ["algo=sfac", "algo.pretrain_updates=10", "algo.behavior_training=fixed"]
+    common = [*TINY[:-1], *pretraining, *SMALL, "seeds=[4,8,9]", "eval.every=10", "++algo.schedule.actor=constant"]
     for updates, first, second in ((10, TWO, ONE), (20, ONE, TWO)):
         for run, where in zip(runs.values(), (first, second), strict=True):
             again = ["resume=auto"] if updates > 10 else []
-            result = cli(*common, *where, f"max_updates={updates}", f"run_dir={run}", *again)
+            cache = str(tmp_path / "cache")
+            result = cli(*common, *where, f"max_updates={updates}", f"run_dir={run}", *again, XDG_CACHE_HOME=cache)
             assert result.returncode == 0, result.stderr
         there, back = weights(runs["there"]), weights(runs["back"])
         assert there["seeds"].tolist() == [4, 8, 9]
@@ -143,7 +150,42 @@ def test_shared_seeds_equal_one_process_and_checkpoints_do_not_know_the_ranks(cl
     assert keys[0] == keys[1] == [[update, seed] for update in ("10", "20") for seed in ("4", "8", "9")]
     result = json.loads((runs["back"] / "result.json").read_text())
     assert len(result["final"]["return"]) == 3
+    made, taken = (json.loads((run / "result.json").read_text())["behavior"] for run in runs.values())
+    assert made["files"] == [None] * 3
+    assert [Path(f).name[:28] for f in taken["files"]] == [f"tests-pendulum-tiny-v0-seed{seed}" for seed in (4, 8, 9)]
+    assert made["digests"] == taken["digests"]
     assert result["engine"] == {"name": "eager", "device": "cpu, 1 thread(s)", "processes": 2, "parallel": "seeds"}
+
+
+class Scripted(Ranks):
+    """A rank that hears from the group what was written down."""
+
+    def __init__(self, rank: int, mode: str, *answers: list) -> None:
+        super().__init__(rank, 2, mode)
+        self.answers = list(answers)
+
+    def exchange(self, value):  # type: ignore[override]
+        return self.answers.pop(0)
+
+
+def test_ranks_take_files_together_or_train_together() -> None:
+    """Where one rank has found nothing, all train; where they average, all take what rank 0 has found."""
+    other = make_algorithm("sfac", seeds=(1,))
+    found = behavior.members_of(other)
+    parts = [{"files": ["a"], "digests": ["x"]}, {"files": ["b"], "digests": ["y"]}]
+    for ranks, own, pretrains, files in (
+        (Scripted(0, "seeds", [False, True]), found, True, None),
+        (Scripted(0, "seeds", [False, False], parts), found, False, ["a", "b"]),
+        (Scripted(1, "data", [found, None], [False, False]), None, False, [None]),
+        (Scripted(1, "data", [None, found], [True, True]), found, True, None),
+    ):
+        algorithm = make_algorithm("sfac", "algo.pretrain_updates=5")
+        pretraining = Pretraining({"behavior": "auto"}, algorithm, ranks)
+        pretraining.members = own
+        pretraining.begin()
+        assert (algorithm.pretraining, ranks.answers) == (pretrains, [])
+        assert (pretraining.provenance or {}).get("files") == files
+        assert torch.equal(algorithm.behavior.network.layers[0].weight, other.behavior.network.layers[0].weight) != pretrains
 
 
 @pytest.mark.slow
