@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
@@ -14,6 +16,7 @@ from brpo.evaluation.toy import Paths, Target
 from brpo.functional.exact_values import diffusion_value
 
 SHOWN = 3000  # points of a panel
+FIELD_POINTS = 2000  # of the data that the exact field is made of
 SIDE = 2.2  # inches of a panel
 DPI = 130
 _COLOURS: dict[str, Any] = {"cmap": "viridis", "vmin": 0.0, "vmax": 1.0}  # of energies, everywhere
@@ -32,34 +35,40 @@ class Row(NamedTuple):
         return cls(target.dataset_id, {"data": data, "re-weighted data": optimum, **samples})
 
 
-def draw_samples(rows: Sequence[Row]) -> Figure:
+def draw_samples(rows: Sequence[Row], *, across: bool = False) -> Figure:
     """Panels of points, coloured by their energy: a row for each task, a column for each title.
 
     Args:
         rows: a panel that a row lacks stays empty.
+        across: a column for each task instead, and a row for each title.
     """
     titles = list(dict.fromkeys(title for row in rows for title in row.panels))
-    figure = Figure(figsize=(SIDE * len(titles) + 0.9, SIDE * len(rows) + 0.3), dpi=DPI, layout="constrained")
-    grid = figure.subplots(len(rows), len(titles), squeeze=False)
-    for axes, row in zip(grid, rows, strict=True):
-        for panel, title in zip(axes, titles, strict=True):
-            _frame(panel)
-            if title not in row.panels:
-                panel.axis("off")
-                continue
-            points = row.panels[title][:SHOWN]
-            shown = panel.scatter(
-                *points.T, c=toy.energy(row.dataset_id, points), s=2, linewidths=0, rasterized=True, **_COLOURS
-            )
-            figure.colorbar(shown, ax=panel, label="energy", shrink=0.9) if title == titles[-1] else None
-        axes[0].set_ylabel(row.dataset_id)
-    for panel, title in zip(grid[0], titles, strict=True):
-        panel.set_title(title, fontsize=10)
+    shape = (len(titles), len(rows)) if across else (len(rows), len(titles))
+    figure = Figure(figsize=(SIDE * shape[1] + 0.9, SIDE * shape[0] + 0.3), dpi=DPI, layout="compressed")
+    grid = figure.subplots(*shape, squeeze=False)
+    by_task = grid.T if across else grid
+    for panels, row in zip(by_task, rows, strict=True):
+        for panel, title in zip(panels, titles, strict=True):
+            _draw_points(panel, row, title)
+    for panels, names in ((by_task[:, 0], [row.dataset_id for row in rows]), (by_task[0], titles)):
+        on_top = across == (names is not titles)
+        for panel, name in zip(panels, names, strict=True):
+            panel.set_title(name, fontsize=10) if on_top else panel.set_ylabel(name)
+    figure.colorbar(ScalarMappable(Normalize(0.0, 1.0), "viridis"), ax=grid, label="energy", shrink=0.9, aspect=30, pad=0.01)
     return figure
 
 
+def _draw_points(panel: Any, row: Row, title: str) -> None:
+    _frame(panel)
+    if title not in row.panels:
+        panel.set_visible(False)
+        return
+    points = row.panels[title][:SHOWN]
+    panel.scatter(*points.T, c=toy.energy(row.dataset_id, points), s=2, linewidths=0, rasterized=True, **_COLOURS)
+
+
 def value_field(
-    points: np.ndarray, energies: np.ndarray, alpha_bar: float, temperature: float, side: int = 60, reach: float = 1.0
+    points: np.ndarray, energies: np.ndarray, alpha_bar: float, temperature: float, side: int = 48, reach: float = 1.0
 ) -> np.ndarray:
     """The exact `V_n` on a square grid over [-reach, reach]^2, (side, side): rows from the bottom, as `imshow` wants them.
 
@@ -84,16 +93,16 @@ def draw_generation(paths: Paths, points: np.ndarray, energies: np.ndarray, temp
 
     Args:
         paths: of a policy.
-        points: the data, (n, 2); at most the first 5000 make the field.
+        points: the data, (n, 2); the first `FIELD_POINTS` make the field.
         energies: of the data, (n,).
         temperature: `eta`.
         panels: at most so many steps.
     """
     last = len(paths.points) - 1
     steps = np.unique(np.linspace(0, last, min(panels, last + 1)).round().astype(int))
-    reach = max(1.0, float(np.abs(paths.points).max()))
+    reach = max(1.0, 1.05 * float(np.abs(paths.points).max()))
     fields = [
-        value_field(points[:5000], energies[:5000], float(paths.alpha_bars[step]), temperature, reach=reach)
+        value_field(points[:FIELD_POINTS], energies[:FIELD_POINTS], float(paths.alpha_bars[step]), temperature, reach=reach)
         for step in steps
     ]
     return draw_paths(paths.points, fields, steps.tolist(), reach=reach)
@@ -108,7 +117,7 @@ def draw_paths(paths: np.ndarray, fields: Sequence[np.ndarray], steps: Sequence[
         steps: the index along `paths` of each panel.
         reach: half the width of the square that a field covers.
     """
-    figure = Figure(figsize=(SIDE * len(steps) + 0.9, SIDE + 0.3), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(SIDE * len(steps) + 0.9, SIDE + 0.3), dpi=DPI, layout="compressed")
     grid = figure.subplots(1, len(steps), squeeze=False)[0]
     image: AxesImage | None = None
     for panel, field, step in zip(grid, fields, steps, strict=True):
@@ -119,7 +128,7 @@ def draw_paths(paths: np.ndarray, fields: Sequence[np.ndarray], steps: Sequence[
         panel.scatter(*paths[step].T, s=9, color="red", edgecolors="white", linewidths=0.4, zorder=3)
         panel.set_title(f"n = {len(paths) - 1 - step}", fontsize=10)
     if image is not None:
-        figure.colorbar(image, ax=list(grid), label="V", shrink=0.9)
+        figure.colorbar(image, ax=list(grid), label="V", shrink=0.9, aspect=15, pad=0.01)
     return figure
 
 
