@@ -38,15 +38,16 @@ TRAINING = ("max_updates=1000", "eval.every=1000", "eval.episodes=5")  # of --se
 
 def serve(overrides: Sequence[str], device: str) -> None:
     """Make updates when told to: their number comes in a line; the rate and the peak memory so far go out as JSON."""
-    algorithm, _ = build(composed(*overrides), device)
-    algorithm.configure_optimizers()
-    runner = algorithm.runner
+    config = composed(*overrides)
+    algorithm, _ = build(config, device)
+    runner, chunk = algorithm.runner, config["engine"]["chunk"]
     assert runner is not None
     for line in sys.stdin:
         updates, start = int(line), algorithm.update_count
         clock = time.perf_counter()
-        runner.run(algorithm, start, start + updates)
-        algorithm.take_records()  # waits for the device
+        for first in range(start, start + updates, chunk):
+            runner.run(algorithm, first, min(first + chunk, start + updates))
+            algorithm.take_records()  # waits for the device
         rate = updates / (time.perf_counter() - clock)
         reserved = torch.cuda.max_memory_reserved() if device == "cuda" else 0
         print(json.dumps({"rate": rate, "mib": peak_memory() / MIB, "device_mib": reserved / MIB}), flush=True)

@@ -19,7 +19,7 @@ RESUME_MAY_CHANGE = (
 )  # fmt: skip
 ENGINES = ("auto", "eager", "compile", "cudagraph")
 PARALLEL = ("auto", "seeds", "data")
-FAMILIES = ("default", "mujoco", "antmaze", "toy")
+FAMILIES = ("default", "mujoco", "antmaze", "kitchen", "toy")
 TRUSTED_MODULES = ("brpo", "torch.optim")
 
 

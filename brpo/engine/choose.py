@@ -68,7 +68,7 @@ def _graph_obstacle(algorithm: OfflineAlgorithm, device: torch.device, storage: 
 def make_runner(
     name: str, algorithm: OfflineAlgorithm, transitions: Transitions, engine: dict[str, Any], batch_size: int
 ) -> EagerRunner:
-    """The runner of an engine; for `compile`, the algorithm's update is replaced by a compiled one.
+    """The runner of an engine. `compile` replaces the algorithm's update by a compiled one, `cudagraph` may do so too.
 
     Args:
         name: what `choose` gave.
@@ -78,6 +78,8 @@ def make_runner(
         batch_size: transitions of an update, for each seed.
     """
     if name == "cudagraph":
+        if engine["compiled"] is True or (engine["compiled"] == "auto" and algorithm.max_updates >= WORTH_COMPILING):
+            compile_update(algorithm, engine["backend"], or_eager=engine["compiled"] == "auto")
         return graphs.GraphRunner(transitions, batch_size, engine["chunk"])
     if name == "compile":
         compile_update(algorithm, engine["backend"], or_eager=engine["name"] == "auto")

@@ -68,17 +68,20 @@ def _whole_update(algorithm: OfflineAlgorithm, eager: Callable[[Batch], None], b
         return algorithm.latest
 
     function = torch.compile(_own_code(update_and_records, "update"), fullgraph=True, dynamic=False, backend=backend)
-    rates = {n: torch.zeros((), dtype=torch.float64, device=algorithm.device) for n in algorithm.trained}
+    kind = torch.float64 if algorithm.device.type == "cpu" else torch.float32  # as a graph's rates, else a version more
+    rates = {name: torch.zeros((), dtype=kind, device=algorithm.device) for name in algorithm.trained}
 
     def update(batch: Batch) -> None:
-        for name, rate in rates.items():
-            rate.fill_(algorithm.rate(name, algorithm.update_count))
-        algorithm.rates, algorithm.due_now = rates, algorithm.what_is_due(algorithm.update_count)
+        given = algorithm.rates  # by a runner that captures this update
+        if given is None:
+            for name, rate in rates.items():
+                rate.fill_(algorithm.rate(name, algorithm.update_count))
+        algorithm.rates, algorithm.due_now = given or rates, algorithm.what_is_due(algorithm.update_count)
         try:
             with torch._dynamo.config.patch(trace_autograd_ops=True):
                 algorithm.latest = function(batch)
         finally:
-            algorithm.rates = algorithm.due_now = None
+            algorithm.rates, algorithm.due_now = given, None
 
     return update
 

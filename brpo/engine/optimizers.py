@@ -1,5 +1,8 @@
 """A shorter way to torch's fused Adam."""
 
+# pyright: reportPrivateImportUsage=false
+# torch does not list its `_foreach_` functions.
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,10 +54,11 @@ class FusedAdamStep:
     def __call__(self, gradients: Sequence[Tensor], rate: float | Tensor) -> None:
         """One step along gradients of the optimizer's parameters, in their order."""
         beta1, beta2 = self.group["betas"]
-        torch._foreach_add_(self.steps, 1)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(self.steps, 1)
         if torch.compiler.is_compiling():  # the compiler does not know the kernel, and makes one of its own
             assert isinstance(rate, Tensor), "an engine that compiles gives rates as tensors"
-            self._by_formula(gradients, rate)
+            by_formula = self._together if self.steps[0].is_cuda else self._one_by_one
+            by_formula(gradients, rate)
             return
         self.kernel(
             self.parameters,
@@ -72,7 +76,25 @@ class FusedAdamStep:
             maximize=False,
         )
 
-    def _by_formula(self, gradients: Sequence[Tensor], rate: Tensor) -> None:
+    def _together(self, gradients: Sequence[Tensor], rate: Tensor) -> None:
+        """What the kernel computes, all parameters in one kernel of the compiler's: launches are what a GPU waits for."""
+        (beta1, beta2), decay = self.group["betas"], self.group["weight_decay"]
+        step_size, correction = scales(self.steps[0], rate, beta1, beta2)
+        if decay and self.decoupled:
+            torch._foreach_mul_(self.parameters, 1.0 - rate * decay)
+        elif decay:
+            gradients = torch._foreach_add(list(gradients), self.parameters, alpha=decay)
+        torch._foreach_lerp_(self.averages, list(gradients), 1.0 - beta1)
+        torch._foreach_mul_(self.squares, beta2)
+        torch._foreach_addcmul_(self.squares, list(gradients), list(gradients), value=1.0 - beta2)
+        below = torch._foreach_sqrt(self.squares)
+        torch._foreach_div_(below, correction.to(below[0].dtype))
+        torch._foreach_add_(below, self.group["eps"])
+        steps = torch._foreach_div(self.averages, below)
+        torch._foreach_mul_(steps, step_size.to(below[0].dtype))
+        torch._foreach_sub_(self.parameters, steps)
+
+    def _one_by_one(self, gradients: Sequence[Tensor], rate: Tensor) -> None:
         """What the kernel computes (Kingma and Ba 2015, arXiv:1412.6980; AdamW: arXiv:1711.05101)."""
         (beta1, beta2), decay = self.group["betas"], self.group["weight_decay"]
         step_size, correction = adam_scales(self.steps[0], rate, beta1, beta2).to(self.averages[0].dtype).unbind()
@@ -90,13 +112,18 @@ class FusedAdamStep:
 
 @torch.library.custom_op("brpo::adam_scales", mutates_args=())
 def adam_scales(count: Tensor, rate: Tensor, beta1: float, beta2: float) -> Tensor:
-    """`rate / (1 - beta1^count)` and `sqrt(1 - beta2^count)`: (2,), float64.
+    """`scales` as (2,), float64.
 
-    An operator of its own: the compiler would fuse the two powers into the loops over the parameters, and take them anew for
-    every few numbers, which was a quarter of an update.
+    An operator of its own, on a CPU: the compiler would fuse the two powers into the loops over the parameters, and take
+    them anew for every few numbers, which was a quarter of an update.
     """
+    return torch.stack(scales(count, rate, beta1, beta2))
+
+
+def scales(count: Tensor, rate: Tensor, beta1: float, beta2: float) -> tuple[Tensor, Tensor]:
+    """`rate / (1 - beta1^count)` and `sqrt(1 - beta2^count)`, float64."""
     count = count.double()
-    return torch.stack([rate.double() / (1.0 - beta1**count), (1.0 - beta2**count).sqrt()])
+    return rate.double() / (1.0 - beta1**count), (1.0 - beta2**count).sqrt()
 
 
 @adam_scales.register_fake

@@ -8,6 +8,8 @@ from torch import Tensor
 
 def norm_per_seed(gradients: Sequence[Tensor]) -> Tensor:
     """Euclidean norm over all parameters, for each seed: (seeds,)."""
+    if gradients[0].is_cuda:  # few kernels instead of one for each parameter
+        return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1).norm(dim=1)
     if gradients[0].shape[0] == 1 and not torch.compiler.is_compiling():  # one kernel for all of them
         norms = torch._foreach_norm(list(gradients))  # pyright: ignore[reportPrivateImportUsage]
         return torch.stack(norms).norm().unsqueeze(0)

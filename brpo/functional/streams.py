@@ -21,6 +21,7 @@ def _signed(value: int) -> int:
 
 
 _INCREMENT = _signed(0x9E3779B97F4A7C15)
+_INVERSE = _signed(pow(0x9E3779B97F4A7C15, -1, 1 << 64))  # of the increment, modulo 2^64
 _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)
 
@@ -53,9 +54,13 @@ def key(seeds: Tensor, *words: Tensor | int) -> Tensor:
 
 
 def bits(keys: Tensor, count: int) -> Tensor:
-    """`count` hashes for each key: (..., count), int64."""
+    """`count` hashes for each key: (..., count), int64; those of `key + position * increment`.
+
+    The key enters before the product: compilers for GPUs take positions for int32, and a product of them with 64-bit
+    numbers would overflow.
+    """
     positions = torch.arange(count, device=keys.device)
-    return splitmix64(keys.unsqueeze(-1) + positions * _INCREMENT)
+    return splitmix64((positions + (keys * _INVERSE).unsqueeze(-1)) * _INCREMENT)
 
 
 def integers(keys: Tensor, count: int, high: int) -> Tensor:

@@ -15,6 +15,22 @@ def clipped_exp(exponent: Float[Tensor, "*n"], max_weight: float) -> Float[Tenso
     return exponent.clamp(max=math.log(max_weight)).exp()
 
 
+def sparse(exponent: Float[Tensor, "*n"], max_weight: float) -> Float[Tensor, "*n"]:
+    """`min(max(1 + exponent, 0), max_weight)`: zero, not small, for what is bad enough.
+
+    Source: SQL (arXiv:2303.15810) with `exponent = (Q - V) / (2 temperature)`; the clip is IQL's.
+    """
+    return (1.0 + exponent).clamp(0.0, max_weight)
+
+
+def softmax_over_batch(exponent: Float[Tensor, "seeds batch"]) -> Float[Tensor, "seeds batch"]:
+    """`exp(exponent)` over its batch mean: a softmax over the batch times its size.
+
+    Source: the authors' code of AWAC (arXiv:2006.09359), which so estimates the normalizer that Eq. 13 leaves out.
+    """
+    return torch.softmax(exponent, -1) * exponent.shape[-1]
+
+
 def normalize(weight: Float[Tensor, "seeds batch"]) -> Float[Tensor, "seeds batch"]:
     """Divide by the batch mean, so that `E_{pi_D}[w] = 1` holds on the batch. All zeros become all ones."""
     mean = weight.mean(-1, keepdim=True)

@@ -27,9 +27,13 @@ SFAC_VARIANTS = [
     ["algo.divergence=jensen_shannon", "algo.regularizer.loss_order=3", "algo.regularizer.epsilon=0.5"],
     ["algo.actor._target_=brpo.modules.actors.SquashedGaussianActor"],
 ]
-every_variant = pytest.mark.parametrize(
-    ("algo", "overrides"), [(algo, []) for algo in ALGORITHMS] + [("sfac", variant) for variant in SFAC_VARIANTS]
-)
+VARIANTS = [
+    *[("sfac", variant) for variant in SFAC_VARIANTS],
+    ("awac", ["algo.omega=softmax"]),
+    ("sql", ["algo.omega=advantage"]),
+    ("xql", ["algo.subtract_max=false"]),
+]
+every_variant = pytest.mark.parametrize(("algo", "overrides"), [(algo, []) for algo in ALGORITHMS] + VARIANTS)
 
 
 def transitions(size: int = 200, dtype: torch.dtype = torch.float64) -> Transitions:

@@ -25,7 +25,7 @@ def pair(algo: str, overrides: list[str]) -> tuple[OfflineAlgorithm, OfflineAlgo
     return first, second
 
 
-def assert_equal(a: OfflineAlgorithm, b: OfflineAlgorithm, tolerance: float) -> None:
+def assert_equal(a: OfflineAlgorithm, b: OfflineAlgorithm, tolerance: float, records: float = 1e-5) -> None:
     left, right = state(a), state(b)
     for name, value in left.items():
         assert torch.allclose(value.double(), right[name].double(), rtol=0, atol=tolerance), name
@@ -33,7 +33,7 @@ def assert_equal(a: OfflineAlgorithm, b: OfflineAlgorithm, tolerance: float) -> 
     ours, theirs = a.take_records(), b.take_records()
     assert ours.keys() == theirs.keys()
     for name, values in ours.items():
-        assert theirs[name] == pytest.approx(values, rel=1e-5, abs=1e-6), name
+        assert theirs[name] == pytest.approx(values, rel=records, abs=records / 10), name
 
 
 @pytest.fixture

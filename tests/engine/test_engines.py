@@ -151,16 +151,18 @@ def test_cudagraph_says_where_it_is_not_possible(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("engine", ["compile", "cudagraph"])
+@pytest.mark.parametrize(("engine", "compiled"), [("compile", False), ("cudagraph", False), ("cudagraph", True)])
 @pytest.mark.parametrize("algo", ALGORITHMS)
-def test_on_a_gpu(algo: str, engine: str) -> None:
-    """Against the eager engine on the same GPU, float32."""
+def test_on_a_gpu(algo: str, engine: str, compiled: bool) -> None:
+    """Against the eager engine on the same GPU, float32; without run-time type checks: `pytest -o addopts= -m gpu`."""
+    options = {"name": engine, "chunk": 10, "backend": "inductor"}
     data = transitions(dtype=torch.float32).to(torch.device("cuda"))
     eager, other = (make_algorithm(algo, *SCHEDULED, seeds=(0, 5), dtype=torch.float32).to("cuda") for _ in range(2))
     for algorithm in (eager, other):
         algorithm.configure_optimizers()
-    runner = make_runner(engine, other, data, {"chunk": 10, "backend": "inductor"}, 8)
-    for start in (0, 10, 20):
+    runner = make_runner(engine, other, data, options | {"compiled": compiled}, 8)
+    for start in (0, 10, 20, 30):
         EagerRunner(data, 8).run(eager, start, start + 10)
         runner.run(other, start, start + 10)
-    assert_equal(eager, other, 1e-4)
+        assert_equal(eager, other, 1e-4, records=1e-3)
+    assert len(getattr(runner, "graphs", [None])) == 1

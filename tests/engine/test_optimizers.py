@@ -36,22 +36,25 @@ def step(adam: Any, number: int, rate: float) -> None:
 
 @every_option
 def test_steps_and_state_are_those_of_the_optimizer(kind: Any, options: dict[str, Any]) -> None:
-    slow, quick, formula = (optimizer(kind, options) for _ in range(3))
-    for adam in (slow, quick, formula):
+    slow, quick, formula, together = (optimizer(kind, options) for _ in range(4))
+    for adam in (slow, quick, formula, together):
         assert not FusedAdamStep.possible(adam)
         step(adam, 0, 0.1)
         assert FusedAdamStep.possible(adam)
-    short, written = FusedAdamStep(quick), FusedAdamStep(formula)
+    short, written, joint = FusedAdamStep(quick), FusedAdamStep(formula), FusedAdamStep(together)
     for number in range(1, 6):
         rate = 0.1 / number
         step(slow, number, rate)
         short(gradients(number), rate)
-        torch._foreach_add_(written.steps, 1)
+        torch._foreach_add_(written.steps + joint.steps, 1)
         with torch.no_grad():
-            written._by_formula(gradients(number), torch.tensor(rate, dtype=torch.float64))
-    for one, two, three in zip(*(adam.param_groups[0]["params"] for adam in (slow, quick, formula)), strict=True):
+            written._one_by_one(gradients(number), torch.tensor(rate, dtype=torch.float64))
+            joint._together(gradients(number), torch.tensor(rate, dtype=torch.float64))
+    parameters = (adam.param_groups[0]["params"] for adam in (slow, quick, formula, together))
+    for one, two, three, four in zip(*parameters, strict=True):
         assert torch.equal(one, two)
         assert torch.allclose(one, three, rtol=0, atol=1e-6)
+        assert torch.allclose(one, four, rtol=0, atol=1e-6)
         assert slow.state[one]["step"] == quick.state[two]["step"] == 6
         assert torch.equal(slow.state[one]["exp_avg_sq"], quick.state[two]["exp_avg_sq"])
 

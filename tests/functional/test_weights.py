@@ -13,6 +13,19 @@ def test_clipped_exp_by_hand() -> None:
     assert result.tolist() == pytest.approx([1.0, math.e, 100.0, 0.0])
 
 
+def test_sparse_by_hand() -> None:
+    assert weights.sparse(torch.tensor([-3.0, -1.0, -0.5, 0.0, 2.0, 500.0]), 100.0).tolist() == [0, 0, 0.5, 1, 3, 100]
+
+
+def test_softmax_over_batch_by_hand() -> None:
+    """e^ln3 / (1 + 3) * 2 = 1.5; nothing overflows; it is the exponential divided by its batch mean."""
+    result = weights.softmax_over_batch(torch.tensor([[0.0, math.log(3)], [1000.0, -1000.0]]))
+    assert result.tolist()[0] == pytest.approx([0.5, 1.5])
+    assert result.tolist()[1] == [2.0, 0.0]
+    exponent = torch.randn(2, 7, dtype=torch.float64)
+    assert torch.allclose(weights.softmax_over_batch(exponent), weights.normalize(exponent.exp()))
+
+
 def test_normalize_by_hand() -> None:
     assert weights.normalize(torch.tensor([[1.0, 3.0], [2.0, 2.0]])).tolist() == [[0.5, 1.5], [1.0, 1.0]]
     assert weights.normalize(torch.zeros(1, 3)).tolist() == [[1.0, 1.0, 1.0]]
