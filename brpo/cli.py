@@ -45,8 +45,9 @@ def list_data(
     prefix: Annotated[str, typer.Option(help="Only remote ids that begin like this.")] = "",
 ) -> None:
     """List the data sets of this machine and, when it can be reached, of the hub."""
-    from brpo.datasets import catalog
+    from brpo.datasets import catalog, toy
 
+    print(f"Generated: {', '.join(toy.ids())}")
     local = catalog.local_ids()
     console.print(f"On this machine ({len(local)}):")
     for dataset_id, folder in local.items():
@@ -64,13 +65,13 @@ def list_data(
 @data_app.command("info")
 def data_info(dataset_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """Sizes, returns, terminations, quantiles and boundary actions of a data set."""
-    from brpo.datasets import minari_io
+    from brpo.datasets import sources
     from brpo.datasets.statistics import describe
 
     table = Table(title=dataset_id, title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in describe(minari_io.load(dataset_id)).items():
+    for name, value in describe(sources.load(dataset_id)).items():
         table.add_row(name, value)
     console.print(table)
 
@@ -78,9 +79,9 @@ def data_info(dataset_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
 @data_app.command("check")
 def data_check(dataset_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """Read every episode of a data set; exit code 2 and the first fault where it cannot be trained on."""
-    from brpo.datasets import minari_io
+    from brpo.datasets import sources
 
-    found = minari_io.check(dataset_id)
+    found = sources.check(dataset_id)
     print(f"{dataset_id}: good. {found.lengths.sum()} transitions in {len(found.lengths)} episodes, digest {found.digest}")
     if found.clipped:
         print(f"{found.clipped} action entries lie outside the bounds; training clips them.")
@@ -89,8 +90,8 @@ def data_check(dataset_id: Annotated[str, typer.Argument(metavar="ID")]) -> None
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint inside one.")],
-    episodes: Annotated[int, typer.Option(min=1, help="Episodes for each seed.")] = 10,
-    mode: Annotated[Mode, typer.Option(help="The policy's mode, or sampled actions.")] = Mode.mean,
+    episodes: Annotated[int | None, typer.Option(min=1, help="For each seed; 10, or 10000 samples on a toy task.")] = None,
+    mode: Annotated[Mode | None, typer.Option(help="The policy's mode, or sampled actions as on a toy task.")] = None,
     checkpoint: Annotated[Rule, typer.Option(help="Which checkpoint of a run folder.")] = Rule.last,
     video: Annotated[bool, typer.Option(help="Also film one episode of each seed into RUN/videos.")] = False,
     frames: Annotated[int, typer.Option(min=1, help="Longest video, in environment steps.")] = 500,
@@ -100,43 +101,37 @@ def evaluate(
 
     path = saved_runs.checkpoint_of(run, checkpoint.value)
     try:
-        result = saved_runs.evaluate_checkpoint(path, episodes=episodes, mode=mode.value)
+        result = saved_runs.evaluate_checkpoint(path, episodes=episodes, mode=mode.value if mode else None)
         _print_evaluation(result)
         if video:
             if "MUJOCO_GL" not in os.environ and sys.platform == "linux" and not os.environ.get("DISPLAY"):
                 os.environ["MUJOCO_GL"] = "egl"  # renders without a screen
-            for file in saved_runs.film(path, mode=mode.value, max_frames=frames):
+            for file in saved_runs.film(path, mode=result["mode"], max_frames=frames):
                 print(f"video: {file}")
     except KeyboardInterrupt:
         raise Interrupted("the evaluation was given up") from None
 
 
+_COLUMNS: dict[str, str] = {
+    "return_mean": "return",
+    "return_std": "std",
+    "return_worst": "worst",
+    "return_cvar": "CVaR 10 %",
+}
+
+
 def _print_evaluation(result: dict[str, Any]) -> None:
     table = Table(title=f"{result['algo']} on {result['dataset']}, {result['checkpoint']}", title_justify="left")
-    columns = ("seed", "return", "std", "score", "worst", "CVaR 10 %", "length", "value gap")
-    for column in columns:
+    rows, digits = result["rows"], result["digits"]
+    names = [name for name in rows[0].numbers() if not name.startswith("mode_share")]  # mode_error sums them up
+    for column in ["seed", *(_COLUMNS.get(name) or name.replace("_", " ") for name in names)]:
         table.add_column(column, justify="right")
-    for row in result["rows"]:
-        table.add_row(
-            str(row.seed),
-            *(
-                "" if value is None else f"{value:.1f}"
-                for value in (
-                    row.return_mean,
-                    row.return_std,
-                    row.score,
-                    row.return_worst,
-                    row.return_cvar,
-                    row.length,
-                    row.value_gap,
-                )
-            ),
-        )
+    for row in rows:
+        numbers = row.numbers()
+        table.add_row(str(row.seed), *("" if numbers[n] is None else f"{numbers[n]:.{digits}f}" for n in names))
     console.print(table)
-    print(
-        f"{result['episodes']} episodes a seed in {result['environment']}, {result['mode']} action, "
-        f"update {result['update']}"
-    )
+    where = f"episodes a seed in {result['environment']}" if result["environment"] else "samples a seed"
+    print(f"{result['episodes']} {where}, {result['mode']} action, update {result['update']}")
 
 
 @app.command("collect")

@@ -11,6 +11,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from brpo.errors import UserError
+from brpo.evaluation.kinds import Kind, kind_of
 from brpo.evaluation.scores import spread
 from brpo.files import write_atomically
 from brpo.sweep_folder import Job, Status, SweepFolder
@@ -32,7 +33,8 @@ class Row:
         digest: of the data set's content; empty without a result.
         run_dirs: the runs' folders.
         seeds: they label the numbers below.
-        metric: `score`, or `return` where the data set has no reference scores; empty without rollouts.
+        metric: `score`, or `return` where the data set has no reference scores, or `sliced_wasserstein` on a toy task;
+            empty without evaluations.
         values: for final, best and auc one number per seed.
         evaluation: how these came about, `mean action, 10 episodes`.
         updates: gradient steps.
@@ -54,9 +56,15 @@ class Row:
     updates_per_second: tuple[float, ...] = ()
 
     def worst(self) -> tuple[int, float] | None:
-        """The seed with the smallest final value, and this value."""
+        """The seed with the worst final value, and this value."""
         pairs = zip(self.seeds, self.values.get("final", ()), strict=False)
-        return min(pairs, key=lambda pair: pair[1], default=None)
+        sign = 1.0 if self.kind.larger_is_better else -1.0
+        return min(pairs, key=lambda pair: sign * pair[1], default=None)
+
+    @property
+    def kind(self) -> Kind:
+        """What its numbers mean."""
+        return kind_of(self.dataset)
 
 
 def collect(folder: SweepFolder) -> list[Row]:
@@ -87,7 +95,8 @@ def _row(folder: SweepFolder, job: Job) -> Row:
 
 
 def _with_result(row: Row, result: dict[str, Any]) -> Row:
-    metric = next((name for name in ("score", "return") if result["final"][name] is not None), "")
+    lead = kind_of(result["dataset"]["id"]).lead
+    metric = next((name for name in lead if result["final"][name] is not None), "")
     values = {rule: result[rule][metric] for rule in RULES} if metric else {}
     speed = result["updates_per_second"]
     return replace(
@@ -146,11 +155,11 @@ def several_digests(rows: Sequence[Row]) -> dict[str, list[str]]:
 def notes(rows: Sequence[Row], ambiguous: dict[str, list[str]]) -> list[str]:
     """What a reader has to know about the numbers."""
     lines = []
-    metrics = sorted({"normalized score" if row.metric == "score" else row.metric for row in rows if row.metric})
+    metrics = sorted({row.kind.words[row.metric] for row in rows if row.metric})
     if metrics:
         how = "; ".join(sorted({row.evaluation for row in rows if row.evaluation}))
         lines.append(f"{' or '.join(metrics)}, mean ± standard deviation over seeds; {how}")
-    if len(metrics) > 1:
+    if {"return", "normalized score"} <= set(metrics):
         lines.append("note: data sets without reference scores have returns; results.csv says which row has what")
     for dataset, digests in ambiguous.items():
         contents = ", ".join(digest[:12] for digest in digests)
@@ -181,8 +190,8 @@ def cells(row: Row, ambiguous: dict[str, list[str]]) -> tuple[str, ...]:
         dataset,
         " ".join(item for item in row.overrides if not item.startswith(("algo=", "dataset=", "seeds="))),
         ",".join(map(str, row.seeds)) or " ".join(item for item in row.overrides if item.startswith("seeds=")),
-        *(spread(row.values.get(rule, ())) for rule in RULES),
-        f"{worst[0]}: {worst[1]:.1f}" if worst else "",
+        *(spread(row.values.get(rule, ()), row.kind.digits) for rule in RULES),
+        f"{worst[0]}: {worst[1]:.{row.kind.digits}f}" if worst else "",
         f"{fmean(row.updates_per_second):.0f}" if row.updates_per_second else "",
         row.status,
         "\n".join(os.path.relpath(path) for path in row.run_dirs),

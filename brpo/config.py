@@ -19,7 +19,7 @@ RESUME_MAY_CHANGE = (
 )  # fmt: skip
 ENGINES = ("auto", "eager", "compile", "cudagraph")
 PARALLEL = ("auto", "seeds", "data")
-FAMILIES = ("default", "mujoco", "antmaze", "kitchen")
+FAMILIES = ("default", "mujoco", "antmaze", "kitchen", "toy")
 TRUSTED_MODULES = ("brpo", "torch.optim")
 
 
@@ -148,9 +148,15 @@ def check_config(config: dict[str, Any]) -> None:
     require("engine.products", products, products in ("auto", "blas", "onednn"), "auto, blas or onednn")
     mode = config["eval"]["mode"]
     require("eval.mode", mode, mode in ("mean", "sampled"), "mean or sampled")
-    require("dataset", config["dataset"], isinstance(config["dataset"], str), "a Minari id")
     behavior = config["behavior"]
     require("behavior", behavior, isinstance(behavior, str) and behavior != "", "auto, fresh, or the path of a run or file")
+    dataset, scale = config["dataset"], config["data"]["reward_scale"]
+    require("dataset", dataset, isinstance(dataset, str), "a Minari id or a toy task")
+    check_evaluation(dataset, mode)
+    eta = config["data"]["eta"]
+    require("data.eta", eta, isinstance(eta, int | float) and not isinstance(eta, bool) and eta > 0, "a number > 0")
+    same_units = scale == 1 or not _is_toy(dataset)
+    require("data.reward_scale", scale, same_units, "1 on a toy task: temperatures and data.eta are in units of the energy")
     seed_list(config["seeds"])
     trainer = config["trainer"]
     if str(trainer.get("precision")) in ("16-mixed", "16", "16-true"):
@@ -160,6 +166,21 @@ def check_config(config: dict[str, Any]) -> None:
         )
     require("trainer.precision", trainer.get("precision"), trainer.get("precision") in ("32-true", "bf16-mixed"),
             "32-true or bf16-mixed")  # fmt: skip
+
+
+def check_evaluation(dataset: str, mode: str) -> None:
+    """Refuse to judge a toy task's policy by its mean.
+
+    Raises:
+        UserError: names the mode and what is allowed.
+    """
+    if _is_toy(dataset) and mode != "sampled":
+        raise UserError(f"eval.mode={mode} is not allowed on {dataset}, which compares samples; it must be sampled.")
+
+
+def _is_toy(dataset: str) -> bool:
+    """As `brpo.datasets.toy.is_toy`, without importing torch."""
+    return dataset.startswith("toy/")
 
 
 def differing_keys(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

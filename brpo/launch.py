@@ -18,6 +18,7 @@ from brpo import resume as resuming
 from brpo import runs
 from brpo.engine.strategy import several_processes
 from brpo.errors import UserError
+from brpo.evaluation.kinds import kind_of
 from brpo.evaluation.scores import spread
 from brpo.training import train
 
@@ -136,13 +137,12 @@ def _key(override: str) -> str:
 
 def report(result: dict[str, Any]) -> None:
     """The last lines that a user sees."""
+    kind = kind_of(result["dataset"]["id"])
     for name in ("final", "best"):
-        scores, returns = result[name]["score"], result[name]["return"]
-        if returns is None:
+        numbers = {key: result[name][key] for key in kind.reported if result[name][key] is not None}
+        if not numbers:
             continue
-        text = f"{name}: return {_over_seeds(returns)}"
-        if scores is not None:
-            text += f", normalized score {_over_seeds(scores)}"
+        text = f"{name}: " + ", ".join(f"{kind.words[k]} {_over_seeds(v, kind.digits)}" for k, v in numbers.items())
         if name == "best":
             text += f" (at update {result['best']['update']})"
         print(text, flush=True)
@@ -151,5 +151,5 @@ def report(result: dict[str, Any]) -> None:
     )
 
 
-def _over_seeds(values: list[float]) -> str:
-    return spread(values) + (f" ({len(values)} seeds)" if len(values) > 1 else "")
+def _over_seeds(values: list[float], digits: int) -> str:
+    return spread(values, digits) + (f" ({len(values)} seeds)" if len(values) > 1 else "")

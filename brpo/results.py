@@ -38,13 +38,13 @@ def summarize(
     with contextlib.suppress(environments.EnvironmentUnavailable):
         environment = environments.describe(spec.environment)["id"]
     seeds = configuration.seed_list(config["seeds"])
-    rows = recorder.comparable
+    rows, kind = recorder.comparable, recorder.kind
     updates = sorted({row["update"] for row in rows})
 
     def at(update: int | None, key: str) -> list[Any] | None:
         if update is None:
             return None
-        by_seed = {row["seed"]: row[key] for row in rows if row["update"] == update}
+        by_seed = {row["seed"]: row.get(key) for row in rows if row["update"] == update}
         values = [by_seed.get(seed) for seed in seeds]
         return None if None in values else values
 
@@ -54,8 +54,8 @@ def summarize(
             return None
         return [float(value) for value in np.mean(np.array(table, dtype=float), axis=0)]
 
-    def both(update: int | None) -> dict[str, Any]:
-        return {"return": at(update, "return_mean"), "score": at(update, "score")}
+    def reported(update: int | None) -> dict[str, Any]:
+        return {name: at(update, column) for name, column in kind.reported.items()}
 
     return {
         "algo": configuration.algorithm_name(config),
@@ -63,11 +63,10 @@ def summarize(
         "env": {"id": environment, "version": runs.versions().get("gymnasium")},
         "seeds": seeds,
         "updates": updates_made,
-        "checkpoint_rule": "final is primary; best is the evaluation with the largest mean return over the seeds; "
-        "auc is the mean over all evaluations",
-        "final": {**both(updates[-1] if updates else None)},
-        "best": {**both(recorder.best_update), "update": recorder.best_update},
-        "auc": {"return": mean_over_training("return_mean"), "score": mean_over_training("score")},
+        "checkpoint_rule": kind.rule,
+        "final": reported(updates[-1] if updates else None),
+        "best": {**reported(recorder.best_update), "update": recorder.best_update},
+        "auc": {name: mean_over_training(column) for name, column in kind.reported.items()},
         "worst_episode": at(updates[-1] if updates else None, "return_worst"),
         "cvar": at(updates[-1] if updates else None, "return_cvar"),
         "evaluation": {"mode": config["eval"]["mode"], "episodes": config["eval"]["episodes"]},
@@ -93,11 +92,7 @@ def describe_engine(name: str, device: torch.device, ranks: Ranks) -> dict[str, 
 
 def log_hyperparameters(folder: runs.RunFolder, config: dict[str, Any], result: dict[str, Any]) -> None:
     """Hyper-parameters with the final metrics, for TensorBoard's HPARAMS page."""
-    metrics = {
-        f"final/{name}": float(np.mean(values))
-        for name, values in (("return", result["final"]["return"]), ("score", result["final"]["score"]))
-        if values is not None
-    }
+    metrics = {f"final/{name}": float(np.mean(values)) for name, values in result["final"].items() if values is not None}
     logger = RunLogger(folder.path, name="", version="", default_hp_metric=False)
     parameters = {key: value for key, value in configuration.flatten(config).items() if key != "run_dir"}
     logger.log_hyperparams({key: str(value) if isinstance(value, list) else value for key, value in parameters.items()},

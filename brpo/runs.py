@@ -50,6 +50,11 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def pictures(self) -> Path:
+        """Folder of the pictures of evaluations."""
+        return self.path / "pictures"
+
+    @property
     def videos(self) -> Path:
         """Folder of the videos."""
         return self.path / "videos"

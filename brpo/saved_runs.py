@@ -1,5 +1,6 @@
 """Evaluating what a run saved: from a checkpoint file to scores and films. The file is not trusted."""
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,12 @@ import torch
 from brpo import config as configuration
 from brpo import resume, runs
 from brpo.algorithms.base import OfflineAlgorithm
+from brpo.datasets import toy
 from brpo.engine import checkpoint_io
 from brpo.errors import UserError
 from brpo.evaluation import environments
-from brpo.evaluation.evaluate import evaluate
-from brpo.evaluation.rollout import Rollouts
+from brpo.evaluation.kinds import kind_of
+from brpo.evaluation.make import make_evaluator
 from brpo.types import DataSpec
 
 
@@ -58,36 +60,39 @@ def checkpoint_of(run: Path, rule: str) -> Path:
     return path
 
 
-def _rollouts(spec: DataSpec, seeds: int, episodes: int) -> Rollouts:
-    try:
-        sizes = (spec.observation_dim, spec.action_dim)
-        return Rollouts(environments.maker(spec.environment, sizes=sizes), seeds, episodes)
-    except environments.EnvironmentUnavailable as error:
-        raise UserError(f"No rollouts: {error}.") from error
+def evaluate_checkpoint(path: Path, *, episodes: int | None = None, mode: str | None = None) -> dict[str, Any]:
+    """Evaluate the policies of a checkpoint, from the same starts as the evaluations of training.
 
-
-def evaluate_checkpoint(path: Path, *, episodes: int, mode: str) -> dict[str, Any]:
-    """Roll the policies of a checkpoint out, from the same starts as the evaluations of training.
+    Args:
+        path: the checkpoint.
+        episodes: of each seed; None: 10, or 10000 samples on a toy task.
+        mode: `mean` or `sampled`; None: `mean`, or `sampled` on a toy task, which has no other.
 
     Raises:
         UserError: the checkpoint cannot be used, or its environment is not here.
     """
     algorithm, config = load_algorithm(path)
-    seeds = configuration.seed_list(config["seeds"])
-    rollouts = _rollouts(algorithm.spec, len(seeds), episodes)
+    spec, seeds = algorithm.spec, configuration.seed_list(config["seeds"])
+    sampled = toy.is_toy(spec.dataset_id)
+    episodes, mode = episodes or (10_000 if sampled else 10), mode or ("sampled" if sampled else "mean")
+    configuration.check_evaluation(spec.dataset_id, mode)
+    eta = config["data"].get("eta", 0.0)  # runs from before there were toy tasks have none
     try:
-        rows, _ = evaluate(algorithm, rollouts, mode, seeds, algorithm.update_count)
-    finally:
-        rollouts.close()
+        evaluator = make_evaluator(spec, len(seeds), episodes=episodes, mode=mode, eta=eta)
+    except environments.EnvironmentUnavailable as error:
+        raise UserError(f"No rollouts: {error}.") from error
+    with contextlib.closing(evaluator):
+        rows = evaluator.evaluate(algorithm, seeds, algorithm.update_count)
     return {
         "algo": type(algorithm).__name__,
-        "dataset": algorithm.spec.dataset_id,
-        "environment": environments.describe(algorithm.spec.environment)["id"],
+        "dataset": spec.dataset_id,
+        "environment": None if sampled else environments.describe(spec.environment)["id"],
         "checkpoint": path.name,
         "update": algorithm.update_count,
         "episodes": episodes,
         "mode": mode,
         "rows": rows,
+        "digits": kind_of(spec.dataset_id).digits,
     }
 
 

@@ -31,6 +31,8 @@ from brpo.engine.choose import choose, make_runner
 from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import TrainingDiverged, UserError
 from brpo.evaluation import environments
+from brpo.evaluation.kinds import Evaluator, kind_of
+from brpo.evaluation.make import make_evaluator
 from brpo.evaluation.rollout import useful_processes
 from brpo.files import write_json
 from brpo.functional import products
@@ -60,7 +62,7 @@ def make_datamodule(config: dict[str, Any]) -> OfflineDataModule:
     Raises:
         UserError: there is no such data set, it cannot be trained on, or an option is refused.
     """
-    options = {key: value for key, value in config["data"].items() if key != "family"}
+    options = {key: value for key, value in config["data"].items() if key not in ("family", "eta")}
     try:
         datamodule = OfflineDataModule(
             config["dataset"],
@@ -191,18 +193,16 @@ def _build(
     for notice in algorithm.notices():
         print(f"note: {notice}", flush=True)
     constants = {"data/boundary_share": datamodule.flat.boundary_share, **algorithm.constants()}
-    recorder = Recorder(folder, ranks, mode=evaluation["mode"], episodes=evaluation["episodes"], constants=constants)
+    kind, mode, episodes = kind_of(spec.dataset_id), evaluation["mode"], evaluation["episodes"]
+    recorder = Recorder(folder, ranks, mode=mode, episodes=episodes, kind=kind, constants=constants)
     evaluate = Evaluate(
-        _environment_maker(spec) if ranks.evaluates else None,
+        _evaluator(config, spec, len(own), ranks) if ranks.evaluates else None,
         recorder,
         signals,
         ranks,
         seeds=own,
-        episodes=evaluation["episodes"],
-        mode=evaluation["mode"],
         every=evaluation["every"],
         batch=datamodule.diagnostic_batch(len(own)),
-        processes=evaluation["processes"] or useful_processes(len(own) * evaluation["episodes"], cpu_count() // ranks.world),
     )
     progress = UpdateProgress(recorder, config["max_updates"])
     checkpoints = Checkpoints(folder.checkpoints, recorder, signals, ranks)
@@ -257,9 +257,14 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
 
 
-def _environment_maker(spec: DataSpec) -> Any:
+def _evaluator(config: dict[str, Any], spec: DataSpec, seeds: int, ranks: Ranks) -> Evaluator | None:
+    """What evaluates the policies of this rank's seeds; None where there is no environment."""
+    options, processes = config["eval"], config["eval"]["processes"]
+    processes = processes or useful_processes(seeds * options["episodes"], cpu_count() // ranks.world)
     try:
-        return environments.maker(spec.environment, sizes=(spec.observation_dim, spec.action_dim))
+        return make_evaluator(
+            spec, seeds, episodes=options["episodes"], mode=options["mode"], eta=config["data"]["eta"], processes=processes
+        )
     except environments.EnvironmentUnavailable as error:
         print(f"no rollouts: {error}; offline diagnostics remain", flush=True)
         return None

@@ -1,6 +1,6 @@
 """The two records that everything speaks in: a batch of transitions, and what is known about the data."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from torch import Tensor
@@ -45,6 +45,7 @@ class DataSpec:
         environment: Gymnasium environment specification as JSON, or None where the data set has none.
         transitions: number of transitions in the data set.
         episodes: number of episodes in the data set.
+        one_step: whether every transition is terminated, so that nothing follows an action (the toy tasks).
     """
 
     dataset_id: str
@@ -65,6 +66,7 @@ class DataSpec:
     environment: str | None
     transitions: int
     episodes: int
+    one_step: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, as a checkpoint holds them."""
@@ -75,10 +77,11 @@ class DataSpec:
         """The inverse of `to_dict`.
 
         Raises:
-            ValueError: a key is missing or unknown.
+            ValueError: a key is missing, unless it has a default, or unknown.
         """
         known = {field.name for field in fields(cls)}
-        if set(values) != known:
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if not needed <= set(values) <= known:
             raise ValueError(f"DataSpec has the keys {sorted(known)}, got {sorted(values)}")
         plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         return cls(**plain)

@@ -166,6 +166,14 @@ class OfflineAlgorithm(lightning.LightningModule):
         """The critic's value (seeds, n) of environment-unit observations and [-1, 1] actions, in scaled rewards."""
         return None
 
+    def generation_paths(self, observations: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Ways of sampled actions out of noise, for pictures: points (seeds, steps + 1, n, action) and abar (steps + 1,).
+
+        From noise to the action, all in [-1, 1] units; abar is the share of the data's variance in each, 1 at the action.
+        None for a policy that does not act step by step.
+        """
+        return None
+
     def constants(self) -> dict[str, float]:
         """Numbers that the options imply, logged once."""
         return {}

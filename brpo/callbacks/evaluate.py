@@ -1,9 +1,8 @@
 """Evaluates at the end of every epoch (an epoch is an evaluation interval) and at the end of training."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -12,47 +11,39 @@ from brpo.callbacks.recorder import Recorder
 from brpo.callbacks.signals import Signals
 from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import Interrupted
-from brpo.evaluation.evaluate import Summary, evaluate
-from brpo.evaluation.rollout import Rollouts
+from brpo.evaluation.kinds import Evaluator, Summary
 from brpo.types import Batch
 
 
 class Evaluate(Callback):
-    """Rollouts of all seeds, and distributions on the held-out batch.
+    """Rollouts or samples of all seeds, and distributions on the held-out batch.
 
     Its state says which update was evaluated last: a run that was killed between a checkpoint and its evaluation
     evaluates first when it is resumed.
 
     Args:
-        make: makes one environment; None where there is none, then only the offline diagnostics are taken.
+        evaluator: evaluates this rank's members; None where there is none, then only the offline diagnostics are taken.
         recorder: takes the numbers.
-        signals: an interrupted rollout is given up.
+        signals: an interrupted evaluation is given up.
         ranks: the group: in `seeds` each rank evaluates its own, in `data` rank 0 does it for all.
         seeds: names of this rank's members.
-        episodes: episodes for each seed.
-        mode: `mean` or `sampled`.
         every: updates between evaluations.
         batch: the fixed held-out batch.
-        processes: that the environments are shared out to.
     """
 
     def __init__(
         self,
-        make: Callable[[], gymnasium.Env] | None,
+        evaluator: Evaluator | None,
         recorder: Recorder,
         signals: Signals,
         ranks: Ranks = ALONE,
         *,
         seeds: list[int],
-        episodes: int,
-        mode: str,
         every: int,
         batch: Batch,
-        processes: int = 1,
     ) -> None:
-        self.recorder, self.signals, self.ranks = recorder, signals, ranks
-        self.seeds, self.mode, self.every, self.batch = seeds, mode, every, batch
-        self.rollouts = Rollouts(make, len(seeds), episodes, processes=processes) if make is not None else None
+        self.evaluator, self.recorder, self.signals, self.ranks = evaluator, recorder, signals, ranks
+        self.seeds, self.every, self.batch = seeds, every, batch
         self.evaluated = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,21 +68,22 @@ class Evaluate(Callback):
         update = algorithm.update_count
         if update <= self.evaluated:  # negative in the pre-training
             return
-        shares = self.ranks.exchange(self._roll_out(algorithm, update))
+        shares = self.ranks.exchange(self._summaries(algorithm, update))
         if None in shares:
             return  # a rank gave up; `evaluated` stays behind, so that the resumed run evaluates first
         summaries = [summary for share in shares if share for summary in share]
         if summaries:
             self.recorder.add_evaluation(trainer, summaries)
+            self.recorder.add_pictures(trainer, self.evaluator.pictures() if self.evaluator else {}, update)
         self.recorder.add_distributions(trainer, self._distributions(algorithm), update)
         self.evaluated = update
 
-    def _roll_out(self, algorithm: Any, update: int) -> list[Summary] | None:
-        """Summaries of this rank's seeds; None if it was interrupted."""
-        if self.rollouts is None:
+    def _summaries(self, algorithm: Any, update: int) -> Sequence[Summary] | None:
+        """Of this rank's seeds; None if it was interrupted."""
+        if self.evaluator is None:
             return []
         try:
-            return evaluate(algorithm, self.rollouts, self.mode, self.seeds, update, self._stop)[0]
+            return self.evaluator.evaluate(algorithm, self.seeds, update, self._stop)
         except Interrupted:
             return None
 
@@ -110,7 +102,7 @@ class Evaluate(Callback):
         return self.signals.received is not None
 
     def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
-        """Close the environments."""
+        """Close the evaluator."""
         self.close()
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
@@ -118,6 +110,6 @@ class Evaluate(Callback):
         self.close()
 
     def close(self) -> None:
-        """Close the environments."""
-        if self.rollouts is not None:
-            self.rollouts.close()
+        """Close the evaluator."""
+        if self.evaluator is not None:
+            self.evaluator.close()

@@ -1,7 +1,7 @@
 """Takes the numbers of every chunk off the device, and keeps the table of evaluations."""
 
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -13,7 +13,8 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from brpo import runs
 from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import TrainingDiverged
-from brpo.evaluation.evaluate import Summary
+from brpo.evaluation.kinds import ROLLOUTS, Kind, Summary
+from brpo.files import write_atomically
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -34,6 +35,7 @@ class Recorder(Callback):
         ranks: the group; every rank keeps the rows of all seeds.
         mode: of the evaluations, `mean` or `sampled`.
         episodes: of an evaluation, for each seed.
+        kind: how evaluations are judged.
         constants: numbers that are logged once.
     """
 
@@ -44,10 +46,11 @@ class Recorder(Callback):
         *,
         mode: str = "mean",
         episodes: int = 1,
+        kind: Kind = ROLLOUTS,
         constants: dict[str, float] | None = None,
     ) -> None:
         self.folder, self.ranks, self.constants = folder, ranks, constants or {}
-        self.mode, self.episodes = mode, episodes
+        self.mode, self.episodes, self.kind = mode, episodes, kind
         self.rows: list[dict[str, Any]] = []
         self.latest: dict[str, list[float]] = {}
         self.train_seconds = 0.0  # without the pre-training
@@ -80,11 +83,8 @@ class Recorder(Callback):
 
     @property
     def best_update(self) -> int | None:
-        """The evaluation with the largest mean return over the seeds, the first of equal ones."""
-        table: dict[int, list[float]] = {}
-        for row in self.comparable:
-            table.setdefault(row["update"], []).append(row["return_mean"])
-        return max(table, key=lambda update: (float(np.mean(table[update])), -update), default=None)
+        """The best evaluation by the mean over the seeds, the first of equal ones."""
+        return self.kind.best(self.comparable)
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Bring `metrics.csv` to what the checkpoint knows."""
@@ -130,25 +130,37 @@ class Recorder(Callback):
         if self.ranks.rank == 0:
             runs.write_metrics(self.folder.metrics, self.rows)
 
-    def add_evaluation(self, trainer: lightning.Trainer, summaries: list[Summary]) -> None:
+    def add_evaluation(self, trainer: lightning.Trainer, summaries: Sequence[Summary]) -> None:
         """Keep an evaluation of all seeds."""
         update, log = summaries[0].update, writer(trainer)
         self.rows = [row for row in self.rows if row["update"] != update]
         speed = update / self.train_seconds if self.train_seconds else 0.0
         for summary in summaries:
-            values = asdict(summary)
-            row = {"update": values.pop("update"), "seed": values.pop("seed"), "mode": self.mode}
+            values = summary.numbers()
+            row = {"update": update, "seed": summary.seed, "mode": self.mode}
             row |= {"episodes": self.episodes, **values}
             row |= {"updates_per_second": round(speed, 2), "wall_seconds": round(self.wall_seconds(), 2)}
             self.rows.append(row)
             for name, value in values.items():
                 if value is not None and len(summaries) > 1:
                     log.add_scalar(f"evaluation_by_seed/{name}/{summary.seed}", value, update)
-        for name in ("return_mean", "score", "return_std", "return_worst", "return_cvar", "length", "value_gap"):
-            values = [getattr(summary, name) for summary in summaries]
-            if None not in values:
+        for name in summaries[0].numbers():
+            values = [value for summary in summaries if (value := summary.numbers()[name]) is not None]
+            if len(values) == len(summaries):
                 log.add_scalar(f"evaluation/{name}", sum(values) / len(values), update)
         self._write_rows()
+
+    def add_pictures(self, trainer: lightning.Trainer, pictures: dict[str, bytes], update: int) -> None:
+        """Keep pictures of an evaluation, PNG by name, in the run folder and in TensorBoard."""
+        if self.ranks.rank != 0 or not pictures:
+            return
+        import imageio.v3 as imageio
+
+        for name, content in pictures.items():
+            self.folder.pictures.mkdir(exist_ok=True)
+            write_atomically(self.folder.pictures / f"{name}-{update}.png", content)
+            pixels = imageio.imread(content, extension=".png")[..., :3]
+            writer(trainer).add_image(f"evaluation/{name}", pixels, update, dataformats="HWC")
 
     def add_distributions(self, trainer: lightning.Trainer, values: dict[str, torch.Tensor], update: int) -> None:
         """Histogram, mean and quantiles of each quantity (seeds, n) on the held-out batch, over all seeds."""
@@ -169,5 +181,6 @@ class Recorder(Callback):
         if not self.rows:
             return ""
         rows = [row for row in self.rows if row["update"] == self.rows[-1]["update"]]
-        key = "score" if rows[0]["score"] is not None else "return_mean"
-        return f"{'score' if key == 'score' else 'return'} {sum(row[key] for row in rows) / len(rows):.1f}"
+        columns = self.kind.reported
+        name = next(name for name in self.kind.lead if rows[0][columns[name]] is not None)
+        return f"{name.replace('_', ' ')} {sum(row[columns[name]] for row in rows) / len(rows):.{self.kind.digits}f}"

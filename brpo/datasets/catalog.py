@@ -6,6 +6,7 @@ from pathlib import Path
 
 import minari
 
+from brpo.datasets import toy
 from brpo.errors import UserError
 
 _ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
@@ -48,8 +49,11 @@ def find_dataset(dataset_id: str) -> Path:
     """The folder of a data set; downloads it where it is not on this machine.
 
     Raises:
-        UserError: the id is malformed, unknown, or cannot be downloaded.
+        UserError: the id is malformed, unknown, or cannot be downloaded; or it is a toy task, which has no files.
     """
+    if toy.is_toy(dataset_id):
+        toy.task_of(dataset_id)
+        raise UserError(f"dataset={dataset_id} is generated and has no files. Use data.storage=device.")
     check_id(dataset_id)
     for root in data_roots():
         if (root / dataset_id / "data").is_dir():

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brpo.datasets import minari_io, row_cache, transforms
+from brpo.datasets import minari_io, row_cache, sources, transforms
 from brpo.datasets.transitions import MappedTransitions, Transitions
 from brpo.errors import UserError
 from brpo.functional import streams
@@ -122,7 +122,7 @@ class OfflineDataModule(lightning.LightningDataModule):
         if self.storage == "memmap":
             flat, file = row_cache.load(self.dataset_id)
         else:
-            flat, file = minari_io.load(self.dataset_id), None
+            flat, file = sources.load(self.dataset_id), None
         heldout = heldout_episodes(len(flat.lengths), self.heldout_share)
         units = self._units(flat)
         self._spec = self._describe(flat, units)
@@ -166,6 +166,7 @@ class OfflineDataModule(lightning.LightningDataModule):
             environment=flat.environment,
             transitions=len(flat.rows),
             episodes=len(flat.lengths),
+            one_step=bool((flat.lengths == 1).all() and (flat.ended == 2).all()),
         )
 
     def diagnostic_batch(self, seeds: int, size: int = 2048) -> Batch:

@@ -1,7 +1,7 @@
 """One evaluation: rollouts of an algorithm, summarized for each seed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,36 @@ class Summary:
     return_cvar: float
     length: float
     value_gap: float | None  # critic's value at the start less the discounted return, in scaled rewards
+
+    def numbers(self) -> dict[str, float | None]:
+        """All but seed and update."""
+        return {name: value for name, value in asdict(self).items() if name not in ("seed", "update")}
+
+
+class RolloutEvaluator:
+    """Rolls policies out in environments.
+
+    Args:
+        rollouts: the environments.
+        mode: `mean` (the policy's mode) or `sampled`.
+    """
+
+    def __init__(self, rollouts: Rollouts, mode: str) -> None:
+        self.rollouts, self.mode = rollouts, mode
+
+    def evaluate(
+        self, algorithm: Any, seeds: list[int], update: int, stop: Callable[[], bool] = lambda: False
+    ) -> list[Summary]:
+        """See `evaluate`."""
+        return evaluate(algorithm, self.rollouts, self.mode, seeds, update, stop)[0]
+
+    def pictures(self) -> dict[str, bytes]:
+        """None."""
+        return {}
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.rollouts.close()
 
 
 def evaluate(

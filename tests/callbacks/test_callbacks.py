@@ -18,7 +18,7 @@ from brpo.callbacks.recorder import Recorder
 from brpo.callbacks.signals import Signals
 from brpo.engine.checkpoint_io import encode
 from brpo.errors import Interrupted, UserError
-from brpo.evaluation.evaluate import evaluate
+from brpo.evaluation.evaluate import RolloutEvaluator, evaluate
 from brpo.evaluation.rollout import Rollouts
 from brpo.runs import RunFolder
 from tests.evaluation.test_evaluation import Countdown
@@ -112,9 +112,9 @@ def test_an_interrupted_make_up_evaluation_is_not_trained_over(tmp_path: Path) -
 
 
 def make_evaluate(recorder: Recorder, signals: Signals) -> Evaluate:
-    return Evaluate(
-        Countdown, recorder, signals, seeds=[0, 1], episodes=2, mode="mean", every=10, batch=random_batch(seeds=2, spec=SPEC)
-    )
+    evaluator = RolloutEvaluator(Rollouts(Countdown, 2, 2, seed=3), "mean")
+    batch = random_batch(seeds=2, spec=SPEC, dtype=torch.float32)
+    return Evaluate(evaluator, recorder, signals, seeds=[0, 1], every=10, batch=batch)
 
 
 SPEC = make_spec(observation=1, action=1)
@@ -125,8 +125,6 @@ def test_evaluation_is_made_once_for_each_update_and_given_up_on_a_signal(tmp_pa
     algorithm = make_algorithm("bc", spec=SPEC, seeds=(0, 1), dtype=torch.float32)
     recorder, signals = Recorder(RunFolder(tmp_path)), Signals()
     callback = make_evaluate(recorder, signals)
-    callback.batch = random_batch(seeds=2, spec=SPEC, dtype=torch.float32)
-    callback.rollouts = Rollouts(Countdown, 2, 2, seed=3)
     algorithm.update_count = 10
     signals.received = signal.SIGINT
     callback.on_train_epoch_end(trainer, algorithm)

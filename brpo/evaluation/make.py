@@ -1,0 +1,29 @@
+"""The evaluator that suits a data set."""
+
+from brpo.datasets import toy
+from brpo.evaluation import environments
+from brpo.evaluation.evaluate import RolloutEvaluator
+from brpo.evaluation.kinds import Evaluator
+from brpo.evaluation.rollout import Rollouts
+from brpo.evaluation.toy import ToyEvaluator
+from brpo.types import DataSpec
+
+
+def make_evaluator(spec: DataSpec, seeds: int, *, episodes: int, mode: str, eta: float, processes: int = 1) -> Evaluator:
+    """Rollouts in the environment that the data set names; samples on a toy task.
+
+    Args:
+        spec: what is known about the data.
+        seeds: number of policies.
+        episodes: of each policy; on a toy task, where an episode is one step, the number of samples.
+        mode: `mean` or `sampled`, of rollouts.
+        eta: temperature of a toy task's target.
+        processes: that the environments are shared out to.
+
+    Raises:
+        EnvironmentUnavailable: the environment cannot be made here.
+    """
+    if toy.is_toy(spec.dataset_id):
+        return ToyEvaluator(spec.dataset_id, episodes, eta)
+    make = environments.maker(spec.environment, sizes=(spec.observation_dim, spec.action_dim))
+    return RolloutEvaluator(Rollouts(make, seeds, episodes, processes=processes), mode)

@@ -1,0 +1,148 @@
+"""Pictures of toy tasks as in figures 4 and 5 of arXiv:2502.04778: samples beside data and target, and generation paths."""
+
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from brpo.datasets import toy
+from brpo.evaluation.toy import Paths, Target
+from brpo.functional.exact_values import diffusion_value
+
+SHOWN = 3000  # points of a panel
+FIELD_POINTS = 2000  # of the data that the exact field is made of
+SIDE = 2.2  # inches of a panel
+DPI = 130
+_COLOURS: dict[str, Any] = {"cmap": "viridis", "vmin": 0.0, "vmax": 1.0}  # of energies, everywhere
+
+
+class Row(NamedTuple):
+    """A row of a picture: a task, and points (n, 2) by the title of their panel."""
+
+    dataset_id: str
+    panels: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, target: Target, samples: dict[str, np.ndarray]) -> "Row":
+        """Data, their re-weighting, then samples by method."""
+        data, optimum = target.points[:SHOWN], target.draw(SHOWN, "picture")
+        return cls(target.dataset_id, {"data": data, "re-weighted data": optimum, **samples})
+
+
+def draw_samples(rows: Sequence[Row], *, across: bool = False) -> Figure:
+    """Panels of points, coloured by their energy: a row for each task, a column for each title.
+
+    Args:
+        rows: a panel that a row lacks stays empty.
+        across: a column for each task instead, and a row for each title.
+    """
+    titles = list(dict.fromkeys(title for row in rows for title in row.panels))
+    shape = (len(titles), len(rows)) if across else (len(rows), len(titles))
+    figure = Figure(figsize=(SIDE * shape[1] + 0.9, SIDE * shape[0] + 0.3), dpi=DPI, layout="compressed")
+    grid = figure.subplots(*shape, squeeze=False)
+    by_task = grid.T if across else grid
+    for panels, row in zip(by_task, rows, strict=True):
+        for panel, title in zip(panels, titles, strict=True):
+            _draw_points(panel, row, title)
+    for panels, names in ((by_task[:, 0], [row.dataset_id for row in rows]), (by_task[0], titles)):
+        on_top = across == (names is not titles)
+        for panel, name in zip(panels, names, strict=True):
+            panel.set_title(name, fontsize=10) if on_top else panel.set_ylabel(name)
+    figure.colorbar(ScalarMappable(Normalize(0.0, 1.0), "viridis"), ax=grid, label="energy", shrink=0.9, aspect=30, pad=0.01)
+    return figure
+
+
+def _draw_points(panel: Any, row: Row, title: str) -> None:
+    _frame(panel)
+    if title not in row.panels:
+        panel.set_visible(False)
+        return
+    points = row.panels[title][:SHOWN]
+    panel.scatter(*points.T, c=toy.energy(row.dataset_id, points), s=2, linewidths=0, rasterized=True, **_COLOURS)
+
+
+def value_field(
+    points: np.ndarray, energies: np.ndarray, alpha_bar: float, temperature: float, side: int = 48, reach: float = 1.0
+) -> np.ndarray:
+    """The exact `V_n` on a square grid over [-reach, reach]^2, (side, side): rows from the bottom, as `imshow` wants them.
+
+    Args:
+        points: the data, (n, 2).
+        energies: of the data, (n,).
+        alpha_bar: in [0, 1]; at 1, where there is no noise, it is the energy of the nearest point.
+        temperature: `eta`.
+        side: points of the grid along an axis.
+        reach: half the width of the square.
+    """
+    axis = torch.linspace(-reach, reach, side, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis).flip(-1)  # x runs fastest
+    data, values = torch.from_numpy(points).double(), torch.from_numpy(energies).double()
+    noisy = min(alpha_bar, 1.0 - 1e-4)  # the limit of little noise is the nearest point
+    blocks = [diffusion_value(block, data, values, noisy, temperature) for block in grid.split(256)]
+    return torch.cat(blocks).view(side, side).numpy()
+
+
+def draw_generation(paths: Paths, points: np.ndarray, energies: np.ndarray, temperature: float, panels: int = 6) -> Figure:
+    """Paths over the exact fields of `V_n` at some steps, the last one at the action.
+
+    Args:
+        paths: of a policy.
+        points: the data, (n, 2); the first `FIELD_POINTS` make the field.
+        energies: of the data, (n,).
+        temperature: `eta`.
+        panels: at most so many steps.
+    """
+    last = len(paths.points) - 1
+    steps = np.unique(np.linspace(0, last, min(panels, last + 1)).round().astype(int))
+    reach = max(1.0, 1.05 * float(np.abs(paths.points).max()))
+    fields = [
+        value_field(points[:FIELD_POINTS], energies[:FIELD_POINTS], float(paths.alpha_bars[step]), temperature, reach=reach)
+        for step in steps
+    ]
+    return draw_paths(paths.points, fields, steps.tolist(), reach=reach)
+
+
+def draw_paths(paths: np.ndarray, fields: Sequence[np.ndarray], steps: Sequence[int], *, reach: float = 1.0) -> Figure:
+    """A panel for each of some steps: the field there, the paths up to it, and where they stand.
+
+    Args:
+        paths: (steps + 1, n, 2), from noise to the action.
+        fields: a square array (side, side) for each panel, rows from the bottom (see `value_field`).
+        steps: the index along `paths` of each panel.
+        reach: half the width of the square that a field covers.
+    """
+    figure = Figure(figsize=(SIDE * len(steps) + 0.9, SIDE + 0.3), dpi=DPI, layout="compressed")
+    grid = figure.subplots(1, len(steps), squeeze=False)[0]
+    image: AxesImage | None = None
+    for panel, field, step in zip(grid, fields, steps, strict=True):
+        _frame(panel, reach)
+        extent = (-reach, reach, -reach, reach)
+        image = panel.imshow(field, origin="lower", extent=extent, interpolation="bilinear", **_COLOURS)
+        panel.plot(*paths[: step + 1].transpose(2, 0, 1), color="white", linewidth=0.5, alpha=0.7)
+        panel.scatter(*paths[step].T, s=9, color="red", edgecolors="white", linewidths=0.4, zorder=3)
+        panel.set_title(f"n = {len(paths) - 1 - step}", fontsize=10)
+    if image is not None:
+        figure.colorbar(image, ax=list(grid), label="V", shrink=0.9, aspect=15, pad=0.01)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def _frame(panel: Any, reach: float = 1.0) -> None:
+    panel.set_xlim(-reach, reach)
+    panel.set_ylim(-reach, reach)
+    panel.set_aspect("equal")
+    panel.set_xticks([-1, 0, 1])
+    panel.set_yticks([-1, 0, 1])
+    panel.tick_params(labelsize=7)

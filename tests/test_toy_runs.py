@@ -1,0 +1,132 @@
+"""Training on toy tasks, and what the other commands make of such runs."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from brpo import cli, collect, config, launch, resume
+from brpo.engine import checkpoint_io
+from brpo.errors import UserError
+from brpo.experiments import toy as experiment
+from brpo.runs import RunFolder
+from brpo.training import train
+from tests.helpers import compose_config, shrink
+from tests.test_sweeps import finished, result, sweep_of
+from tests.test_train import scalars
+
+OPTIONS = ("batch_size=16", "trainer=cpu", "eval.every=6", "eval.episodes=200", "engine.chunk=4")
+
+
+def run(folder: Path, algo: str, *overrides: str, resumed: bool = False) -> dict[str, Any]:
+    """Train with small networks on 8gaussians, unless the overrides say otherwise."""
+    typed = (f"algo={algo}", "dataset=toy/8gaussians", "max_updates=12", f"run_dir={folder}", *OPTIONS, *overrides)
+    composed = compose_config(*typed)
+    shrink(composed["algo"])
+    config.check_config(composed)
+    return train(composed, list(typed), resume.resume_in(RunFolder(folder)) if resumed else None)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return [
+            {k: v for k, v in row.items() if k not in ("updates_per_second", "wall_seconds")} for row in csv.DictReader(file)
+        ]
+
+
+@pytest.mark.parametrize("algo", ["bc", "sfac"])
+def test_train_resume_and_evaluate(algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one go and in two: equal weights and rows. Then result, events, pictures, and `brpo evaluate`."""
+    options = ("seeds=[3,7]", "++algo.schedule.actor=constant")  # a cosine would refer to max_updates, which differs
+    found = run(tmp_path / "whole", algo, *options)
+    launch.report(found)
+    assert "final: sliced Wasserstein distance 0." in capsys.readouterr().out
+
+    stored = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert stored["evaluation"] == {"mode": "sampled", "episodes": 200}
+    assert stored["env"]["id"] is None
+    table = rows(tmp_path / "whole")
+    assert [(row["update"], row["seed"]) for row in table] == [("6", "3"), ("6", "7"), ("12", "3"), ("12", "7")]
+    for name in ("sliced_wasserstein", "energy_mean"):
+        assert stored["final"][name] == [float(row[name]) for row in table[2:]]
+    mean = {
+        update: sum(float(row["sliced_wasserstein"]) for row in table if row["update"] == update) for update in ("6", "12")
+    }
+    assert stored["best"]["update"] == int(min(mean, key=lambda update: mean[update]))
+    assert set(stored["final"]) == {"sliced_wasserstein", "energy_mean"}
+    tags = scalars(tmp_path / "whole").Tags()
+    assert {"evaluation/sliced_wasserstein", "evaluation/noise_floor", "evaluation/mode_share_7"} <= set(tags["scalars"])
+    assert "evaluation_by_seed/sliced_wasserstein/7" in tags["scalars"]
+    assert "evaluation/samples" in tags["images"]
+    assert {path.name for path in (tmp_path / "whole" / "pictures").iterdir()} == {"samples-6.png", "samples-12.png"}
+
+    if algo == "sfac":  # the other one adds nothing
+        run(tmp_path / "parts", algo, *options, "max_updates=6")
+        run(tmp_path / "parts", algo, *options, resumed=True)
+        left, right = (
+            checkpoint_io.read(tmp_path / p / "checkpoints" / "last.ckpt")["state_dict"] for p in ("whole", "parts")
+        )
+        assert all(torch.equal(left[name], right[name]) for name in left)
+        assert rows(tmp_path / "parts") == table
+
+    shown = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "whole"), "--episodes", "200"]).stdout
+    assert f"{stored['final']['sliced_wasserstein'][0]:.4f}" in shown
+    assert "200 samples a seed, sampled action, update 12" in shown
+    refused = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "whole"), "--mode", "mean"])
+    assert "eval.mode=mean is not allowed on toy/8gaussians" in str(refused.exception)
+
+
+def test_one_picture_of_several_runs(tmp_path: Path, datasets: Path) -> None:
+    """A row for each task, a panel for each run; a second run of an algorithm gets a number."""
+    run(tmp_path / "a", "bc", "max_updates=1")
+    run(tmp_path / "b", "bc", "max_updates=1", "seeds=[4,5]")
+    run(tmp_path / "c", "td3_bc", "max_updates=1", "dataset=toy/moons")
+    found = experiment.rows_of([tmp_path / name for name in "abc"])
+    assert [(row.dataset_id, list(row.panels)[2:]) for row in found] == [
+        ("toy/8gaussians", ["bc", "bc 2"]),
+        ("toy/moons", ["td3_bc"]),
+    ]
+    assert not (found[0].panels["bc"] == found[0].panels["bc 2"]).all()
+    experiment.compare([tmp_path / "a"], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    run(tmp_path / "d", "bc", "max_updates=1", "dataset=tests/pendulum/tiny-v0", "eval.episodes=1")
+    with pytest.raises(UserError, match="was trained on tests/pendulum/tiny-v0; only runs on toy tasks can be drawn"):
+        experiment.rows_of([tmp_path / "d"])
+
+
+def test_the_family_gives_toy_tasks_options_of_their_own() -> None:
+    composed = compose_config("algo=sfac", "dataset=toy/rings", "data.eta=0.1")
+    config.check_config(composed)
+    assert (composed["max_updates"], composed["eval"]["episodes"], composed["eval"]["mode"]) == (10000, 10000, "sampled")
+    assert (composed["algo"]["temperature"], composed["data"]["reward_scale"]) == (0.1, 1.0)
+    assert compose_config("algo=sfac")["algo"]["temperature"] == 3.0
+    inverse = compose_config("algo=iql", "dataset=toy/rings")
+    assert inverse["algo"]["inverse_temperature"] * inverse["data"]["eta"] == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("eval.mode=mean", "eval.mode=mean is not allowed on toy/rings, which compares samples; it must be sampled"),
+        ("data.reward_scale=10", "data.reward_scale=10 is not allowed; it must be 1 on a toy task"),
+        ("data.eta=0", "data.eta=0 is not allowed; it must be a number > 0"),
+    ],
+)
+def test_options_that_would_mean_another_target_are_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config.check_config(compose_config("dataset=toy/rings", override))
+
+
+def test_a_sweep_over_toy_tasks_has_a_table(tmp_path: Path) -> None:
+    """The worst seed is the one with the largest distance; four digits are shown."""
+    folder, numbers = sweep_of(tmp_path, planned=1), {"sliced_wasserstein": [0.02, 0.04], "energy_mean": [0.9, 0.8]}
+    content = result("bc", [3, 7], []) | {"dataset": {"id": "toy/rings", "digest": "a" * 64}}
+    finished(folder, 0, content | dict.fromkeys(collect.RULES, numbers))
+    (row,) = collect.collect(folder)
+    assert (row.metric, row.worst()) == ("sliced_wasserstein", (7, 0.04))
+    assert collect.cells(row, {})[5:9] == (*["0.0300 ± 0.0100"] * 3, "7: 0.0400")
+    assert collect.notes([row], {})[0].startswith("sliced Wasserstein distance, mean")
