@@ -246,7 +246,8 @@ def draw_clipped(axes: Axes, diagnosis: Diagnosis) -> None:
         if tag in diagnosis.curves:
             plot(axes, diagnosis.curves[tag], color, WORDS[tag], 100.0)
     over_updates(axes, "share of the batch (%)")
-    axes.set_ylim(bottom=0.0)
+    top = max(axes.get_ylim()[1], 5.0)
+    axes.set_ylim(-0.03 * top, top)  # a share of 0 is seen too
 
 
 def draw_effective(axes: Axes, diagnosis: Diagnosis) -> None:
@@ -279,7 +280,7 @@ def draw_fit_by_episode(axes: Axes, diagnosis: Diagnosis) -> None:
         at = diagnosis.returns + 0.006 * spread * (number_ - 0.5 * (len(diagnosis.fits) - 1))  # bars side by side
         axes.vlines(at, low, high, color=color, linewidth=0.9, alpha=0.5)
         axes.plot(at, mean, "o", color=color, markersize=3, label=label(name))
-    axes.set_xlabel("return of the episode (bars: middle half of its transitions)")
+    axes.set_xlabel("return of the episode (bars: middle half of it)")
     axes.set_ylabel(unit_of(diagnosis))
     axes.legend()
 
@@ -363,9 +364,9 @@ def over_updates(axes: Axes, words: str, note: str = "") -> None:
 
 PANELS = (
     Panel(
-        "Policy ratio $\\rho = \\pi/\\pi_D$",
+        "Ratio of policy and behaviour model",
         no_quantity(WEIGHTS[1], "takes no ratio of its policy and a behaviour model"),
-        draw_weights(WEIGHTS[1], "$\\rho$"),
+        draw_weights(WEIGHTS[1], "$\\rho = \\pi/\\pi_D$"),
     ),
     Panel("Weights w", no_quantity(WEIGHTS[0], "weighs no transitions"), draw_weights(WEIGHTS[0], "w")),
     Panel("Clipped share", no_curve(CLIPPED, "records no clipped weight or ratio"), draw_clipped),
