@@ -13,7 +13,7 @@ from brpo.experiments.mixtures import Grid, Mixture, Objective, divergence_betwe
 from brpo.functional.divergences import DIVERGENCES
 
 ORDERS = range(2, 8)
-RESTARTS = 2
+RESTARTS = 3  # as many as a target has modes
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def table(results: Sequence[Fits]) -> str:
 
 
 def short(value: float) -> str:
-    """Four decimals; a power of ten for what is large."""
-    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.0e}"
+    """Four decimals; a power of ten for what is large or small."""
+    return f"{value:.4f}" if 1e-4 <= abs(value) < 1000 else f"{value:.0e}"
 
 
 def as_csv(found: Sequence[dict[str, Any]]) -> str:

@@ -201,13 +201,17 @@ def spread_out(points: Tensor, count: int) -> Tensor:
 
 
 def start(target: Mixture, components: int, restarts: int, fits: int, seed: int) -> list[Tensor]:
-    """Parameters that the fits start from: means at points of the target, spread out; its overall standard deviations.
+    """Parameters that the fits start from: means at points of the target, its overall standard deviations.
+
+    The first means of the restarts are spread out, and so are the means within each restart: with a restart for each
+    mode, a fit that takes one mode only has started near each.
 
     Returns:
         Logits of the weights (restarts, fits, components), means (..., d), log diagonals (..., d) and the rest (..., d, d).
     """
     drawn = samples(target, 16 * restarts, seed).reshape(restarts, 16, -1)
-    means = torch.stack([spread_out(points, components) for points in drawn])  # (restarts, components, d)
+    anchors = spread_out(drawn.flatten(0, 1), restarts).unsqueeze(1)  # (restarts, 1, d)
+    means = torch.stack([spread_out(points, components) for points in torch.cat([anchors, drawn], 1)])
     shape = (restarts, fits, components)
     spread = samples(target, 1024, seed).std(0).log()
     return [
@@ -253,9 +257,8 @@ def fit(
             parameter.grad = gradient
         optimizer.step()
         schedule.step()
-    with torch.no_grad():
-        fits = mixture_of(parameters, grid.spacing)
-        loss = losses(grid.normalized(fits.log_density(grid.points)))  # (restarts, objectives)
+    fits = mixture_of([parameter.detach() for parameter in parameters], grid.spacing)
+    loss = losses(grid.normalized(fits.log_density(grid.points)))  # (restarts, objectives)
     best = loss.nan_to_num(math.inf).argmin(0)
     index = (best, torch.arange(len(chosen)))
     return fits[index], loss[index]
