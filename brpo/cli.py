@@ -1,4 +1,4 @@
-"""The `brpo` command: look at data sets, evaluate runs, collect the results of a sweep."""
+"""The `brpo` command: look at data sets, evaluate and diagnose runs, collect the results of a sweep."""
 
 import os
 import sys
@@ -132,6 +132,18 @@ def _print_evaluation(result: dict[str, Any]) -> None:
     console.print(table)
     where = f"episodes a seed in {result['environment']}" if result["environment"] else "samples a seed"
     print(f"{result['episodes']} {where}, {result['mode']} action, update {result['update']}")
+
+
+@app.command()
+def diagnose(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint inside one.")],
+    checkpoint: Annotated[Rule, typer.Option(help="Which checkpoint of a run folder.")] = Rule.last,
+) -> None:
+    """Ratios, weights, support and values of a run on one page: RUN/diagnosis.png, and its numbers as .json and .md."""
+    from brpo import diagnosis, diagnosis_page, saved_runs
+
+    for file in diagnosis_page.write(diagnosis.diagnose(saved_runs.checkpoint_of(run, checkpoint.value))):
+        print(file)
 
 
 @app.command("collect")

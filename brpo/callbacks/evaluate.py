@@ -14,6 +14,8 @@ from brpo.errors import Interrupted
 from brpo.evaluation.kinds import Evaluator, Summary
 from brpo.types import Batch
 
+BOUNDARY = 0.01  # an action this near to a bound of [-1, 1] counts: a tanh comes near to it and never arrives
+
 
 class Evaluate(Callback):
     """Rollouts or samples of all seeds, and distributions on the held-out batch.
@@ -91,7 +93,8 @@ class Evaluate(Callback):
         """What `diagnose` gives on the held-out batch, of all ranks' seeds."""
         batch = Batch(*(getattr(self.batch, name).to(algorithm.device) for name in Batch.__slots__))
         with torch.no_grad():
-            own = {name: value.detach().float().cpu() for name, value in algorithm.diagnose(batch).items()}
+            quantities = {**algorithm.diagnose(batch), "actor/boundary_share": boundary_share(algorithm, batch)}
+            own = {name: value.detach().float().cpu() for name, value in quantities.items()}
         algorithm.discard_records()  # what `diagnose` recorded belongs to no update
         if not self.ranks.shares_seeds:
             return own
@@ -113,3 +116,10 @@ class Evaluate(Callback):
         """Close the evaluator."""
         if self.evaluator is not None:
             self.evaluator.close()
+
+
+def boundary_share(algorithm: Any, batch: Batch) -> torch.Tensor:
+    """Share of the entries of the policy's mode at each observation that lie at a bound, (seeds, n)."""
+    observations = batch.observations * algorithm.observation_std + algorithm.observation_mean
+    actions = algorithm.from_environment(algorithm.act(observations))
+    return (actions.abs() > 1.0 - BOUNDARY).float().mean(-1)

@@ -15,8 +15,10 @@ from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import TrainingDiverged
 from brpo.evaluation.kinds import ROLLOUTS, Kind, Summary
 from brpo.files import write_atomically
+from brpo.functional import weights
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+WEIGHTS = ("weight/w", "ratio/rho")  # what `diagnose` calls the factors that multiply the behaviour density
 
 
 def writer(trainer: lightning.Trainer) -> SummaryWriter:
@@ -163,7 +165,10 @@ class Recorder(Callback):
             writer(trainer).add_image(f"evaluation/{name}", pixels, update, dataformats="HWC")
 
     def add_distributions(self, trainer: lightning.Trainer, values: dict[str, torch.Tensor], update: int) -> None:
-        """Histogram, mean and quantiles of each quantity (seeds, n) on the held-out batch, over all seeds."""
+        """Histogram, mean and quantiles of each quantity (seeds, n) on the held-out batch, over all seeds.
+
+        Of weights and ratios also the effective sample share, mean over the seeds.
+        """
         log = writer(trainer)
         for name, tensor in values.items():
             numbers = tensor.detach().float().flatten().cpu().numpy()
@@ -175,6 +180,9 @@ class Recorder(Callback):
             log.add_scalar(f"heldout/{name}/mean", float(finite.mean()), update)
             for level, quantile in zip(QUANTILES, np.quantile(finite, QUANTILES), strict=True):
                 log.add_scalar(f"heldout/{name}/q{round(100 * level):02d}", float(quantile), update)
+            if name in WEIGHTS and len(finite) == len(numbers):
+                share = weights.effective_sample_share(tensor.detach().double()).mean()
+                log.add_scalar(f"heldout/{name}/effective_share", float(share), update)
 
     def last_score(self) -> str:
         """The newest evaluation in words, or nothing."""

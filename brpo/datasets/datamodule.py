@@ -107,6 +107,8 @@ class OfflineDataModule(lightning.LightningDataModule):
         self._spec: DataSpec | None = None
         self.train_transitions: Transitions
         self.heldout_transitions: Transitions | None
+        self.heldout_lengths: np.ndarray  # transitions of each held-out episode, in the order of their transitions
+        self.heldout_returns: np.ndarray
         self.flat: minari_io.Flat
 
     @property
@@ -126,6 +128,7 @@ class OfflineDataModule(lightning.LightningDataModule):
         heldout = heldout_episodes(len(flat.lengths), self.heldout_share)
         units = self._units(flat)
         self._spec = self._describe(flat, units)
+        self.heldout_lengths, self.heldout_returns = flat.lengths[heldout], flat.returns[heldout]
         if file is not None:
             self.flat = flat
             train, held = (MappedTransitions.of(file, flat, units, chosen) for chosen in (~heldout, heldout))
@@ -170,10 +173,12 @@ class OfflineDataModule(lightning.LightningDataModule):
         )
 
     def diagnostic_batch(self, seeds: int, size: int = 2048) -> Batch:
-        """One fixed batch of held-out transitions (of training ones where none are held out), the same for each seed."""
+        """One fixed batch of held-out transitions (of training ones where none are held out), the same for each seed.
+
+        Where there are more than `size`, a random choice of them without repetition.
+        """
         transitions = self.heldout_transitions or self.train_transitions
-        key = streams.key(torch.zeros(1, dtype=torch.int64), streams.purpose("diagnostics"))
-        indices = streams.integers(key, min(size, len(transitions)), len(transitions))
+        indices = streams.splitmix64(torch.arange(len(transitions))).argsort()[:size]
         return transitions.gather(indices.expand(seeds, -1))
 
     def train_dataloader(self) -> _Chunks:

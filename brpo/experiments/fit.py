@@ -1,0 +1,55 @@
+"""Distribution fitting: what a Gaussian and a mixture become under each divergence, exactly and truncated.
+
+python -m brpo.experiments.fit --out runs/fit
+
+Source: the first experiment of Sf-AC (arXiv:2508.04225), with targets of our own. docs/fit.md shows the result.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from brpo.errors import UserError
+from brpo.exits import exit_code_of
+from brpo.files import write_atomically
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def run(
+    out: Annotated[Path, typer.Option(help="Folder of fit.csv, fit.md, fit_1d.png and fit_2d.png.")] = Path("runs/fit"),
+    updates: Annotated[int, typer.Option(help="Updates of all fits, at least 1.")] = 300,
+    seed: Annotated[int, typer.Option(help="Of the points that the fits start from.")] = 0,
+    clip: Annotated[float, typer.Option(help="Clip range as a share of the radius of convergence, in (0, 1].")] = 1.0,
+) -> None:
+    """Fit a Gaussian and a mixture to mixtures of Gaussians under every divergence, exact and truncated."""
+    from brpo.experiments import fit_pictures, mixture_fits
+
+    if updates < 1:
+        raise UserError(f"--updates {updates} is not allowed; it must be at least 1.")
+    if not 0 < clip <= 1:
+        raise UserError(f"--clip {clip:g} is not allowed; it must be in (0, 1]: beyond the radius there is no series.")
+    out.mkdir(parents=True, exist_ok=True)
+    begin, results = time.monotonic(), []
+    for task in mixture_fits.tasks():
+        for family in task.families:
+            results.append(mixture_fits.fit_family(task, family, clip=clip, updates=updates, seed=seed))
+            seconds = time.monotonic() - begin
+            print(f"{task.dimension}-D {family}: {len(results[-1].chosen)} fits, {seconds:.0f} s so far", flush=True)
+    files: dict[str, str | bytes] = {
+        "fit.csv": mixture_fits.as_csv(mixture_fits.rows(results)),
+        "fit.md": mixture_fits.table(results),
+    }
+    for dimension in (1, 2):
+        files[f"fit_{dimension}d.png"] = fit_pictures.draw([f for f in results if f.task.dimension == dimension])
+    for name, content in files.items():
+        write_atomically(out / name, content)
+        print(out / name)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(app))

@@ -1,0 +1,202 @@
+"""`brpo diagnose`: numbers by hand, the page for each kind of method, and what it refuses."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch.utils.tensorboard.writer import SummaryWriter
+from typer.testing import CliRunner
+
+from brpo import cli, diagnosis, diagnosis_page, saved_runs
+from brpo.callbacks.evaluate import boundary_share
+from brpo.callbacks.recorder import Recorder
+from brpo.diagnosis import Curve
+from brpo.engine.checkpoint_io import encode
+from brpo.errors import UserError
+from brpo.exits import exit_code_of
+from brpo.runs import RunFolder
+from brpo.training import make_datamodule
+from tests.callbacks.test_callbacks import FakeTrainer
+from tests.conftest import random_episode, write_dataset
+from tests.helpers import ALGORITHMS, compose_config, make_algorithm, random_batch, shrink
+
+DATASET = "tests/pendulum/tiny-v0"
+
+
+def saved_run(path: Path, algo: str, *overrides: str, seeds: tuple[int, ...] = (0, 1)) -> Path:
+    """The folder of a run that has not made an update: a configuration, a checkpoint, no events."""
+    config = compose_config(f"algo={algo}", f"dataset={DATASET}", f"seeds=[{','.join(map(str, seeds))}]", *overrides)
+    shrink(config["algo"])
+    spec = make_datamodule(config).spec
+    algorithm = make_algorithm(algo, *overrides, spec=spec, seeds=seeds, dtype=torch.float32)
+    RunFolder(path).create(config, [])
+    content = {"config": config, "spec": spec.to_dict(), "updates": 3}
+    (path / "checkpoints" / "last.ckpt").write_bytes(encode({"state_dict": algorithm.state_dict(), "brpo": content}))
+    return path
+
+
+def record(path: Path, algo: str) -> None:
+    """Events and evaluations as a run leaves them."""
+    trainer: Any = FakeTrainer()
+    writer = SummaryWriter(str(path))
+    trainer.logger.experiment = writer
+    diagnosed = diagnosis.diagnose(path / "checkpoints" / "last.ckpt")
+    for update in (10, 20):
+        quantities = {name: torch.from_numpy(values) for name, values in diagnosed.quantities.items()}
+        Recorder(RunFolder(path)).add_distributions(trainer, quantities, update)
+        for tag in (*diagnosis.CLIPPED, "weight/effective_share", *(tag for pair in diagnosis.TERMS for tag in pair)):
+            if algo in ("sfac", "iql"):
+                writer.add_scalar(tag, 0.5, update)
+    writer.close()
+    (path / "metrics.csv").write_text("update,seed,value_gap\n10,0,1.5\n10,1,-0.5\n20,0,2.0\n20,1,\n")
+
+
+def draw_panels(diagnosed: diagnosis.Diagnosis) -> bytes:
+    lacking = diagnosis_page.absent(diagnosed)
+    for panel in diagnosis_page.PANELS:
+        if panel.title not in lacking:
+            panel.draw(Figure().subplots(), diagnosed)
+    return b"\x89PNG"
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_method_gets_a_page(algo: str, datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved_run(tmp_path / "run", algo)
+    record(path, algo)
+    if algo != "sfac":  # a page costs a second: of the others the panels alone
+        monkeypatch.setattr(diagnosis_page, "draw", draw_panels)
+    result = CliRunner().invoke(cli.app, ["diagnose", str(path)])
+    assert result.exit_code == 0, result.output
+    assert [Path(line).name for line in result.output.splitlines()] == ["diagnosis.png", "diagnosis.json", "diagnosis.md"]
+    assert (path / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads((path / "diagnosis.json").read_text())
+    assert (found["update"], found["seeds"], found["held_out"], found["transitions"]) == (3, [0, 1], True, 20)
+    assert found["value_gap"] == {"0": {"updates": [10, 20], "values": [1.5, 2.0]}, "1": {"updates": [10], "values": [-0.5]}}
+    page = (path / "diagnosis.md").read_text()
+    shown = {panel.title for panel in diagnosis_page.PANELS} - set(found["absent"])
+    for name in found["quantities"]:
+        assert f"| `{name}` |" in page
+    assert ("Weights w" in shown) == ("weight/w" in found["quantities"])
+    assert ("Truncated series" in shown) == (found["series"] is not None)
+    for panel, reason in found["absent"].items():
+        assert f"- No {panel}: {reason}." in page
+
+
+def test_what_lacks_is_said_in_words(datasets: Path, tmp_path: Path) -> None:
+    """A run without events, rollouts, held-out episodes and series."""
+    exact = saved_run(tmp_path / "exact", "sfac", "data.heldout=0", "algo.regularizer.exact=true", seeds=(0,))
+    found = diagnosis.diagnose(exact / "checkpoints" / "last.ckpt")
+    assert (found.held_out, int(found.lengths.sum()), len(found.returns)) == (False, 240, 12)
+    absent = diagnosis_page.absent(found)
+    assert absent["Value gap"] == "no rollouts were made"
+    assert absent["Clipped share"] == "the run folder has no TensorBoard events"
+    assert absent["Truncated series"] == "algo.regularizer.exact=true: the function itself is used"
+    assert "Weights w" not in absent
+    draw_panels(found)
+    cloned = diagnosis.diagnose(saved_run(tmp_path / "bc", "bc") / "checkpoints" / "last.ckpt")
+    absent = diagnosis_page.absent(cloned)
+    assert absent["Value gap"] == "BC has no critic"
+    assert absent["Weights w"] == "BC weighs no transitions"
+    assert absent["Ratio of policy and behaviour model"] == "BC takes no ratio of its policy and a behaviour model"
+
+
+def test_quantities_are_those_of_all_transitions_in_order(
+    datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pieces as in one; Sf-AC's weights have mean 1 in each piece."""
+    path = saved_run(tmp_path / "run", "sfac", "data.heldout=0.5") / "checkpoints" / "last.ckpt"
+    whole = diagnosis.diagnose(path)
+    monkeypatch.setattr(diagnosis, "PIECE", 50)
+    pieces = diagnosis.diagnose(path)
+    assert whole.quantities["behavior/log_prob"].shape == (2, 120)
+    for name in ("actor/log_prob", "behavior/log_prob", "q/target", "value/v"):
+        assert np.allclose(whole.quantities[name], pieces.quantities[name], atol=1e-6), name
+    weight = pieces.quantities["weight/w"]
+    assert np.allclose([weight[:, k::3].mean(-1) for k in range(3)], 1.0, atol=1e-5)
+    monkeypatch.setattr(diagnosis, "MOST_TRANSITIONS", 50)
+    assert diagnosis.diagnose(path).lengths.tolist() == [20, 20]  # whole episodes
+
+
+def test_numbers_by_hand() -> None:
+    row = diagnosis.describe("weight/w", np.array([[0.0, 1.0, 3.0, 4.0]]))
+    assert (row["mean"], row["q50"], row["max"], row["zero_share"]) == (2.0, 2.0, 4.0, 0.25)
+    assert row["effective_share"] == [pytest.approx(8**2 / (4 * 26))]
+    assert diagnosis.describe("q/target", np.array([[1.0, math.inf]])) == {
+        "finite_share": 0.5, "mean": 1.0, "q05": 1.0, "q25": 1.0, "q50": 1.0, "q75": 1.0, "q95": 1.0,
+    }  # fmt: skip
+    assert diagnosis.describe("weight/w", np.array([[math.nan]])) == {"finite_share": 0.0}
+    curve = Curve(np.arange(5.0), np.array([1.0, 3.0, 5.0, 7.0, 10.0])).binned(3)
+    assert (curve.updates.tolist(), curve.values.tolist()) == ([0.5, 2.5, 4.0], [2.0, 6.0, 10.0])
+
+
+def test_the_ratio_of_the_series_and_its_clipped_share(datasets: Path, tmp_path: Path) -> None:
+    found = diagnosis.diagnose(saved_run(tmp_path / "run", "sfac", seeds=(0,)) / "checkpoints" / "last.ckpt")
+    assert found.series is not None
+    found.quantities["weight/w"], found.quantities["ratio/rho"] = np.ones((1, 4)), np.array([[1.0, 2.0, 0.5, 0.8]])
+    described = diagnosis.describe_series(found)
+    assert described is not None
+    assert described["clipped_share"] == 0.25  # of t = 1, 0.5, 2 and 1.25 the third leaves [0.5, 1.5]
+    assert (described["order"], described["remainder"]) == (4, found.series.remainder)
+
+
+def test_what_cannot_be_diagnosed_is_one_line(
+    datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def says(path: Path) -> str:
+        assert exit_code_of(lambda: cli.app(["diagnose", str(path)], standalone_mode=False)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    path = saved_run(tmp_path / "run", "bc")
+    (tmp_path / "empty").mkdir()
+    assert says(tmp_path / "empty").endswith("has no whole checkpoint. A run folder has checkpoints/last.ckpt.")
+    stray = tmp_path / "a" / "b" / "last.ckpt"
+    stray.parent.mkdir(parents=True)
+    shutil.copy(path / "checkpoints" / "last.ckpt", stray)
+    assert "is not inside a run folder" in says(stray)
+    (path / "metrics.csv").write_text("update,seed\n1,0\n")
+    assert "metrics.csv is not a table of ours: KeyError 'value_gap'" in says(path)
+    other = tmp_path / "data"
+    write_dataset(other, DATASET, [random_episode(np.random.default_rng(5), 20) for _ in range(12)])
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(other))
+    assert f"The data set {DATASET} has changed since" in says(path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "none"))
+    assert f"dataset={DATASET} is not on this machine and could not be downloaded" in says(path)
+
+
+def test_a_missing_checkpoint_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        diagnosis.diagnose(saved_runs.checkpoint_of(tmp_path / "none.ckpt", "last"))
+
+
+def test_effective_shares_are_logged_of_weights_alone(tmp_path: Path) -> None:
+    """Seed 0: all equal, so 1; seed 1: one of two has all the weight, so 1/2."""
+    trainer: Any = FakeTrainer()
+    values = torch.tensor([[1.0, 1.0], [2.0, 0.0]])
+    quantities = {"weight/w": values, "ratio/rho": torch.full((1, 2), math.inf), "q/target": values}
+    Recorder(RunFolder(tmp_path)).add_distributions(trainer, quantities, 5)
+    shares = {name: value for name, value in trainer.log.scalars.items() if name.endswith("effective_share")}
+    assert shares == {"heldout/weight/w/effective_share": pytest.approx(0.75)}
+
+
+def test_boundary_share_of_the_policy() -> None:
+    """Actions 0.995 and 0 of [-1, 1], in environment units [0, 4], at observations that are undone from their units."""
+    batch = random_batch(size=2)
+    seen = []
+
+    def act(observations: torch.Tensor) -> torch.Tensor:
+        seen.append(observations)
+        return torch.tensor([[[3.99, 2.0], [2.0, 2.0]]])
+
+    policy: Any = SimpleNamespace(
+        observation_std=2.0, observation_mean=1.0, act=act, from_environment=lambda actions: actions / 2 - 1
+    )
+    assert boundary_share(policy, batch).tolist() == [[0.5, 0.0]]
+    assert torch.equal(seen[0], 2.0 * batch.observations + 1.0)
