@@ -1,4 +1,4 @@
-"""The `brpo` command: look at data sets, evaluate runs, collect the results of a sweep."""
+"""The `brpo` command: look at data sets, evaluate runs, collect the jobs of a sweep, report results."""
 
 import os
 import sys
@@ -157,6 +157,25 @@ def collect_sweep(
         print(line)
     collect.write_table(folder.table, rows)
     print(folder.table)
+
+
+@app.command("report")
+def report_runs(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders, folders with runs below, sweeps, or what a report wrote."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for report.md, CSV tables and pictures.")] = None,
+    published: Annotated[bool, typer.Option(help="Add published scores of the same data set ids.")] = False,
+) -> None:
+    """Compare finished runs, from their result files alone: Markdown here, and CSV and pictures in a folder."""
+    from brpo.reports.report import report
+
+    found = report(runs)
+    print(found.markdown(with_published=published))
+    if out is not None:
+        found.write(out, with_published=published)
+        print(out / "report.md")
 
 
 def _print_rows(title: str, rows: Sequence["Row"], ambiguous: dict[str, list[str]], hidden: Sequence[str]) -> None:
