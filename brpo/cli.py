@@ -150,13 +150,12 @@ def collect_sweep(
     folder = SweepFolder(sweep)
     rows = collect.collect(folder)
     ambiguous = collect.several_digests(rows)
-    _print_rows(f"sweep {sweep}", rows, ambiguous, hidden=())
-    if groups := collect.over_seeds(rows):
-        _print_rows("the same over seeds", groups, ambiguous, hidden=("status", "run"))
+    _print_rows(f"sweep {sweep}", rows, ambiguous)
     for line in collect.notes(rows, ambiguous):
         print(line)
     collect.write_table(folder.table, rows)
     print(folder.table)
+    print(f"brpo report {sweep}  # over seeds, side by side")
 
 
 @app.command("report")
@@ -178,7 +177,7 @@ def report_runs(
         print(out / "report.md")
 
 
-def _print_rows(title: str, rows: Sequence["Row"], ambiguous: dict[str, list[str]], hidden: Sequence[str]) -> None:
+def _print_rows(title: str, rows: Sequence["Row"], ambiguous: dict[str, list[str]]) -> None:
     """A table without empty columns. One data set stands in the title; what a narrow terminal can do without goes."""
     from brpo import collect
 
@@ -186,7 +185,7 @@ def _print_rows(title: str, rows: Sequence["Row"], ambiguous: dict[str, list[str
     if len(datasets := set(filter(None, columns["data set"]))) == 1:
         title = f"{title}: {datasets.pop()}"
         del columns["data set"]
-    shown = {name: column for name, column in columns.items() if any(column) and name not in hidden}
+    shown = {name: column for name, column in columns.items() if any(column)}
     table = _table(title, shown)
     for name in ("run", "updates/s"):
         if Measurement.get(console, console.options.update(width=1000), table).maximum > console.width:

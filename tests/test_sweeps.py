@@ -273,21 +273,14 @@ def test_rows_and_csv(tmp_path: Path) -> None:
     assert (table[1]["metric"], table[3]["overrides"], table[3]["final_mean"]) == ("return", "seeds=[3]", "")
 
 
-def test_jobs_that_differ_in_seeds_are_put_together_unless_their_data_differ(tmp_path: Path) -> None:
-    folder = sweep_of(tmp_path, planned=3)
+def test_rows_of_other_data_are_marked(tmp_path: Path) -> None:
+    folder = sweep_of(tmp_path, planned=2)
     finished(folder, 0, result("bc", [0], [20.0]))
-    finished(folder, 1, result("bc", [1], [10.0]))
-    finished(folder, 2, result("bc", [2], [90.0], digest="b" * 64))
+    finished(folder, 1, result("bc", [1], [90.0], digest="b" * 64))
     rows = collect.collect(folder)
-    groups = collect.over_seeds(rows)
-    assert [(group.jobs, group.seeds, group.values["final"]) for group in groups] == [
-        ((0, 1), (0, 1), (20.0, 10.0)),
-        ((2,), (2,), (90.0,)),
-    ]
-    assert collect.over_seeds(rows[1:]) == []
     ambiguous = collect.several_digests(rows)
     assert ambiguous == {"tests/pendulum/tiny-v0": ["a" * 64, "b" * 64]}
-    assert collect.cells(rows[2], ambiguous)[2] == f"tests/pendulum/tiny-v0 ({'b' * 12})"
+    assert collect.cells(rows[1], ambiguous)[2] == f"tests/pendulum/tiny-v0 ({'b' * 12})"
     assert any("different contents" in note for note in collect.notes(rows, ambiguous))
 
 

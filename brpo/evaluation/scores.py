@@ -24,8 +24,8 @@ def cvar(returns: np.ndarray, tail: float = TAIL) -> np.ndarray:
     return np.sort(returns, axis=-1)[..., :count].mean(-1)
 
 
-def spread(values: Sequence[float]) -> str:
-    """`mean ± std` over seeds in words; one seed has no spread, and nothing says nothing."""
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """`mean ± std` over seeds in words, with digits behind the point; one seed has no spread, and nothing says nothing."""
     if not values:
         return ""
-    return f"{fmean(values):.1f}" + (f" ± {pstdev(values):.1f}" if len(values) > 1 else "")
+    return f"{fmean(values):.{digits}f}" + (f" ± {pstdev(values):.{digits}f}" if len(values) > 1 else "")

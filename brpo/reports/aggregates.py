@@ -10,13 +10,13 @@ import numpy as np
 from brpo.evaluation.scores import cvar
 from brpo.reports import statistics
 from brpo.reports.comparison import Comparison, Method, Task
-from brpo.reports.seed_result import RULES
+from brpo.reports.seed_result import METRICS, RULES
 from brpo.reports.statistics import Interval
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A method over one or several tasks.
+    """A method over one or several tasks of the same metric.
 
     Attributes:
         method: its name.
@@ -29,8 +29,8 @@ class Aggregate:
         iqm: interquartile mean over all runs.
         iqm_interval: its 95 % interval.
         cvar: mean of the worst tenth of all runs, at least of one.
-        worst_task: the task with the smallest mean, and this mean.
-        worst_seed: the task and seed with the smallest number, and this number.
+        worst_task: the task with the worst mean, and this mean.
+        worst_seed: the task and seed with the worst number, and this number.
     """
 
     method: str
@@ -52,6 +52,7 @@ def aggregate(comparison: Comparison, method: Method, tasks: Sequence[Task], rul
     values = comparison.all_values(method, tasks, rule)
     if values is None:
         return None
+    sign = METRICS[tasks[0].metric].sign
     means = [float(task.mean()) for task in values]
     seeds = [
         (task, result.seed, result.value(rule)) for task in tasks for result in comparison.cells.get((method, task), [])
@@ -66,9 +67,9 @@ def aggregate(comparison: Comparison, method: Method, tasks: Sequence[Task], rul
         std=float(np.mean([task.std() for task in values])),
         iqm=float(statistics.iqm(*values)),
         iqm_interval=statistics.interval(statistics.iqm, values),
-        cvar=float(cvar(np.concatenate(values))),
-        worst_task=min(zip(tasks, means, strict=True), key=lambda pair: pair[1]),
-        worst_seed=min(seeds, key=lambda triple: triple[2]),
+        cvar=sign * float(cvar(sign * np.concatenate(values))),
+        worst_task=min(zip(tasks, means, strict=True), key=lambda pair: sign * pair[1]),
+        worst_seed=min(seeds, key=lambda triple: sign * triple[2]),
     )
 
 
@@ -77,9 +78,7 @@ def over_tasks(comparison: Comparison) -> dict[tuple[Method, str], Aggregate | N
     """Methods and rules over all tasks with scores; None where a method has holes."""
     tasks = comparison.columns("score")
     return {
-        (method, rule): aggregate(comparison, method, tasks, rule)
-        for method in comparison.rows(tasks)
-        for rule in RULES
+        (method, rule): aggregate(comparison, method, tasks, rule) for method in comparison.rows(tasks) for rule in RULES
     }
 
 

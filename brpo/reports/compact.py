@@ -13,7 +13,7 @@ from typing import Any
 
 from brpo.errors import UserError
 from brpo.files import write_atomically, write_json
-from brpo.reports.seed_result import METRICS, RULES, Evaluation, Protocol, SeedResult
+from brpo.reports.seed_result import METRICS, RULES, Curve, Protocol, SeedResult
 
 RUNS, CURVES, CONFIGS = "runs.csv", "curves.csv", "configs.json"
 _VALUES = tuple(f"{rule}_{metric}" for rule in RULES for metric in METRICS)
@@ -33,12 +33,8 @@ def write(folder: Path, results: Sequence[SeedResult]) -> None:
     """
     configs = {_fingerprint(result.options): dict(result.options) for result in results}
     write_csv(folder / RUNS, _HEADER, (_row(number, result) for number, result in enumerate(results)))
-    points = (
-        (number, point.update, _short(point.score), _short(point.return_mean))
-        for number, result in enumerate(results)
-        for point in result.curve
-    )
-    write_csv(folder / CURVES, ("row", "update", "score", "return"), points)
+    points = ((number, update, f"{value:.6g}") for number, result in enumerate(results) for update, value in result.curve)
+    write_csv(folder / CURVES, ("row", "update", "value"), points)
     write_json(folder / CONFIGS, configs)
 
 
@@ -57,10 +53,6 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 def _fingerprint(options: Any) -> str:
     return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
 
 
 def _row(number: int, result: SeedResult) -> list[Any]:
@@ -108,11 +100,10 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _read_curves(path: Path) -> dict[str, list[Evaluation]]:
-    curves: dict[str, list[Evaluation]] = {}
+def _read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+    curves: dict[str, list[tuple[int, float]]] = {}
     for row in _read_csv(path):
-        point = Evaluation(int(row["update"]), _number(row["score"]), _number(row["return"]))
-        curves.setdefault(row["row"], []).append(point)
+        curves.setdefault(row["row"], []).append((int(row["update"]), float(row["value"])))
     return curves
 
 
@@ -124,11 +115,10 @@ def _count(text: str) -> int | None:
     return int(text) if text else None
 
 
-def _result(row: dict[str, str], options: dict[str, Any], curve: tuple[Evaluation, ...]) -> SeedResult:
-    texts: dict[str, Any] = {name: row[name] for name in _TEXTS}
+def _result(row: dict[str, str], options: dict[str, Any], curve: Curve) -> SeedResult:
+    same: dict[str, Any] = {name: row[name] for name in _TEXTS} | {name: _number(row[name]) for name in _NUMBERS}
     return SeedResult(
-        **texts,
-        **{name: _number(row[name]) for name in _NUMBERS},
+        **same,
         seed=int(row["seed"]),
         protocol=Protocol(row["mode"], int(row["episodes"]), int(row["updates"]), _count(row["every"])),
         values={name: _number(row[name]) for name in _VALUES},

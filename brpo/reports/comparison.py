@@ -12,7 +12,7 @@ from brpo.reports.seed_result import Protocol, SeedResult
 
 @dataclass(frozen=True, order=True)
 class Task:
-    """A data set, and the metric that its results have: `score`, or `return` without reference scores."""
+    """A data set, and the metric that its results have, a key of `METRICS`."""
 
     dataset: str
     digest: str

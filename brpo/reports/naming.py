@@ -59,7 +59,9 @@ def _naming(algo: str, results: Sequence[SeedResult]) -> Naming:
     keys = _without_twins(sorted(within), results)
     names = tuple(_short(key, keys) for key in keys)
     usual = _usual(names, {_values(result, keys) for result in results})
-    notes = [f"{algo} is `{', '.join(f'{n}={v}' for n, v in usual.items())}` where its name says nothing else."] if usual else []
+    notes = (
+        [f"{algo} is `{', '.join(f'{n}={v}' for n, v in usual.items())}` where its name says nothing else."] if usual else []
+    )
     notes += [_between_data_sets(algo, key, results) for key in sorted(_differing(results) - within)]
     return Naming(algo, keys, names, usual, tuple(notes))
 

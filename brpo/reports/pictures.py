@@ -9,6 +9,8 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from brpo.reports import statistics
 from brpo.reports.comparison import Comparison, Method, Task
@@ -17,34 +19,36 @@ from brpo.reports.seed_result import METRICS
 # Okabe and Ito's colours, which colour-blind readers can tell apart. An algorithm has the same one in every picture.
 _COLORS = {
     "bc": "#999999", "iql": "#E69F00", "sfac": "#0072B2", "td3_bc": "#009E73", "awac": "#56B4E9", "xql": "#CC79A7",
-    "bdpo": "#D55E00",
+    "bdpo": "#D55E00", "sql": "#882255", "eql": "#000000",
 }  # fmt: skip
-_OTHERS = ("#000000", "#6A3D9A", "#B8A800", "#8C510A", "#35978F")  # algorithms that are not in the table, in turn
+_OTHERS = ("#6A3D9A", "#B8A800", "#8C510A", "#35978F")  # algorithms that are not in the table, in turn
 _STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = "osD^vPX*<>"
-_COLUMNS = 3  # panels beside one another
+_COLUMNS = 3  # panels beside one another, at most
 _PANEL = (4.4, 3.2)  # inches
 _LEGEND_ROW = 0.24  # inches
 _CHARACTERS = 15.0  # of a legend's text in an inch of width
 
 
 def looks(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
-    """How the lines of methods look, by name: colours tell algorithms apart, strokes and markers the variants of one.
+    """How the lines of methods look, by name: colours and markers tell algorithms apart, strokes the variants of one.
 
-    Where there is one algorithm alone, its variants run through a scale of colours in their order instead.
+    Where there is one algorithm alone, its variants run through a scale of colours and the markers in their order.
     """
     algos = list(dict.fromkeys(method.algo for method in methods))
     others = [algo for algo in algos if algo not in _COLORS]
     found = {}
     for place, method in enumerate(methods):
-        if len(algos) == 1 and len(methods) > 1:
+        alone = len(algos) == 1 and len(methods) > 1
+        if alone:
             color: Any = matplotlib.colormaps["viridis"](0.9 * place / (len(methods) - 1))
         else:
             color = _COLORS.get(method.algo) or _OTHERS[others.index(method.algo) % len(_OTHERS)]
+        marker = place if alone else algos.index(method.algo)
         found[method.name] = {
             "color": color,
             "linestyle": _STYLES[method.variant % len(_STYLES)],
-            "marker": _MARKERS[method.variant % len(_MARKERS)],
+            "marker": _MARKERS[marker % len(_MARKERS)],
         }
     return found
 
@@ -56,8 +60,8 @@ def draw_curves(comparison: Comparison, path: Path) -> None:
         OSError: the file cannot be written.
     """
     tasks, style = comparison.tasks, looks(comparison.methods)
-    columns = min(_COLUMNS, len(tasks))
-    rows = math.ceil(len(tasks) / columns)
+    rows = math.ceil(len(tasks) / _COLUMNS)
+    columns = math.ceil(len(tasks) / rows)
     width = max(columns * _PANEL[0], 5.4)
     legend = _legend_layout(comparison.methods, width)
     figure = _figure(width, rows * _PANEL[1], legend)
@@ -73,8 +77,7 @@ def draw_curves(comparison: Comparison, path: Path) -> None:
 
 def _curves(axes: Any, comparison: Comparison, task: Task, style: dict[str, dict[str, Any]]) -> None:
     for method in comparison.methods:
-        curves = [{point.update: point.value(task.metric) for point in result.curve}
-                  for result in comparison.cells.get((method, task), []) if result.curve]  # fmt: skip
+        curves = [dict(result.curve) for result in comparison.cells.get((method, task), []) if result.curve]
         updates = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
         if not updates:
             continue
@@ -84,10 +87,10 @@ def _curves(axes: Any, comparison: Comparison, task: Task, style: dict[str, dict
         axes.fill_between(updates, values.min(0), values.max(0), alpha=0.15, color=look["color"], linewidth=0)
     axes.set_title(task.dataset, fontsize=9)
     axes.set_xlabel("updates", fontsize=9)
-    axes.set_ylabel(METRICS[task.metric], fontsize=9)
+    axes.set_ylabel(METRICS[task.metric].words, fontsize=9)
     axes.tick_params(labelsize=8)
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.25)
 
 
@@ -114,7 +117,7 @@ def draw_profile(comparison: Comparison, path: Path) -> None:
         axes.step(thresholds, shares, where="post", linewidth=1.6, **look)
         if band is not None:
             axes.fill_between(thresholds, *band, alpha=0.15, color=look["color"], linewidth=0, step="post")
-    several = f"{len(tasks)} data sets" if len(tasks) > 1 else tasks[0].dataset
+    several = tasks[0].dataset if len(tasks) == 1 else f"{len(tasks)} data sets"
     axes.set_title(f"Performance profile, final policy, {several}\n{comparison.protocol}", fontsize=9)
     axes.set_xlabel("normalized score τ", fontsize=9)
     axes.set_ylabel("share of runs with score > τ", fontsize=9)
@@ -130,9 +133,12 @@ def draw_profile(comparison: Comparison, path: Path) -> None:
 
 def _legend_layout(methods: Sequence[Method], width: float) -> tuple[int, float]:
     """Columns of a legend below the panels, and its height in inches."""
-    longest = max((len(method.name) for method in methods), default=1)
-    columns = max(1, min(len(methods), int(width / (longest / _CHARACTERS + 0.7))))
-    return columns, _LEGEND_ROW * math.ceil(len(methods) / columns) + 0.15
+    if not methods:
+        return 1, 0.0
+    longest = max(len(method.name) for method in methods)
+    fit = max(1, int(width / (longest / _CHARACTERS + 0.6)))
+    rows = math.ceil(len(methods) / fit)
+    return math.ceil(len(methods) / rows), _LEGEND_ROW * rows + 0.15
 
 
 def _figure(width: float, height: float, legend: tuple[int, float]) -> Figure:
@@ -142,8 +148,6 @@ def _figure(width: float, height: float, legend: tuple[int, float]) -> Figure:
 def _save(
     figure: Figure, methods: Sequence[Method], style: dict[str, dict[str, Any]], legend: tuple[int, float], path: Path
 ) -> None:
-    from matplotlib.lines import Line2D
-
     lines = [Line2D([], [], label=method.name, linewidth=1.6, markersize=4, **style[method.name]) for method in methods]
     if lines:
         figure.legend(handles=lines, loc="outside lower center", ncols=legend[0], fontsize=8, frameon=False)

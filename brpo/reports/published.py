@@ -51,7 +51,8 @@ def table(datasets: Sequence[str], rows: Sequence[Published]) -> str:
     parts = []
     if found:
         lines = (
-            [row.method, row.dataset, f"{row.mean} ± {row.std}" if row.std else row.mean, row.source, row.rule] for row in found
+            [row.method, row.dataset, f"{row.mean} ± {row.std}" if row.std else row.mean, row.source, row.rule]
+            for row in found
         )
         parts.append(markdown(["method", "data set", "normalized score", "source", "checkpoint rule"], lines))
     if without:

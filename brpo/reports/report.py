@@ -9,7 +9,7 @@ from brpo.files import write_atomically
 from brpo.reports import compact, published, run_folders, tables
 from brpo.reports.comparison import Comparison, compare
 from brpo.reports.run_folders import Found
-from brpo.reports.seed_result import RULES
+from brpo.reports.seed_result import METRICS, RULES
 
 MARKDOWN = "report.md"
 
@@ -33,7 +33,7 @@ class Report:
         return "\n".join(
             f"{comparison.protocol}:\n\n{tables.results(comparison, metric, 'final')}"
             for comparison in self.comparisons
-            for metric in ("score", "return")
+            for metric in METRICS
             if comparison.columns(metric)
         )
 
@@ -75,8 +75,9 @@ class Report:
     def _protocol_note(self) -> list[str]:
         if len(self.comparisons) == 1:
             return []
-        return ["Runs that were evaluated in different ways or trained for different numbers of updates stand in sections of "
-                "their own; nothing is averaged across them."]  # fmt: skip
+        return [
+            "Runs that were evaluated in different ways, or after other numbers of updates, stand in sections of their own."
+        ]
 
     def _provenance(self) -> str:
         results = self.found.results
@@ -110,11 +111,11 @@ def _section(comparison: Comparison, number: int | None) -> Iterator[str]:
         yield tables.over_tasks(comparison)
         yield tables.by_rule(comparison)
         yield from filter(None, [tables.improvement(comparison)])
-    if comparison.columns("return"):
-        if comparison.columns("score"):
-            yield "Data sets without reference scores have returns, which enter no number above.\n"
-        for rule in RULES:
-            yield tables.results(comparison, "return", rule)
+    for metric in METRICS:
+        if metric != "score" and comparison.columns(metric):
+            yield f"Data sets without reference scores: {METRICS[metric].words}, which enters no number over data sets.\n"
+            for rule in RULES:
+                yield tables.results(comparison, metric, rule)
     if number is not None:
         yield f"![Learning curves]({picture('curves', number)})\n"
         if comparison.columns("score"):

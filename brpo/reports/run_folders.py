@@ -4,12 +4,12 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from brpo.errors import UserError
 from brpo.reports import compact
-from brpo.reports.seed_result import Evaluation, SeedResult, from_result
+from brpo.reports.seed_result import METRICS, SeedResult, from_result
 from brpo.runs import RunFolder
 from brpo.sweep_folder import Status, SweepFolder
 
@@ -20,7 +20,7 @@ class Found:
 
     Attributes:
         results: seeds of the finished runs.
-        missing: a line for each run that is not finished, or has no rollouts.
+        missing: a line for each run that is not finished, or has no evaluations.
     """
 
     results: list[SeedResult] = field(default_factory=list)
@@ -82,7 +82,7 @@ def _add_run(found: Found, folder: Path) -> None:
         return
     results = read_run(folder)
     if results[0].metric is None:
-        found.missing.append(f"{label(folder)}: no return, its environment was not there")
+        found.missing.append(f"{label(folder)}: no evaluations, for want of its environment")
     else:
         found.results += results
 
@@ -102,23 +102,19 @@ def read_run(folder: Path) -> list[SeedResult]:
     files = RunFolder(folder)
     path = files.result
     try:
-        result = json.loads(path.read_text())
-        evaluation = result["evaluation"]
+        results = from_result(label(folder), json.loads(path.read_text()))
         path = files.metrics
-        curves = _curves(path, evaluation["mode"], evaluation["episodes"]) if path.exists() else {}
-        path = files.result
-        return from_result(label(folder), result, curves)
+        metric = results[0].metric
+        return results if metric is None or not path.exists() else _with_curves(path, results, METRICS[metric].column)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is not a result file of ours: {type(error).__name__} {error}.") from error
 
 
-def _curves(path: Path, mode: str, episodes: int) -> dict[int, tuple[Evaluation, ...]]:
-    """Evaluations of each seed that were made as the result says; a resumed run may have others too."""
-    curves: dict[int, list[Evaluation]] = {}
+def _with_curves(path: Path, results: Sequence[SeedResult], column: str) -> list[SeedResult]:
+    """The results with those evaluations that were made as they say; a resumed run may have others too."""
+    protocol, curves = results[0].protocol, {result.seed: [] for result in results}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            if (row["mode"], int(row["episodes"])) == (mode, episodes):
-                score = float(row["score"]) if row["score"] else None
-                point = Evaluation(int(row["update"]), score, float(row["return_mean"]))
-                curves.setdefault(int(row["seed"]), []).append(point)
-    return {seed: tuple(points) for seed, points in curves.items()}
+            if (row["mode"], int(row["episodes"])) == (protocol.mode, protocol.episodes):
+                curves[int(row["seed"])].append((int(row["update"]), float(row[column])))
+    return [replace(result, curve=tuple(curves[result.seed])) for result in results]

@@ -8,11 +8,38 @@ from brpo.config import flatten
 
 RULES = {
     "final": "the policy after the last update; the primary number",
-    "best": "the evaluation with the largest mean return over the seeds of the run; chosen by the evaluations that it is "
-    "judged by, so too high",
-    "auc": "mean over all evaluations of the run (area under the curve over its length)",
+    "best": "the evaluation with the best mean over the seeds of the run; chosen by the numbers that judge it, so too good",
+    "auc": "mean over all evaluations of the run: the area under its learning curve over its length",
 }
-METRICS = {"score": "normalized score", "return": "return"}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the numbers of a run are.
+
+    Attributes:
+        words: its name for people.
+        column: of `metrics.csv`.
+        digits: behind the point.
+        larger_is_better: whether.
+    """
+
+    words: str
+    column: str
+    digits: int = 1
+    larger_is_better: bool = True
+
+    @property
+    def sign(self) -> float:
+        """1 where larger is better, else -1."""
+        return 1.0 if self.larger_is_better else -1.0
+
+
+METRICS = {  # by their name in result.json; the first one that a run has counts
+    "score": Metric("normalized score", "score"),
+    "return": Metric("return", "return_mean"),
+    "sliced_wasserstein": Metric("sliced Wasserstein distance", "sliced_wasserstein", digits=4, larger_is_better=False),
+}
 
 # What says how a run was made or watched, and not what method it is. Everything else in a configuration is the method.
 _NOT_THE_METHOD = (
@@ -37,18 +64,7 @@ class Protocol:
         return f"{self.mode} action, {self.episodes} episodes, {self.updates} updates{often}"
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A point of a learning curve; `score` is None without reference scores."""
-
-    update: int
-    score: float | None
-    return_mean: float | None
-
-    def value(self, metric: str) -> float:
-        """The number in the unit of a metric; NaN where there is none."""
-        value = self.score if metric == "score" else self.return_mean
-        return float("nan") if value is None else value
+Curve = tuple[tuple[int, float], ...]  # update and value of each evaluation, in the unit of the run's metric
 
 
 @dataclass(frozen=True)
@@ -95,11 +111,11 @@ class SeedResult:
     versions: str
     git: str | None
     options: Mapping[str, Any] = field(repr=False)
-    curve: tuple[Evaluation, ...] = field(repr=False)
+    curve: Curve = field(default=(), repr=False)
 
     @property
     def metric(self) -> str | None:
-        """`score`, else `return` where the data set has no reference scores; None without rollouts."""
+        """`score`, else `return` where the data set has no reference scores; None without evaluations."""
         return next((name for name in METRICS if self.values[f"final_{name}"] is not None), None)
 
     def value(self, rule: str) -> float:
@@ -122,13 +138,12 @@ def _covers(keys: tuple[str, ...], key: str) -> bool:
     return any(key == other or key.startswith(f"{other}.") for other in keys)
 
 
-def from_result(run: str, result: Mapping[str, Any], curves: Mapping[int, tuple[Evaluation, ...]]) -> list[SeedResult]:
-    """The seeds of a `result.json`.
+def from_result(run: str, result: Mapping[str, Any]) -> list[SeedResult]:
+    """The seeds of a `result.json`, without their curves.
 
     Args:
         run: where it lies.
         result: its content.
-        curves: evaluations of each seed, from `metrics.csv`; none where there is none.
 
     Raises:
         KeyError, TypeError: a key is missing or has another type: the file is not one of ours.
@@ -152,8 +167,8 @@ def from_result(run: str, result: Mapping[str, Any], curves: Mapping[int, tuple[
             protocol=protocol,
             values={f"{rule}_{name}": at(result[rule].get(name), place) for rule in RULES for name in METRICS},
             best_update=result["best"]["update"],
-            worst_episode=at(result["worst_episode"], place),
-            cvar=at(result["cvar"], place),
+            worst_episode=at(result.get("worst_episode"), place),
+            cvar=at(result.get("cvar"), place),
             wall_seconds=result["wall_seconds"],
             updates_per_second=result["updates_per_second"],
             together=len(seeds),
@@ -161,7 +176,6 @@ def from_result(run: str, result: Mapping[str, Any], curves: Mapping[int, tuple[
             versions=", ".join(f"{name} {version}" for name, version in result["versions"].items()),
             git=result["git"],
             options=method_options(result["config"]),
-            curve=curves.get(seed, ()),
         )
         for place, seed in enumerate(seeds)
     ]

@@ -53,7 +53,14 @@ def _resampled(statistic: Callable[..., np.ndarray], samples: Tasks, resamples: 
         return None
     rng = np.random.default_rng(_SEED)
     result = stats.bootstrap(
-        samples, statistic, n_resamples=resamples, vectorized=True, axis=-1, confidence_level=LEVEL, method="percentile", rng=rng
+        samples,
+        statistic,
+        n_resamples=resamples,
+        vectorized=True,
+        axis=-1,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=rng,
     )
     return result.confidence_interval
 

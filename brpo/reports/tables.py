@@ -33,11 +33,11 @@ def results(comparison: Comparison, metric: str, rule: str) -> str:
     def cell(method: Method, task: Task) -> str:
         values = comparison.values(method, task, rule)
         count = f" ({len(values)})" if len(counts) > 1 else ""
-        return f"{spread(list(values))}{count}" if len(values) else HOLE
+        return f"{spread(list(values), METRICS[metric].digits)}{count}" if len(values) else HOLE
 
     rows = ([method.name, *(cell(method, task) for task in tasks)] for method in comparison.rows(tasks))
-    seeds = "in brackets the number of seeds" if len(counts) > 1 else _plural(*counts, "seed")
-    text = f"**{rule}** {METRICS[metric]} ({RULES[rule]}); mean ± standard deviation over seeds, {seeds}.\n\n"
+    seeds = "in brackets the number of seeds" if len(counts) > 1 else _plural(max(counts), "seed")
+    text = f"**{rule}** {METRICS[metric].words} ({RULES[rule]}); mean ± standard deviation over seeds, {seeds}.\n\n"
     return text + markdown(["method", *map(_column, tasks)], rows)
 
 
@@ -98,8 +98,8 @@ def improvement(comparison: Comparison) -> str:
         for ours in methods
     )
     return (
-        "Probability that a run of the row is better than a run of the column (final score; draws count half; mean over data "
-        "sets) [95 %].\n\n" + markdown(["", *(method.name for method in methods)], rows)
+        "Probability that a run of the row is better than a run of the column (final score; draws count half; mean over "
+        "data sets) [95 %].\n\n" + markdown(["", *(method.name for method in methods)], rows)
     )
 
 
@@ -114,8 +114,8 @@ def episodes(comparison: Comparison) -> str:
     if all(entry == HOLE for row in rows for entry in row[1:]):
         return ""
     return (
-        "CVaR 10 % of episodes: mean **return** of the worst tenth of the episodes of the final evaluation, at least of one; "
-        "mean ± standard deviation over seeds.\n\n" + markdown(["method", *map(_column, comparison.tasks)], rows)
+        "CVaR 10 % of episodes: mean **return** of the worst tenth of the episodes of the final evaluation, at least of "
+        "one; mean ± standard deviation over seeds.\n\n" + markdown(["method", *map(_column, comparison.tasks)], rows)
     )
 
 
@@ -167,7 +167,9 @@ def write_tables(folder: Path, comparisons: Sequence[Comparison]) -> None:
     write_csv(folder / "scores.csv", (*scores, "worst_episode_return", "episodes_cvar_return"), _score_rows(comparisons))
     worst = ("worst_dataset", "worst_dataset_mean", "worst_seed_dataset", "worst_seed", "worst_seed_value")
     write_csv(
-        folder / "aggregates.csv", ("method", *_PROTOCOL, "rule", "datasets", *_NUMBERS, *worst), _aggregate_rows(comparisons)
+        folder / "aggregates.csv",
+        ("method", *_PROTOCOL, "rule", "datasets", *_NUMBERS, *worst),
+        _aggregate_rows(comparisons),
     )
     rows = (
         [ours.name, theirs.name, *_protocol(comparison), value, *(interval or ("", ""))]
