@@ -334,6 +334,9 @@ def test_sweep_with_a_failing_job_and_its_table(cli: Run, tmp_path: Path) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
     assert all((folder / records[n]["run_dir"] / "result.json").exists() for n in (0, 2))
     assert "final: return" in (folder / "jobs" / "2.log").read_text()
+    assert f"report: {folder.relative_to(tmp_path)}/report/report.md" in sweep.stdout
+    assert (folder / "report" / "curves.png").exists()
+    assert "Missing: job 1 " in (folder / "report" / "report.md").read_text()
 
     collected = cli("collect", str(folder), program="brpo")
     assert collected.returncode == 0, collected.stderr

@@ -27,6 +27,7 @@ _MARKERS = "osD^vPX*<>"
 _COLUMNS = 3  # panels beside one another, at most
 _PANEL = (4.4, 3.2)  # inches
 _LEGEND_ROW = 0.24  # inches
+_FEW = 10  # fewer runs than this have a band from nothing to everything
 _CHARACTERS = 15.0  # of a legend's text in an inch of width
 
 
@@ -84,7 +85,7 @@ def _curves(axes: Any, comparison: Comparison, task: Task, style: dict[str, dict
         values = np.array([[curve[update] for update in updates] for curve in curves])  # (seeds, evaluations)
         look = style[method.name]
         axes.plot(updates, values.mean(0), markersize=3.5, linewidth=1.5, **look)
-        axes.fill_between(updates, values.min(0), values.max(0), alpha=0.15, color=look["color"], linewidth=0)
+        axes.fill_between(updates, values.min(0), values.max(0), alpha=_alpha(style), color=look["color"], linewidth=0)
     axes.set_title(task.dataset, fontsize=9)
     axes.set_xlabel("updates", fontsize=9)
     axes.set_ylabel(METRICS[task.metric].words, fontsize=9)
@@ -94,10 +95,14 @@ def _curves(axes: Any, comparison: Comparison, task: Task, style: dict[str, dict
     axes.grid(alpha=0.25)
 
 
+def _alpha(style: dict[str, Any]) -> float:
+    return 0.15 if len(style) <= 5 else 0.08
+
+
 def draw_profile(comparison: Comparison, path: Path) -> None:
     """Share of runs whose final score is above a threshold, over all data sets with scores; bands are 95 % intervals.
 
-    Methods with holes among the data sets are left out.
+    They are left out for fewer than ten runs. Methods with holes among the data sets are left out.
 
     Raises:
         OSError: the file cannot be written.
@@ -115,8 +120,8 @@ def draw_profile(comparison: Comparison, path: Path) -> None:
         shares, band = statistics.performance_profile(values, thresholds)
         look = {**style[method.name], "marker": None}
         axes.step(thresholds, shares, where="post", linewidth=1.6, **look)
-        if band is not None:
-            axes.fill_between(thresholds, *band, alpha=0.15, color=look["color"], linewidth=0, step="post")
+        if band is not None and sum(map(len, values)) >= _FEW:
+            axes.fill_between(thresholds, *band, alpha=_alpha(style), color=look["color"], linewidth=0, step="post")
     several = tasks[0].dataset if len(tasks) == 1 else f"{len(tasks)} data sets"
     axes.set_title(f"Performance profile, final policy, {several}\n{comparison.protocol}", fontsize=9)
     axes.set_xlabel("normalized score τ", fontsize=9)

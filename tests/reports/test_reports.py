@@ -187,37 +187,44 @@ def test_improvement_of_each_over_each(tmp_path: Path) -> None:
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def two_runs(tmp_path: Path) -> Path:
-    make_run(tmp_path / "runs" / "a", {0: [1.0, 2.5], 1: [3.0, 4.0]})
-    make_run(tmp_path / "runs" / "b", {0: [2.0, 1.0], 1: [1 / 3, 4.0]}, algo="sfac", scored=False, dataset="b-v0", x=None)
-    return tmp_path / "runs"
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    make_run(folder / "a", {0: [1.0, 2.5], 1: [3.0, 4.0]})
+    make_run(folder / "b", {0: [2.0, 1.0], 1: [1 / 3, 4.0]}, algo="sfac", scored=False, dataset="b-v0", x=None)
+    return folder
 
 
-def test_a_report_can_be_made_from_a_report(two_runs: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def written(two_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report on `two_runs`."""
+    folder = tmp_path_factory.mktemp("report")
+    commands.report_runs([two_runs], out=folder, published=True)
+    return folder
+
+
+def test_a_report_can_be_made_from_a_report(two_runs: Path, written: Path, tmp_path: Path) -> None:
     first = report([two_runs])
-    first.write(tmp_path / "out")
-    for path in (tmp_path / "out", tmp_path / "out" / "runs.csv"):
+    for path in (written, written / "runs.csv"):
         again = report([path])
         assert again.markdown() == first.markdown()
         assert [result.curve for result in again.found.results] == [
             tuple((update, pytest.approx(value, rel=1e-5)) for update, value in result.curve)
             for result in first.found.results
         ]
-    assert report([two_runs, tmp_path / "out"]).markdown() == first.markdown()  # a run and its copy are one
-    (tmp_path / "out" / "configs.json").unlink()
-    with pytest.raises(UserError, match=r"configs.json is not a file that brpo report wrote.*belong together"):
-        report([tmp_path / "out"])
+    assert report([two_runs, written]).markdown() == first.markdown()  # a run and its copy are one
+    (tmp_path / "runs.csv").write_text((written / "runs.csv").read_text())
+    with pytest.raises(UserError, match=r"curves.csv is not a file that brpo report wrote.*belong together"):
+        report([tmp_path])
 
 
-def test_no_path_of_this_machine_is_written(two_runs: Path, tmp_path: Path) -> None:
-    report([two_runs]).write(tmp_path / "out")
-    assert all(str(tmp_path) not in file.read_text() for file in (tmp_path / "out").iterdir() if file.suffix != ".png")
+def test_no_path_of_this_machine_is_written(two_runs: Path, written: Path) -> None:
+    texts = [file.read_text() for file in written.iterdir() if file.suffix != ".png"]
+    assert len(texts) == 7 and not any(str(two_runs.parent) in text for text in texts)
 
 
-def test_csv_tables(two_runs: Path, tmp_path: Path) -> None:
-    report([two_runs]).write(tmp_path / "out")
-    scores = {(row["method"], row["rule"]): row for row in csv.DictReader((tmp_path / "out" / "scores.csv").open())}
+def test_csv_tables(written: Path) -> None:
+    scores = {(row["method"], row["rule"]): row for row in csv.DictReader((written / "scores.csv").open())}
     row = scores["bc", "final"]
     assert [float(row[key]) for key in ("mean", "std", "worst_seed_value", "worst_episode_return")] == [
         3.25,
@@ -227,18 +234,23 @@ def test_csv_tables(two_runs: Path, tmp_path: Path) -> None:
     ]
     assert (row["metric"], row["digest"], row["runs"], row["worst_seed"]) == ("score", "a" * 64, "2", "0")
     assert scores["sfac", "final"]["metric"] == "return"
-    aggregate = list(csv.DictReader((tmp_path / "out" / "aggregates.csv").open()))
+    aggregate = list(csv.DictReader((written / "aggregates.csv").open()))
     assert [(row["method"], row["rule"], row["datasets"]) for row in aggregate] == [
         ("bc", "final", "1"), ("bc", "best", "1"), ("bc", "auc", "1")]  # fmt: skip
 
 
-def test_pictures(two_runs: Path, tmp_path: Path) -> None:
-    report([two_runs]).write(tmp_path / "out")
-    text = (tmp_path / "out" / "report.md").read_text()
+def test_pictures(written: Path) -> None:
+    text = (written / "report.md").read_text()
     for name in ("curves.png", "profile.png"):
         assert f"]({name})" in text
-        image = imread(tmp_path / "out" / name)
-        assert image.std() > 0.02  # something is drawn
+        assert imread(written / name).std() > 0.02  # something is drawn
+
+
+def test_command(two_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands.report_runs([two_runs], published=True)
+    out = capsys.readouterr().out
+    assert "| bc | 3.2 ± 0.8 |" in out
+    assert "There are no published scores for `b-v0`, `tests/one-v0`." in out
 
 
 def test_an_algorithm_keeps_its_colour() -> None:
@@ -261,10 +273,3 @@ def test_published_scores_are_those_of_the_same_id_alone() -> None:
     assert "| IQL | hopper-medium-v2 | 66.3 ± 5.7 | the method's paper | as printed in the paper |" in text
     assert text.count("hopper-medium-v2") == len([row for row in rows if row.dataset == "hopper-medium-v2"])
     assert text.endswith("There are no published scores for `mujoco/hopper/medium-v0`.\n")
-
-
-def test_command(two_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    commands.report_runs([two_runs], out=tmp_path / "out", published=True)
-    out = capsys.readouterr().out
-    assert "| bc | 3.2 ± 0.8 |" in out and out.endswith("out/report.md\n")
-    assert "There are no published scores for `b-v0`, `tests/one-v0`." in (tmp_path / "out" / "report.md").read_text()
