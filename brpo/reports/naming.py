@@ -73,11 +73,13 @@ def _differing(results: Sequence[SeedResult]) -> set[str]:
 
 
 def _without_twins(keys: Sequence[str], results: Sequence[SeedResult]) -> tuple[str, ...]:
-    """Without options of the same name that go with another one: the behaviour model's `hidden` with the actor's."""
-    kept: dict[tuple[str, ...], str] = {}
+    """Without options that follow another one of their kind: the behaviour model's `hidden` the actor's."""
+    kept: dict[str, tuple[str, ...]] = {}
     for key in keys:
-        kept.setdefault((key.rpartition(".")[2], *(_text(result.options.get(key)) for result in results)), key)
-    return tuple(kept.values())
+        values = tuple(_text(result.options.get(key)) for result in results)
+        if not any(values == other and key.endswith(name.rpartition(".")[2]) for name, other in kept.items()):
+            kept[key] = values
+    return tuple(kept)
 
 
 def _short(key: str, keys: Sequence[str]) -> str:

@@ -114,6 +114,14 @@ def test_an_option_that_follows_the_data_set_is_no_method(tmp_path: Path) -> Non
     assert note == "bc: `algo.expectile` differs between data sets: 0.7 on a-v0; 0.9 on b-v0."
 
 
+def test_an_option_that_follows_another_is_not_said_twice(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", {0: [1.0]}, divergence="kl", target_divergence="kl")
+    make_run(tmp_path / "b", {0: [1.0]}, divergence="gan", target_divergence="gan")
+    assert names(tmp_path) == ["bc divergence=gan", "bc divergence=kl"]
+    make_run(tmp_path / "c", {0: [1.0]}, divergence="gan", target_divergence="kl")
+    assert names(tmp_path)[0] == "bc target_divergence=gan"
+
+
 def test_ends_of_keys_that_are_the_same_grow(tmp_path: Path) -> None:
     make_run(tmp_path / "a", {0: [1.0]}, actor={"hidden": [16]}, critic={"hidden": [8]})
     make_run(tmp_path / "b", {0: [1.0]}, actor={"hidden": [32]}, critic={"hidden": [64]})
