@@ -316,9 +316,15 @@ def records_of(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(tmp_path.glob("runs/sweeps/*/jobs/*.json"))]
 
 
-def test_sweep_with_a_failing_job_and_its_table(cli: Run, tmp_path: Path) -> None:
-    """Two at a time; jobs that cannot be (a seed below 0) are named at the end. Again: finished runs are not made again."""
-    options = [*TINY, "trainer=smoke", "algo=bc,iql", "seeds=[0],[-1]"]
+def test_sweep_with_a_failing_job_and_its_table(cli: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A sweep from a file as in conf/sweep, two jobs at a time; those that cannot be (a seed below 0) are named at the end.
+
+    Again: finished runs are not made again.
+    """
+    file = tmp_path_factory.mktemp("conf") / "sweep" / "tiny.yaml"
+    file.parent.mkdir()
+    file.write_text("# @package _global_\nhydra: {sweeper: {params: {algo: 'bc,iql', seeds: '[0],[-1]'}}}\n")
+    options = [*TINY, "trainer=smoke", "+sweep=tiny", f"hydra.searchpath=[file://{file.parents[1]}]"]
     sweep = cli("-m", *options, "hydra.launcher.n_jobs=2")
     assert sweep.returncode == 2, sweep.stderr
     named = sweep.stderr.splitlines()

@@ -15,6 +15,7 @@ from brpo.reports.naming import naming
 from brpo.reports.report import report
 from brpo.runs import RunFolder
 from brpo.sweep_folder import Job, Status, SweepFolder
+from tests.helpers import ROOT
 from tests.reports.fabricated import make_run
 
 
@@ -259,6 +260,11 @@ def test_command(two_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "| bc | 3.2 ± 0.8 |" in out
     assert "There are no published scores for `b-v0`, `tests/one-v0`." in out
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "results").glob("*/runs.csv")), ids=lambda path: path.parent.name)
+def test_kept_results_can_be_reported(path: Path) -> None:
+    assert report([path.parent]).headline()
 
 
 def test_an_algorithm_keeps_its_colour() -> None:
