@@ -1,4 +1,4 @@
-"""The `brpo` command: look at data sets, evaluate and diagnose runs, collect the results of a sweep."""
+"""The `brpo` command: look at data sets, evaluate and diagnose runs, collect the jobs of a sweep, report results."""
 
 import os
 import sys
@@ -157,16 +157,34 @@ def collect_sweep(
     folder = SweepFolder(sweep)
     rows = collect.collect(folder)
     ambiguous = collect.several_digests(rows)
-    _print_rows(f"sweep {sweep}", rows, ambiguous, hidden=())
-    if groups := collect.over_seeds(rows):
-        _print_rows("the same over seeds", groups, ambiguous, hidden=("status", "run"))
+    _print_rows(f"sweep {sweep}", rows, ambiguous)
     for line in collect.notes(rows, ambiguous):
         print(line)
     collect.write_table(folder.table, rows)
     print(folder.table)
+    print(f"brpo report {sweep}  # over seeds, side by side")
 
 
-def _print_rows(title: str, rows: Sequence["Row"], ambiguous: dict[str, list[str]], hidden: Sequence[str]) -> None:
+@app.command("report")
+def report_runs(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders, folders with runs below, sweeps, or what a report wrote."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for report.md, CSV tables and pictures.")] = None,
+    published: Annotated[bool, typer.Option(help="Add published scores of the same data set ids.")] = False,
+) -> None:
+    """Compare finished runs, from their result files alone: Markdown here, and CSV and pictures in a folder."""
+    from brpo.reports.report import report
+
+    found = report(runs)
+    print(found.markdown(with_published=published))
+    if out is not None:
+        found.write(out, with_published=published)
+        print(out / "report.md")
+
+
+def _print_rows(title: str, rows: Sequence["Row"], ambiguous: dict[str, list[str]]) -> None:
     """A table without empty columns. One data set stands in the title; what a narrow terminal can do without goes."""
     from brpo import collect
 
@@ -174,7 +192,7 @@ def _print_rows(title: str, rows: Sequence["Row"], ambiguous: dict[str, list[str
     if len(datasets := set(filter(None, columns["data set"]))) == 1:
         title = f"{title}: {datasets.pop()}"
         del columns["data set"]
-    shown = {name: column for name, column in columns.items() if any(column) and name not in hidden}
+    shown = {name: column for name, column in columns.items() if any(column)}
     table = _table(title, shown)
     for name in ("run", "updates/s"):
         if Measurement.get(console, console.options.update(width=1000), table).maximum > console.width:

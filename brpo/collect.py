@@ -1,4 +1,7 @@
-"""The results of a sweep as one table: a row for each job, from its record and the result file of its run."""
+"""What became of the jobs of a sweep: a row for each job, from its record and the result file of its run.
+
+Here jobs that failed or wait stand beside those that are done; `brpo.reports` puts seeds together and compares methods.
+"""
 
 import csv
 import io
@@ -14,9 +17,9 @@ from brpo.errors import UserError
 from brpo.evaluation.kinds import Kind, kind_of
 from brpo.evaluation.scores import spread
 from brpo.files import write_atomically
+from brpo.reports.seed_result import RULES
 from brpo.sweep_folder import Job, Status, SweepFolder
 
-RULES = ("final", "best", "auc")
 DONE = "done"
 
 
@@ -111,35 +114,6 @@ def _with_result(row: Row, result: dict[str, Any]) -> Row:
         evaluation=f"{result['evaluation']['mode']} action, {result['evaluation']['episodes']} episodes",
         updates=result["updates"],
         updates_per_second=() if speed is None else (speed,),
-    )
-
-
-def over_seeds(rows: Sequence[Row]) -> list[Row]:
-    """Finished jobs that differ in `seeds=` alone as one row; empty where there are no such jobs.
-
-    A seed that several of them trained counts once. Different contents of a data set are never put together.
-    """
-    groups: dict[Any, Row] = {}
-    for row in (row for row in rows if row.status == DONE):
-        options = tuple(item for item in row.overrides if not item.startswith("seeds="))
-        key = (options, row.algo, row.digest, row.metric, row.evaluation, row.updates)
-        groups[key] = _joined(groups[key], row) if key in groups else replace(row, overrides=options)
-    return list(groups.values()) if any(len(row.jobs) > 1 for row in groups.values()) else []
-
-
-def _joined(left: Row, right: Row) -> Row:
-    new = [place for place, seed in enumerate(right.seeds) if seed not in left.seeds]
-    return replace(
-        left,
-        jobs=left.jobs + right.jobs,
-        run_dirs=left.run_dirs + right.run_dirs,
-        seeds=left.seeds + tuple(right.seeds[place] for place in new),
-        values={
-            rule: numbers + tuple(right.values[rule][place] for place in new)
-            for rule, numbers in left.values.items()
-            if rule in right.values
-        },
-        updates_per_second=left.updates_per_second + right.updates_per_second,
     )
 
 

@@ -120,6 +120,8 @@ def _continued_config(folder: runs.RunFolder, overrides: list[str]) -> tuple[dic
         key = _key(item)
         if key == "callbacks":
             print(f"note: {item} is left out; type it again if the run is to go on with it", flush=True)
+        elif key == "sweep":
+            continue  # what the sweep set for this job stands beside it
         elif key not in RUN_KEYS:
             raise UserError(f"{folder.config} holds the override {item!r}; a run has only {', '.join(RUN_KEYS)}.")
         elif key not in ("resume", "run_dir"):

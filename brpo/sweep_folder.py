@@ -82,6 +82,11 @@ class SweepFolder:
         """What `brpo collect` writes."""
         return self.path / "results.csv"
 
+    @property
+    def report(self) -> Path:
+        """Folder of the report with which a sweep ends."""
+        return self.path / "report"
+
     def log(self, number: int) -> Path:
         """What a job printed, where the terminal belongs to several jobs."""
         return self.jobs / f"{number}.log"

@@ -145,10 +145,25 @@ class Sweep:
         elif len(jobs) < total or status & {Status.running, Status.interrupted}:
             print("The same command with resume=auto goes on with what is missing.", file=sys.stderr)
         sys.stderr.flush()
+        interrupted = self.interrupted or code == INTERRUPTED
+        if done and not away and not interrupted:
+            self._report()
         print(f"{done} of {_count(total)} done\nbrpo collect {self.folder.path}", flush=True)
-        if self.interrupted or code == INTERRUPTED:
+        if interrupted:
             return INTERRUPTED
         return code if done == total else WRONG_INPUT
+
+    def _report(self) -> None:
+        """Print the final results and write the report; jobs that cannot stand beside one another are no failed sweep."""
+        from brpo.reports.report import report
+
+        try:
+            found = report([self.folder.path])
+            found.write(self.folder.report)
+        except (UserError, OSError) as error:
+            print(f"no report: {error}", file=sys.stderr, flush=True)
+        else:
+            print(f"{found.headline()}\nreport: {self.folder.report}/report.md")
 
 
 def _count(jobs: int) -> str:

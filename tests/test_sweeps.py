@@ -273,21 +273,14 @@ def test_rows_and_csv(tmp_path: Path) -> None:
     assert (table[1]["metric"], table[3]["overrides"], table[3]["final_mean"]) == ("return", "seeds=[3]", "")
 
 
-def test_jobs_that_differ_in_seeds_are_put_together_unless_their_data_differ(tmp_path: Path) -> None:
-    folder = sweep_of(tmp_path, planned=3)
+def test_rows_of_other_data_are_marked(tmp_path: Path) -> None:
+    folder = sweep_of(tmp_path, planned=2)
     finished(folder, 0, result("bc", [0], [20.0]))
-    finished(folder, 1, result("bc", [1], [10.0]))
-    finished(folder, 2, result("bc", [2], [90.0], digest="b" * 64))
+    finished(folder, 1, result("bc", [1], [90.0], digest="b" * 64))
     rows = collect.collect(folder)
-    groups = collect.over_seeds(rows)
-    assert [(group.jobs, group.seeds, group.values["final"]) for group in groups] == [
-        ((0, 1), (0, 1), (20.0, 10.0)),
-        ((2,), (2,), (90.0,)),
-    ]
-    assert collect.over_seeds(rows[1:]) == []
     ambiguous = collect.several_digests(rows)
     assert ambiguous == {"tests/pendulum/tiny-v0": ["a" * 64, "b" * 64]}
-    assert collect.cells(rows[2], ambiguous)[2] == f"tests/pendulum/tiny-v0 ({'b' * 12})"
+    assert collect.cells(rows[1], ambiguous)[2] == f"tests/pendulum/tiny-v0 ({'b' * 12})"
     assert any("different contents" in note for note in collect.notes(rows, ambiguous))
 
 
@@ -323,9 +316,15 @@ def records_of(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(tmp_path.glob("runs/sweeps/*/jobs/*.json"))]
 
 
-def test_sweep_with_a_failing_job_and_its_table(cli: Run, tmp_path: Path) -> None:
-    """Two at a time; jobs that cannot be (a seed below 0) are named at the end. Again: finished runs are not made again."""
-    options = [*TINY, "trainer=smoke", "algo=bc,iql", "seeds=[0],[-1]"]
+def test_sweep_with_a_failing_job_and_its_table(cli: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A sweep from a file as in conf/sweep, two jobs at a time; those that cannot be (a seed below 0) are named at the end.
+
+    Again: finished runs are not made again.
+    """
+    file = tmp_path_factory.mktemp("conf") / "sweep" / "tiny.yaml"
+    file.parent.mkdir()
+    file.write_text("# @package _global_\nhydra: {sweeper: {params: {algo: 'bc,iql', seeds: '[0],[-1]'}}}\n")
+    options = [*TINY, "trainer=smoke", "+sweep=tiny", f"hydra.searchpath=[file://{file.parents[1]}]"]
     sweep = cli("-m", *options, "hydra.launcher.n_jobs=2")
     assert sweep.returncode == 2, sweep.stderr
     named = sweep.stderr.splitlines()
@@ -341,6 +340,9 @@ def test_sweep_with_a_failing_job_and_its_table(cli: Run, tmp_path: Path) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
     assert all((folder / records[n]["run_dir"] / "result.json").exists() for n in (0, 2))
     assert "final: return" in (folder / "jobs" / "2.log").read_text()
+    assert f"report: {folder.relative_to(tmp_path)}/report/report.md" in sweep.stdout
+    assert (folder / "report" / "curves.png").exists()
+    assert "Missing: job 1 " in (folder / "report" / "report.md").read_text()
 
     collected = cli("collect", str(folder), program="brpo")
     assert collected.returncode == 0, collected.stderr

@@ -1,0 +1,130 @@
+"""What may stand beside what: methods and tasks, and the results that belong to each pair of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from brpo.errors import UserError
+from brpo.reports.naming import grouped, naming
+from brpo.reports.seed_result import Protocol, SeedResult
+
+
+@dataclass(frozen=True, order=True)
+class Task:
+    """A data set, and the metric that its results have, a key of `METRICS`."""
+
+    dataset: str
+    digest: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is compared: an algorithm with its options.
+
+    Attributes:
+        name: unique in the report.
+        algo: name of the algorithm.
+        variant: its place among the methods of this algorithm, from 0.
+    """
+
+    name: str
+    algo: str
+    variant: int
+
+
+@dataclass(frozen=True, eq=False)  # told apart by identity, so that what is computed of one can be kept
+class Comparison:
+    """Results of one protocol: a grid of methods and tasks, with holes where nothing was run.
+
+    Attributes:
+        protocol: how all of them were evaluated.
+        methods: its rows.
+        tasks: its columns.
+        cells: seeds of a method on a task, by seed; pairs without results are missing.
+    """
+
+    protocol: Protocol
+    methods: tuple[Method, ...]
+    tasks: tuple[Task, ...]
+    cells: dict[tuple[Method, Task], list[SeedResult]]
+
+    def columns(self, metric: str) -> tuple[Task, ...]:
+        """Tasks whose results have a metric."""
+        return tuple(task for task in self.tasks if task.metric == metric)
+
+    def rows(self, tasks: Sequence[Task]) -> tuple[Method, ...]:
+        """Methods with a result on one of some tasks."""
+        return tuple(method for method in self.methods if any((method, task) in self.cells for task in tasks))
+
+    def values(self, method: Method, task: Task, rule: str) -> np.ndarray:
+        """Numbers of a rule, (seeds,); none in a hole."""
+        return np.array([result.value(rule) for result in self.cells.get((method, task), [])])
+
+    def all_values(self, method: Method, tasks: Sequence[Task], rule: str) -> list[np.ndarray] | None:
+        """Numbers of a rule on each task; None where one of them is a hole, so that no mean leaves out what is hard."""
+        found = [self.values(method, task, rule) for task in tasks]
+        return found if found and all(len(values) for values in found) else None
+
+
+def compare(results: Sequence[SeedResult]) -> tuple[list[Comparison], list[str]]:
+    """Comparisons, one for each protocol, and notes about the names of the methods.
+
+    Raises:
+        UserError: an id stands for two data sets, or a seed of a method is there twice with different numbers.
+    """
+    _refuse_two_digests(results)
+    known = naming(results)
+    order = sorted(results, key=lambda result: (result.algo, known[result.algo].place(result)))
+    names = list(dict.fromkeys((known[result.algo].name(result), result.algo) for result in order))
+    variants: dict[str, int] = {}
+    methods = {}
+    for name, algo in names:
+        methods[name] = Method(name, algo, variants.setdefault(algo, 0))
+        variants[algo] += 1
+    by_protocol = grouped(order, lambda result: result.protocol)
+    comparisons = [
+        _comparison(protocol, [(methods[known[result.algo].name(result)], result) for result in group])
+        for protocol, group in sorted(by_protocol.items(), key=lambda item: str(item[0]))
+    ]
+    return comparisons, [note for algorithm in known.values() for note in algorithm.notes]
+
+
+def _comparison(protocol: Protocol, results: Sequence[tuple[Method, SeedResult]]) -> Comparison:
+    cells: dict[tuple[Method, Task], list[SeedResult]] = {}
+    for method, result in results:
+        assert result.metric is not None, "runs without rollouts are left out before"
+        cells.setdefault((method, Task(result.dataset, result.digest, result.metric)), []).append(result)
+    methods = tuple(dict.fromkeys(method for method, _ in results))
+    tasks = tuple(sorted({task for _, task in cells}))
+    return Comparison(protocol, methods, tasks, {cell: _each_seed_once(cell[0], found) for cell, found in cells.items()})
+
+
+def _each_seed_once(method: Method, results: Sequence[SeedResult]) -> list[SeedResult]:
+    """The results by seed. A run and its copy in a compact file are one; which of two measurements counts is not for us."""
+    kept: dict[int, SeedResult] = {}
+    for result in sorted(results, key=lambda result: result.seed):
+        first = kept.setdefault(result.seed, result)
+        if dict(first.values) != dict(result.values):
+            raise UserError(
+                f"Seed {result.seed} of {method.name} on {result.dataset} is there twice with different numbers: "
+                f"{first.run} and {result.run}. Give brpo report only the run that counts, or other seeds."
+            )
+    return list(kept.values())
+
+
+def _refuse_two_digests(results: Sequence[SeedResult]) -> None:
+    for dataset, group in grouped(results, lambda result: result.dataset).items():
+        first, *others = grouped(group, lambda result: result.digest).values()
+        if others:
+            left, right = first[0], others[0][0]
+            raise UserError(
+                f"{dataset} stands for two data sets, which cannot share a column: {left.digest[:12]} in {_runs(first)} and "
+                f"{right.digest[:12]} in {_runs(others[0])}. Report them one after another, or train again on one of them."
+            )
+
+
+def _runs(results: Sequence[SeedResult]) -> str:
+    runs = list(dict.fromkeys(result.run for result in results))
+    return ", ".join(runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")

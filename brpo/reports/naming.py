@@ -1,0 +1,119 @@
+"""Names of methods: the algorithm, and the options in which runs of the same algorithm differ."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from brpo.reports.seed_result import SeedResult
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How the runs of one algorithm are told apart.
+
+    Runs are of one method if no option differs between them that differs anywhere within one data set. Options that differ
+    between data sets alone (an expectile of 0.9 on AntMaze) are part of the method; a note names them.
+
+    Attributes:
+        algo: name of the algorithm.
+        keys: dotted keys of the options that tell its methods apart.
+        names: what these are called, the shortest end of the key that no other has.
+        usual: names to the value that most of the methods have. It is left out of a method's name; a note says it.
+        notes: what a reader must know about the names.
+    """
+
+    algo: str
+    keys: tuple[str, ...]
+    names: tuple[str, ...]
+    usual: dict[str, str]
+    notes: tuple[str, ...]
+
+    def name(self, result: SeedResult) -> str:
+        """`sfac`, or `sfac epsilon=1`."""
+        pairs = zip(self.names, _values(result, self.keys), strict=True)
+        return " ".join([self.algo, *(f"{name}={value}" for name, value in pairs if self.usual.get(name) != value)])
+
+    def place(self, result: SeedResult) -> tuple[Any, ...]:
+        """What methods are sorted by: their options in turn, numbers by size and before words."""
+        return tuple(_place(result.options.get(key)) for key in self.keys)
+
+
+def naming(results: Sequence[SeedResult]) -> dict[str, Naming]:
+    """The naming of each algorithm in some results."""
+    return {algo: _naming(algo, group) for algo, group in sorted(grouped(results, lambda result: result.algo).items())}
+
+
+def grouped(results: Iterable[SeedResult], key: Callable[[SeedResult], Any]) -> dict[Any, list[SeedResult]]:
+    """Results by a key, in the order in which the keys come."""
+    groups: dict[Any, list[SeedResult]] = {}
+    for result in results:
+        groups.setdefault(key(result), []).append(result)
+    return groups
+
+
+def _naming(algo: str, results: Sequence[SeedResult]) -> Naming:
+    tasks = grouped(results, lambda result: result.dataset).values()
+    within = {key for task in tasks for key in _differing(task)}
+    keys = _without_twins(sorted(within), results)
+    names = tuple(_short(key, keys) for key in keys)
+    usual = _usual(names, {_values(result, keys) for result in results})
+    notes = (
+        [f"{algo} is `{', '.join(f'{n}={v}' for n, v in usual.items())}` where its name says nothing else."] if usual else []
+    )
+    notes += [_between_data_sets(algo, key, results) for key in sorted(_differing(results) - within)]
+    return Naming(algo, keys, names, usual, tuple(notes))
+
+
+def _differing(results: Sequence[SeedResult]) -> set[str]:
+    """Options that have several values in some results. One that a result does not know is the same as null."""
+    keys = {key for result in results for key in result.options}
+    return {key for key in keys if len({_text(result.options.get(key)) for result in results}) > 1}
+
+
+def _without_twins(keys: Sequence[str], results: Sequence[SeedResult]) -> tuple[str, ...]:
+    """Without options that follow another one of their kind: the behaviour model's `hidden` the actor's."""
+    kept: dict[str, tuple[str, ...]] = {}
+    for key in keys:
+        values = tuple(_text(result.options.get(key)) for result in results)
+        if not any(values == other and key.endswith(name.rpartition(".")[2]) for name, other in kept.items()):
+            kept[key] = values
+    return tuple(kept)
+
+
+def _short(key: str, keys: Sequence[str]) -> str:
+    """The shortest end of a key that no other key has."""
+    parts = key.split(".")
+    ends = (".".join(parts[place:]) for place in reversed(range(len(parts))))
+    return next(end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1)
+
+
+def _usual(names: Sequence[str], methods: set[tuple[str, ...]]) -> dict[str, str]:
+    """Of several options those values that more methods have than any other value: variants around a centre."""
+    if len(names) < 2:
+        return {}
+    counts = [Counter(method[place] for method in methods).most_common(2) for place in range(len(names))]
+    return {name: most[0][0] for name, most in zip(names, counts, strict=True) if most[0][1] > most[1][1]}
+
+
+def _between_data_sets(algo: str, key: str, results: Sequence[SeedResult]) -> str:
+    values = grouped(results, lambda result: _text(result.options.get(key)))
+    told = "; ".join(f"{value} on {', '.join(sorted({r.dataset for r in group}))}" for value, group in values.items())
+    return f"{algo}: `{key}` differs between data sets: {told}."
+
+
+def _values(result: SeedResult, keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(_text(result.options.get(key)) for key in keys)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def _place(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return 0, value, ""
+    return 1, 0, _text(value)

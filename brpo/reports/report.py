@@ -1,0 +1,124 @@
+"""A report: from result files to Markdown, CSV and pictures."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from brpo.errors import UserError
+from brpo.files import write_atomically
+from brpo.reports import compact, published, run_folders, tables
+from brpo.reports.comparison import Comparison, compare
+from brpo.reports.run_folders import Found
+from brpo.reports.seed_result import METRICS, RULES
+
+MARKDOWN = "report.md"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What some result files say.
+
+    Attributes:
+        found: the results, and what is missing.
+        comparisons: one for each protocol.
+        notes: about the names of the methods.
+    """
+
+    found: Found
+    comparisons: list[Comparison]
+    notes: list[str]
+
+    def headline(self) -> str:
+        """The final results alone."""
+        return "\n".join(
+            f"{comparison.protocol}:\n\n{tables.results(comparison, metric, 'final')}"
+            for comparison in self.comparisons
+            for metric in METRICS
+            if comparison.columns(metric)
+        )
+
+    def markdown(self, pictures: bool = False, with_published: bool = False) -> str:
+        """The whole report.
+
+        Args:
+            pictures: name the pictures, which lie beside the file.
+            with_published: add published scores of the same data sets.
+        """
+        parts = ["# Results\n"]
+        for number, comparison in enumerate(self.comparisons):
+            parts += _section(comparison, number if pictures else None)
+        if with_published:
+            datasets = sorted({result.dataset for result in self.found.results})
+            parts += ["## Published scores\n", published.table(datasets, published.read())]
+        notes = [*self.notes, *self._protocol_note(), *(f"Missing: {line}." for line in self.found.missing)]
+        if notes:
+            parts += ["## Notes\n", "".join(f"- {note}\n" for note in notes)]
+        return "\n".join([*parts, "## Where the numbers come from\n", self._provenance()])
+
+    def write(self, folder: Path, with_published: bool = False) -> None:
+        """Write report.md, the CSV tables, the compact results and the pictures into a folder.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        from brpo.reports import pictures
+
+        folder.mkdir(parents=True, exist_ok=True)
+        tables.write_tables(folder, self.comparisons)
+        compact.write(folder, self.found.results)
+        for number, comparison in enumerate(self.comparisons):
+            pictures.draw_curves(comparison, folder / picture("curves", number))
+            if comparison.columns("score"):
+                pictures.draw_profile(comparison, folder / picture("profile", number))
+        write_atomically(folder / MARKDOWN, self.markdown(pictures=True, with_published=with_published))
+
+    def _protocol_note(self) -> list[str]:
+        if len(self.comparisons) == 1:
+            return []
+        return [
+            "Runs that were evaluated in different ways, or after other numbers of updates, stand in sections of their own."
+        ]
+
+    def _provenance(self) -> str:
+        results = self.found.results
+        lines = [f"git: {', '.join(sorted({result.git or 'no clone' for result in results}))}"]
+        lines += sorted({f"versions: {result.versions}" for result in results})
+        return "".join(f"- {line}\n" for line in lines)
+
+
+def picture(kind: str, number: int) -> str:
+    """File name of a picture of the comparison with this number."""
+    return f"{kind}.png" if number == 0 else f"{kind}-{number + 1}.png"
+
+
+def report(paths: Sequence[Path]) -> Report:
+    """A report on what lies below some paths, see `run_folders.find`.
+
+    Raises:
+        UserError: there are no results, or some that cannot stand beside one another, see `comparison.compare`.
+    """
+    found = run_folders.find(paths)
+    if not found.results:
+        raise UserError(f"No run is finished: {'; '.join(found.missing)}.")
+    return Report(found, *compare(found.results))
+
+
+def _section(comparison: Comparison, number: int | None) -> Iterator[str]:
+    yield f"## {str(comparison.protocol)[0].upper()}{str(comparison.protocol)[1:]}\n"
+    if comparison.columns("score"):
+        for rule in RULES:
+            yield tables.results(comparison, "score", rule)
+        yield tables.over_tasks(comparison)
+        yield tables.by_rule(comparison)
+        yield from filter(None, [tables.improvement(comparison)])
+    for metric in METRICS:
+        if metric != "score" and comparison.columns(metric):
+            yield f"Data sets without reference scores: {METRICS[metric].words}, which enters no number over data sets.\n"
+            for rule in RULES:
+                yield tables.results(comparison, metric, rule)
+    if number is not None:
+        yield f"![Learning curves]({picture('curves', number)})\n"
+        if comparison.columns("score"):
+            yield f"![Performance profile]({picture('profile', number)})\n"
+    yield from filter(None, [tables.episodes(comparison)])
+    yield tables.cost(comparison)

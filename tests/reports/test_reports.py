@@ -1,0 +1,289 @@
+"""Reports from made-up runs: what is put together, what is refused, and that a report can be made from a report."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from brpo import cli as commands
+from brpo.errors import UserError
+from brpo.reports import pictures, published, run_folders, tables
+from brpo.reports.comparison import Method, compare
+from brpo.reports.naming import naming
+from brpo.reports.report import report
+from brpo.runs import RunFolder
+from brpo.sweep_folder import Job, Status, SweepFolder
+from tests.helpers import ROOT
+from tests.reports.fabricated import make_run
+
+
+def names(folder: Path) -> list[str]:
+    comparisons, _ = compare(run_folders.find([folder]).results)
+    return [method.name for comparison in comparisons for method in comparison.methods]
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_read_from_its_two_files_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {3: [1.0, 5.0, 4.0], 7: [2.0, 6.0, 6.0]}, gamma={"a": 0.5})
+    (run / "config.yaml").unlink()
+    first, second = run_folders.read_run(run)
+    assert (first.seed, first.algo, first.dataset, first.digest) == (3, "bc", "tests/one-v0", "a" * 64)
+    assert [first.value(rule) for rule in ("final", "best", "auc")] == [4.0, 5.0, pytest.approx(10 / 3)]
+    assert (second.values["final_return"], second.best_update, second.cvar, second.worst_episode) == (60.0, 20, 56.0, 55.0)
+    assert first.curve == ((10, 1.0), (20, 5.0), (30, 4.0))
+    assert str(first.protocol) == "mean action, 3 episodes, 30 updates, evaluated every 10"
+    assert first.options == {"batch_size": 256, "algo._target_": "brpo.algorithms.bc.Class", "algo.gamma.a": 0.5}
+
+
+def test_evaluations_of_another_mode_stay_out_of_the_curve(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {0: [1.0, 2.0]})
+    lines = RunFolder(run).metrics.read_text()
+    RunFolder(run).metrics.write_text(lines.replace("10,0,mean,3", "10,0,sampled,3"))
+    assert run_folders.read_run(run)[0].curve == ((20, 2.0),)
+
+
+def test_without_reference_scores_the_return_counts(tmp_path: Path) -> None:
+    (result,) = run_folders.read_run(make_run(tmp_path / "run", {0: [1.0, 2.0]}, scored=False))
+    assert (result.metric, result.value("final"), result.curve[-1]) == ("return", 20.0, (20, 20.0))
+
+
+def test_what_is_not_finished_is_named(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", {0: [1.0]})
+    RunFolder(make_run(tmp_path / "b", {0: [1.0]})).result.unlink()
+    result = json.loads(RunFolder(make_run(tmp_path / "c", {0: [1.0]})).result.read_text())
+    for rule in ("final", "best", "auc"):
+        result[rule] |= {"score": None, "return": None}
+    (tmp_path / "c" / "result.json").write_text(json.dumps(result))
+    found = run_folders.find([tmp_path])
+    assert [item.run for item in found.results] == [run_folders.label(tmp_path / "a")]
+    assert [line.split(": ")[1] for line in found.missing] == ["not finished", "no evaluations, for want of its environment"]
+
+
+def test_a_sweep_names_its_missing_jobs(tmp_path: Path) -> None:
+    sweep = SweepFolder(tmp_path / "sweep")
+    sweep.create([["algo=bc", "seeds=[0]"], ["algo=bc", "seeds=[1]"], ["algo=bc", "seeds=[2]"]], [])
+    make_run(tmp_path / "run", {0: [1.0]})
+    sweep.write(Job(0, ["algo=bc", "seeds=[0]"], "bc", "tests/one-v0", Status.done, run_dir="../run"))
+    sweep.write(Job(1, ["algo=bc", "seeds=[1]"], "bc", "tests/one-v0", Status.failed, error="it broke"))
+    found = run_folders.find([sweep.path])
+    assert [item.seed for item in found.results] == [0]
+    assert found.missing == ["job 1 (seeds=[1]): failed: it broke", "job 2 (seeds=[2]): not started"]
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "nothing", '{"evaluation": 3}'])
+def test_files_that_are_not_ours(content: str, tmp_path: Path) -> None:
+    (make_run(tmp_path / "run", {0: [1.0]}) / "result.json").write_text(content)
+    with pytest.raises(UserError, match=r"result.json is not a result file of ours"):
+        run_folders.find([tmp_path])
+
+
+def test_a_path_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no results. Allowed are a run folder"):
+        report([tmp_path])
+
+
+# --- Names ------------------------------------------------------------------------------------------------------------
+
+
+def test_one_option_that_differs_is_in_both_names(tmp_path: Path) -> None:
+    for epsilon in (10.0, 1.0, 0.5):
+        make_run(tmp_path / f"{epsilon}", {0: [1.0]}, algo="sfac", regularizer={"epsilon": epsilon}, discount=0.9)
+    make_run(tmp_path / "bc", {0: [1.0]}, regularizer={"epsilon": 3.0})
+    assert names(tmp_path) == ["bc", "sfac epsilon=0.5", "sfac epsilon=1", "sfac epsilon=10"]
+
+
+def test_variants_around_a_centre_are_named_by_what_they_change(tmp_path: Path) -> None:
+    for place, (epsilon, order) in enumerate([(0.5, 4), (1.0, 4), (2.0, 4), (0.5, 2), (0.5, 8)]):
+        make_run(tmp_path / f"{place}", {0: [1.0]}, algo="sfac", regularizer={"epsilon": epsilon, "loss_order": order})
+    assert names(tmp_path) == ["sfac loss_order=2", "sfac", "sfac loss_order=8", "sfac epsilon=1", "sfac epsilon=2"]
+    (note,) = naming(run_folders.find([tmp_path]).results)["sfac"].notes
+    assert "`epsilon=0.5, loss_order=4` where" in note
+
+
+def test_an_option_that_follows_the_data_set_is_no_method(tmp_path: Path) -> None:
+    """And the behaviour model's sizes, which follow the actor's, are said once."""
+    for size in (16, 32):
+        nets = {"actor": {"hidden": [size]}, "behavior": {"hidden": [size]}}
+        make_run(tmp_path / f"a{size}", {0: [1.0]}, dataset="a-v0", expectile=0.7, **nets)
+        make_run(tmp_path / f"b{size}", {0: [1.0]}, dataset="b-v0", expectile=0.9, **nets)
+    assert names(tmp_path) == ["bc hidden=[16]", "bc hidden=[32]"]
+    (note,) = naming(run_folders.find([tmp_path]).results)["bc"].notes
+    assert note == "bc: `algo.expectile` differs between data sets: 0.7 on a-v0; 0.9 on b-v0."
+
+
+def test_an_option_that_follows_another_is_not_said_twice(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", {0: [1.0]}, divergence="kl", target_divergence="kl")
+    make_run(tmp_path / "b", {0: [1.0]}, divergence="gan", target_divergence="gan")
+    assert names(tmp_path) == ["bc divergence=gan", "bc divergence=kl"]
+    make_run(tmp_path / "c", {0: [1.0]}, divergence="gan", target_divergence="kl")
+    assert names(tmp_path)[0] == "bc target_divergence=gan"
+
+
+def test_ends_of_keys_that_are_the_same_grow(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", {0: [1.0]}, actor={"hidden": [16]}, critic={"hidden": [8]})
+    make_run(tmp_path / "b", {0: [1.0]}, actor={"hidden": [32]}, critic={"hidden": [64]})
+    assert names(tmp_path)[0] == "bc actor.hidden=[16] critic.hidden=[8]"
+
+
+# --- What may stand beside what -----------------------------------------------------------------------------------------
+
+
+def test_seeds_of_several_runs_are_put_together(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", {0: [1.0, 2.0]})
+    make_run(tmp_path / "b", {1: [1.0, 4.0]})
+    text = report([tmp_path]).markdown()
+    assert "| bc | 3.0 ± 1.0 |" in text
+    assert "2 seeds" in text
+
+
+def test_two_digests_are_refused(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", {0: [1.0]})
+    make_run(tmp_path / "b", {0: [1.0]}, algo="iql", digest="b" * 64)
+    with pytest.raises(UserError, match=f"tests/one-v0 stands for two data sets.*{'a' * 12} in .*/a and {'b' * 12} in .*/b"):
+        report([tmp_path])
+
+
+def test_a_seed_counts_once(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", {0: [1.0]})
+    make_run(tmp_path / "copy", {0: [1.0]})
+    assert len(report([tmp_path]).comparisons[0].cells.popitem()[1]) == 1
+    make_run(tmp_path / "other", {0: [2.0]})
+    with pytest.raises(UserError, match="Seed 0 of bc on tests/one-v0 is there twice with different numbers"):
+        report([tmp_path])
+
+
+@pytest.mark.parametrize("change", [{"mode": "sampled"}, {"episodes": 4}, {"every": 20}])
+def test_other_protocols_have_sections_of_their_own(change: dict, tmp_path: Path) -> None:
+    make_run(tmp_path / "a", {0: [1.0]})
+    make_run(tmp_path / "b", {0: [2.0]}, algo="iql", **change)
+    found = report([tmp_path])
+    assert [len(comparison.cells) for comparison in found.comparisons] == [1, 1]
+    assert found.markdown().count("\n## Mean action") + found.markdown().count("\n## Sampled action") == 2
+
+
+def test_holes_are_shown_and_enter_no_aggregate(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", {0: [1.0], 1: [3.0]}, dataset="a-v0")
+    make_run(tmp_path / "b", {0: [5.0], 1: [7.0]}, dataset="b-v0")
+    make_run(tmp_path / "c", {0: [9.0], 1: [9.0]}, dataset="b-v0", algo="iql")
+    text = report([tmp_path]).markdown()
+    assert "| bc | 2.0 ± 1.0 | 6.0 ± 1.0 |" in text
+    assert f"| iql | {tables.HOLE} | 9.0 ± 0.0 |" in text
+    assert "| bc | 4 | 4.0 [3.0, 5.0] | 4.0 [3.0, 5.0] | 1.0 | 2.0 (a-v0) | 1.0 (a-v0, seed 0) |" in text
+    assert "| iql | 1 of 2 data sets |" in text
+    assert "Probability" not in text
+
+
+def test_returns_enter_no_aggregate_of_scores(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", {0: [1.0], 1: [3.0]}, dataset="a-v0")
+    make_run(tmp_path / "b", {0: [5.0], 1: [7.0]}, dataset="b-v0", scored=False)
+    found = report([tmp_path])
+    assert "over 1 data set " in found.markdown()
+    assert "| bc | 60.0 ± 10.0 |" in found.markdown()
+
+
+def test_improvement_of_each_over_each(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", {0: [1.0], 1: [3.0]})
+    make_run(tmp_path / "b", {0: [2.0], 1: [4.0]}, algo="iql")
+    text = report([tmp_path]).markdown()
+    assert "| bc |  | 0.25 [0.00, 1.00] |" in text  # one draw of 16 has 3 and 3 against 2 and 2
+    assert "| iql | 0.75 [0.00, 1.00] |  |" in text
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    make_run(folder / "a", {0: [1.0, 2.5], 1: [3.0, 4.0]})
+    make_run(folder / "b", {0: [2.0, 1.0], 1: [1 / 3, 4.0]}, algo="sfac", scored=False, dataset="b-v0", x=None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(two_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report on `two_runs`."""
+    folder = tmp_path_factory.mktemp("report")
+    commands.report_runs([two_runs], out=folder, published=True)
+    return folder
+
+
+def test_a_report_can_be_made_from_a_report(two_runs: Path, written: Path, tmp_path: Path) -> None:
+    first = report([two_runs])
+    for path in (written, written / "runs.csv"):
+        again = report([path])
+        assert again.markdown() == first.markdown()
+        assert [result.curve for result in again.found.results] == [
+            tuple((update, pytest.approx(value, rel=1e-5)) for update, value in result.curve)
+            for result in first.found.results
+        ]
+    assert report([two_runs, written]).markdown() == first.markdown()  # a run and its copy are one
+    (tmp_path / "runs.csv").write_text((written / "runs.csv").read_text())
+    with pytest.raises(UserError, match=r"curves.csv is not a file that brpo report wrote.*belong together"):
+        report([tmp_path])
+
+
+def test_no_path_of_this_machine_is_written(two_runs: Path, written: Path) -> None:
+    texts = [file.read_text() for file in written.iterdir() if file.suffix != ".png"]
+    assert len(texts) == 7 and not any(str(two_runs.parent) in text for text in texts)
+
+
+def test_csv_tables(written: Path) -> None:
+    scores = {(row["method"], row["rule"]): row for row in csv.DictReader((written / "scores.csv").open())}
+    row = scores["bc", "final"]
+    assert [float(row[key]) for key in ("mean", "std", "worst_seed_value", "worst_episode_return")] == [
+        3.25,
+        0.75,
+        2.5,
+        20.0,
+    ]
+    assert (row["metric"], row["digest"], row["runs"], row["worst_seed"]) == ("score", "a" * 64, "2", "0")
+    assert scores["sfac", "final"]["metric"] == "return"
+    aggregate = list(csv.DictReader((written / "aggregates.csv").open()))
+    assert [(row["method"], row["rule"], row["datasets"]) for row in aggregate] == [
+        ("bc", "final", "1"), ("bc", "best", "1"), ("bc", "auc", "1")]  # fmt: skip
+
+
+def test_pictures(written: Path) -> None:
+    text = (written / "report.md").read_text()
+    for name in ("curves.png", "profile.png"):
+        assert f"]({name})" in text
+        assert imread(written / name).std() > 0.02  # something is drawn
+
+
+def test_command(two_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands.report_runs([two_runs], published=True)
+    out = capsys.readouterr().out
+    assert "| bc | 3.2 ± 0.8 |" in out
+    assert "There are no published scores for `b-v0`, `tests/one-v0`." in out
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "results").glob("*/runs.csv")), ids=lambda path: path.parent.name)
+def test_kept_results_can_be_reported(path: Path) -> None:
+    assert report([path.parent]).headline()
+
+
+def test_an_algorithm_keeps_its_colour() -> None:
+    some = pictures.looks([Method("bc", "bc", 0), Method("sfac", "sfac", 0), Method("sfac a=1", "sfac", 1)])
+    other = pictures.looks([Method("iql", "iql", 0), Method("sfac", "sfac", 0)])
+    assert some["sfac"]["color"] == some["sfac a=1"]["color"] == other["sfac"]["color"]
+    assert len({(look["color"], look["linestyle"]) for look in some.values()}) == 3
+    alone = pictures.looks([Method(f"sfac a={place}", "sfac", place) for place in range(9)])
+    assert len({look["color"] for look in alone.values()}) == 9
+
+
+# --- Published scores -------------------------------------------------------------------------------------------------
+
+
+def test_published_scores_are_those_of_the_same_id_alone() -> None:
+    rows = published.read()
+    assert len(rows) == 144 and {row.rule for row in rows} >= {"final", "as printed in the paper"}
+    assert all(row.source and row.method and float(row.mean) for row in rows)
+    text = published.table(["hopper-medium-v2", "mujoco/hopper/medium-v0"], rows)
+    assert "| IQL | hopper-medium-v2 | 66.3 ± 5.7 | the method's paper | as printed in the paper |" in text
+    assert text.count("hopper-medium-v2") == len([row for row in rows if row.dataset == "hopper-medium-v2"])
+    assert text.endswith("There are no published scores for `mujoco/hopper/medium-v0`.\n")

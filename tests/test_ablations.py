@@ -1,0 +1,78 @@
+"""The sweeps of conf/sweep: every job of every file is a training that can be made, and a sweep ends with a report."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from brpo import launch, sweeps
+from brpo.config import check_config, register_resolvers, to_plain
+from brpo.runs import RunFolder
+from brpo.sweep_folder import Job, Status, SweepFolder
+from brpo.training import make_algorithm
+from tests.helpers import ROOT, make_spec, shrink
+from tests.reports.fabricated import make_run
+
+SWEEPS = sorted(path.stem for path in (ROOT / "conf" / "sweep").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_job_can_be_trained(name: str) -> None:
+    """The file holds overrides alone: what a job was told says all of it, and its run can be continued without the file."""
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", overrides=[f"+sweep={name}"], return_hydra_config=True)
+        assert str(config.hydra.launcher["_target_"]).endswith("JoblibLauncher")  # as without the file
+        assert to_plain(config) == to_plain(compose("train"))
+        if name == "target_divergence" and name not in config.algo:
+            pytest.skip("Sf-AC has one divergence so far")
+        jobs = sweeps.planned_jobs(config)
+        assert 1 < len(jobs) < 10 and len({tuple(job) for job in jobs}) == len(jobs)
+        for job in jobs:
+            plain = to_plain(compose("train", overrides=job))
+            check_config(plain)
+            shrink(plain["algo"])
+            make_algorithm(plain["algo"], make_spec(), seeds=[0], max_updates=10)
+
+
+def test_the_run_of_a_job_can_be_continued(tmp_path: Path) -> None:
+    register_resolvers()
+    folder = RunFolder(tmp_path)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        overrides = ["algo=sfac", "algo.temperature=1", "+sweep=temperature", "max_updates=10"]
+        folder.create(to_plain(compose("train", overrides=overrides)), overrides)
+        config, kept = launch._continued_config(folder, ["max_updates=20"])
+    assert kept == ["algo=sfac", "algo.temperature=1", "max_updates=10", "max_updates=20"]
+    assert (config["algo"]["temperature"], config["max_updates"]) == (1, 20)
+
+
+def sweep_of_two(tmp_path: Path, **second: object) -> SweepFolder:
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.create([["algo.temperature=1"], ["algo.temperature=3"]], [])
+    for number, options in enumerate([{"temperature": 1.0}, {"temperature": 3.0, **second}]):
+        make_run(tmp_path / str(number), {0: [1.0 + number], 1: [2.0 + number]}, algo="sfac", **options)  # type: ignore
+        folder.write(Job(number, [], "sfac", "tests/one-v0", Status.done, run_dir=f"../{number}"))
+    return folder
+
+
+def test_a_sweep_ends_with_a_picture_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = sweep_of_two(tmp_path)
+    assert sweeps.Sweep(folder, folder.read_plan()[0], local=True).close(0) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "| sfac temperature=3 | 2.5 ± 0.5 |" in lines
+    assert lines[-3:] == [f"report: {folder.report}/report.md", "2 of 2 jobs done", f"brpo collect {folder.path}"]
+    assert {"report.md", "curves.png", "scores.csv"} <= {path.name for path in folder.report.iterdir()}
+
+
+def test_jobs_that_cannot_be_compared_are_no_failed_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = sweep_of_two(tmp_path, digest="b" * 64)
+    assert sweeps.Sweep(folder, folder.read_plan()[0], local=True).close(0) == 0
+    assert "no report: tests/one-v0 stands for two data sets" in capsys.readouterr().err
+
+
+def test_a_sweep_without_a_result_ends_without_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = sweep_of_two(tmp_path)
+    for number in (0, 1):
+        (tmp_path / str(number) / "result.json").unlink()
+    assert sweeps.Sweep(folder, folder.read_plan()[0], local=True).close(0) == 0
+    assert "no report: No run is finished" in capsys.readouterr().err
