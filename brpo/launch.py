@@ -21,7 +21,7 @@ from brpo.errors import UserError
 from brpo.evaluation.scores import spread
 from brpo.training import train
 
-_GROUPS = ("algo", "data", "engine", "trainer")
+_GROUPS = ("algo", "actor", "data", "engine", "trainer")
 RUN_KEYS = (
     *_GROUPS, "dataset", "seeds", "max_updates", "batch_size", "eval", "parallel", "run_dir", "resume", "profile", "debug",
 )  # fmt: skip
