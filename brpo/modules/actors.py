@@ -16,6 +16,8 @@ from brpo.functional import densities
 from brpo.modules.mlp import MLP
 from brpo.types import DataSpec
 
+INITIAL_LOG_STD = -1.0  # of a mixture's components
+
 
 def _check_log_std(low: float, high: float) -> None:
     if not low < high:
@@ -227,7 +229,9 @@ class MixtureActor(nn.Module):
     """Mixture of Gaussians whose weights and means `tanh(network(s))` depend on the state.
 
     For data of several behaviours, between whose actions a single Gaussian would put its mean. Samples are clipped to
-    [-1, 1]. Source: Bishop (1994), "Mixture density networks"; bounded means and standard deviations are ours.
+    [-1, 1]. Source: Bishop (1994), "Mixture density networks"; bounded means and standard deviations are ours, and so is the
+    start: means spread over the actions with standard deviation 0.37. From means alike and standard deviation 1 the weights
+    go to one component before any has found a mode (tried on two modes: always in one dimension).
 
     Args:
         spec: sizes of observation and action.
@@ -239,11 +243,13 @@ class MixtureActor(nn.Module):
         max_log_std: upper bound.
         state_dependent_std: whether the network gives the standard deviations too; else there is one per component and
             action dimension.
-        components: >= 1, number of Gaussians; 1 is `GaussianActor`.
+        components: >= 1, number of Gaussians.
 
     Raises:
         ValueError: an option is out of range.
     """
+
+    start: Tensor
 
     def __init__(
         self,
@@ -269,12 +275,14 @@ class MixtureActor(nn.Module):
         self.network = MLP((seeds,), spec.observation_dim, sum(self.sizes), hidden=hidden, activation=activation)
         self.log_std = None if state_dependent_std else nn.Parameter(torch.zeros(seeds, *shape))
         self.min_log_std, self.max_log_std = min_log_std, max_log_std
+        self.register_buffer("start", torch.atanh(_spread(*shape)), persistent=False)
 
     def forward(self, observations: Float[Tensor, "seeds batch o"]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (seeds, batch, k), means (seeds, batch, k, a) and log standard deviations (seeds, batch or 1, k, a)."""
         logits, mean, *rest = self.network(observations).split(self.sizes, dim=-1)
+        mean = torch.tanh(mean.unflatten(-1, self.shape) + self.start)
         log_std = rest[0].unflatten(-1, self.shape) if self.log_std is None else self.log_std.unsqueeze(1)
-        return logits, torch.tanh(mean.unflatten(-1, self.shape)), log_std.clamp(self.min_log_std, self.max_log_std)
+        return logits, mean, (log_std + INITIAL_LOG_STD).clamp(self.min_log_std, self.max_log_std)
 
     def log_prob(
         self, observations: Float[Tensor, "seeds batch o"], actions: Float[Tensor, "seeds batch a"]
@@ -301,6 +309,20 @@ class MixtureActor(nn.Module):
         chosen = densities.component(logits, noise[..., 0])
         mean, log_std = _pick(mean, chosen), _pick(log_std.expand_as(mean), chosen)
         return (mean + log_std.exp() * noise[..., 1:]).clamp(-1.0, 1.0)
+
+
+def _spread(count: int, dimensions: int) -> Tensor:
+    """`count` points in (-0.9, 0.9)^dimensions, the first in the middle, evenly spread for any count.
+
+    Source: Roberts (2018), "The unreasonable effectiveness of quasirandom sequences": multiples, modulo 1, of the powers of
+    1/g, g the root above 1 of `g^(dimensions + 1) = g + 1`.
+    """
+    root = 2.0
+    for _ in range(60):
+        root = (1.0 + root) ** (1.0 / (dimensions + 1))
+    powers = torch.tensor([root ** -(j + 1) for j in range(dimensions)], dtype=torch.float64)
+    points = (0.5 + torch.arange(count, dtype=torch.float64).unsqueeze(-1) * powers) % 1.0
+    return (0.9 * (2.0 * points - 1.0)).to(torch.get_default_dtype())
 
 
 def _pick(values: Tensor, chosen: Tensor) -> Tensor:
