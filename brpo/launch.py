@@ -22,7 +22,7 @@ from brpo.evaluation.kinds import kind_of
 from brpo.evaluation.scores import spread
 from brpo.training import train
 
-_GROUPS = ("algo", "data", "engine", "trainer")
+_GROUPS = ("algo", "actor", "data", "engine", "trainer")
 RUN_KEYS = (
     *_GROUPS, "dataset", "seeds", "max_updates", "batch_size", "eval", "parallel", "run_dir", "resume", "profile", "debug",
     "behavior",

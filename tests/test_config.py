@@ -15,7 +15,9 @@ def test_every_algorithm_composes_and_is_trusted(algo: str) -> None:
     config.check_trusted(composed["algo"])
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "conf" / "algo").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted([*ROOT.glob("conf/algo/*.yaml"), *ROOT.glob("conf/actor/*.yaml")]), ids=lambda path: path.stem
+)
 def test_every_option_of_an_algorithm_is_commented(path: Any) -> None:
     """Meaning, unit, source: on the line itself, above it, or where the same key stands first."""
     explained: set[str] = {"_target_", "_partial_"}
@@ -27,6 +29,32 @@ def test_every_option_of_an_algorithm_is_commented(path: Any) -> None:
                 explained.add(key)
             nested = line.rstrip().endswith(":")
             assert key in explained or nested, f"{path.name}: {line}"
+
+
+@pytest.mark.parametrize("algo", ["bc", "iql", "sfac"])
+@pytest.mark.parametrize("actor", sorted(path.stem for path in ROOT.glob("conf/actor/*.yaml")))
+def test_one_option_takes_another_policy(algo: str, actor: str) -> None:
+    """Options of the algorithm's own actor stay, what is typed wins, and Sf-AC's behaviour model follows."""
+    composed = compose_config(f"algo={algo}", f"actor={actor}", "algo.actor.hidden=[8]")
+    config.check_trusted(composed["algo"])
+    chosen = composed["algo"]["actor"]
+    assert (
+        chosen["_target_"].lower().replace("gaussian", "").endswith(f"{actor.replace('_', '').replace('gaussian', '')}actor")
+    )
+    assert (chosen["hidden"], chosen["min_log_std"], chosen["_partial_"]) == ([8], -5.0, True)
+    assert composed["algo"].get("behavior", chosen) == chosen
+    assert "actor" not in composed
+
+
+def test_the_behaviour_model_can_be_of_another_kind() -> None:
+    algo = compose_config("algo=sfac", "actor=student_t", "actor@algo.behavior=mixture", "algo.behavior.components=2")[
+        "algo"
+    ]
+    assert algo["actor"]["_target_"] == "brpo.modules.actors.StudentTActor"
+    assert algo["behavior"] == {
+        "_target_": "brpo.modules.actors.MixtureActor", "_partial_": True, "hidden": [256, 256], "activation": "relu",
+        "min_log_std": -5.0, "max_log_std": 2.0, "components": 2, "state_dependent_std": False,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,11 @@ class OfflineAlgorithm(lightning.LightningModule):
         keys = streams.key(self.stream_seeds, streams.purpose(name), self.updates)
         return streams.normal(keys, tuple(like.shape[1:]), like.dtype)
 
+    def sample(self, observations: Tensor, name: str) -> Tensor:
+        """An action of the policy for each observation (seeds, n, ...), (seeds, n, action); `name` names the noise."""
+        like = observations.new_empty(*observations.shape[:-1], self.actor.noise_dim)
+        return self.actor.sample(observations, self.normal(name, like))
+
     # --- Acting, in environment units ---------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -274,7 +279,7 @@ class OfflineAlgorithm(lightning.LightningModule):
             actions = self.actor.mode(normalized)
         else:
             keys = streams.key(self.seeds, streams.purpose("act"), step)
-            shape = (observations.shape[1], self.spec.action_dim)
+            shape = (observations.shape[1], self.actor.noise_dim)
             actions = self.actor.sample(normalized, streams.normal(keys, shape, normalized.dtype))
         return self.to_environment(actions)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from brpo.algorithms.base import OfflineAlgorithm, require, require_positive
+from brpo.errors import UserError
 from brpo.functional import losses, series, weights
 from brpo.functional.divergences import get_divergence
 from brpo.modules.target import Target
@@ -37,11 +38,13 @@ class SfAC(OfflineAlgorithm):
         behavior: builds the model of the behaviour policy, fitted by maximum likelihood.
         critic: builds the Q ensemble.
         value: builds V.
-        divergence: key of `DIVERGENCES`: the divergence of the policy loss, and of `omega=series`.
+        divergence: name as `get_divergence` takes it: the divergence of the policy loss (D_opt).
+        target_divergence: the divergence that regularizes the target, whose series `omega=series` solves (D_reg).
+            `omega=exp` is the closed form of one of them, `kl`, and knows no other: set this with `omega=series`.
         regularizer: builds the series term; called with the divergence's name.
         temperature: > 0, in units of return (scaled rewards): divides the advantage.
         omega: `exp`: `exp(A / temperature)` (paper, Eq. 8); `series`: the solution of the regularized problem with the
-            divergence's series of order `policy_order`.
+            target divergence's series of order `policy_order`.
         policy_order: 2..5, order of the series for `omega=series`.
         max_weight: > 0, clips `exp(A / temperature)`.
         symmetry_coefficient: >= 0, factor on the series term; 0 is plain advantage regression.
@@ -70,6 +73,7 @@ class SfAC(OfflineAlgorithm):
         critic: Callable[..., nn.Module],
         value: Callable[..., nn.Module],
         divergence: str,
+        target_divergence: str,
         regularizer: Callable[..., nn.Module],
         temperature: float,
         omega: str,
@@ -97,9 +101,15 @@ class SfAC(OfflineAlgorithm):
         require("behavior_training", behavior_training, " or ".join(BEHAVIOR_TRAININGS), lambda v: v in BEHAVIOR_TRAININGS)
         if behavior_training == "fixed":
             self.trained = tuple(part for part in self.trained if part != "behavior")
-        self.divergence = get_divergence(divergence)
+        if omega == "exp" and target_divergence != divergence:
+            raise UserError(
+                f"algo.target_divergence={target_divergence} has no effect under algo.omega=exp, the closed form for kl. "
+                f"Set algo.omega=series, or leave it out."
+            )
+        self.divergence, self.target_divergence = get_divergence(divergence), get_divergence(target_divergence)
         self.regularizer: Any = regularizer(divergence)
-        self.branch = series.branch(self.divergence, policy_order)
+        self.branch = series.branch(self.target_divergence, policy_order)
+        self.policy_order = policy_order
         self.temperature, self.omega, self.max_weight = temperature, omega, max_weight
         self.symmetry_coefficient, self.ratio, self.max_ratio = symmetry_coefficient, ratio, max_ratio
         self.epsilon_schedule = epsilon_schedule
@@ -150,8 +160,7 @@ class SfAC(OfflineAlgorithm):
     @torch.no_grad()
     def sampled_q(self, observations: Tensor, name: str) -> Tensor:
         """`Q_min(s, a)` of the target critics at one action of the policy, (seeds, batch)."""
-        like = observations.new_empty(*observations.shape[:-1], self.spec.action_dim)
-        return self.critic_target(observations, self.actor.sample(observations, self.normal(name, like))).amin(1)
+        return self.critic_target(observations, self.sample(observations, name)).amin(1)
 
     def shrink(self, critics: Tensor) -> Tensor | None:
         """Factor on epsilon in (0, 1], (seeds, batch), from the spread of the critics (seeds, critics, batch)."""
@@ -176,14 +185,17 @@ class SfAC(OfflineAlgorithm):
 
     def symmetry_loss(self, log_rho: Tensor, weight: Tensor, shrink: Tensor | None = None) -> Tensor:
         """`E_D[rho h(w/rho)]`, or `E_D[h(rho)]` for `ratio=behavior`, (seeds,)."""
-        if self.ratio == "behavior":
-            log_t, terms = log_rho, self.regularizer(log_rho, shrink)
-        else:
-            log_t = weight.log() - log_rho
-            terms = weights.capped_ratio(log_rho, self.max_ratio) * self.regularizer(log_t, shrink)
+        log_t = self.log_t(log_rho, weight)
+        terms = self.regularizer(log_t, shrink)
+        if self.ratio == "target":
+            terms = weights.capped_ratio(log_rho, self.max_ratio) * terms
         self.record("ratio/clipped_share", self.regularizer.clipped_share(log_t, shrink))
         self.record("ratio/above_max_share", (log_rho > math.log(self.max_ratio)).to(log_rho.dtype).mean(-1))
         return terms.mean(-1)
+
+    def log_t(self, log_rho: Tensor, weight: Tensor) -> Tensor:
+        """Logarithm of the ratio that the series is clipped and taken in, (seeds, batch)."""
+        return log_rho if self.ratio == "behavior" else weight.log() - log_rho
 
     @torch.no_grad()
     def weight(self, batch: Batch, q: Tensor) -> Tensor:
@@ -193,11 +205,14 @@ class SfAC(OfflineAlgorithm):
         exponent = (q - self.value(batch.observations)) / self.temperature
         if self.omega == "exp":
             omega = weights.clipped_exp(exponent, self.max_weight)
+            clipped = exponent > math.log(self.max_weight)
         else:
             omega = series.ratio_on_branch(self.branch, exponent)
+            clipped = (exponent < self.branch.at_low) | (exponent > self.branch.at_high)
         weight = weights.normalize(omega)
         self.record("weight/mean_before_normalization", omega.mean(-1))
         self.record("weight/effective_share", weights.effective_sample_share(weight))
+        self.record("weight/clipped_share", clipped.to(weight.dtype).mean(-1))
         return weight
 
     def critic_loss(self, batch: Batch) -> Tensor:
@@ -222,24 +237,31 @@ class SfAC(OfflineAlgorithm):
         return {"series/remainder": self.regularizer.remainder, "series/converges": float(self.regularizer.converges)}
 
     def notices(self) -> list[str]:
-        """Where the series is no approximation."""
-        if self.regularizer.exact or self.regularizer.converges:
-            return []
-        radius = self.divergence.series_radius
-        return [
-            f"epsilon={self.regularizer.epsilon:g} is above the radius {radius:g} of the series: it acts as a penalty on "
-            f"large ratios, not as an approximation of {self.divergence.name}"
-        ]
+        """Where the series is no approximation, and where the weights end."""
+        notices = []
+        if not (self.regularizer.exact or self.regularizer.converges):
+            notices.append(
+                f"epsilon={self.regularizer.epsilon:g} is above the radius {self.divergence.series_radius:g} of the series: "
+                f"it acts as a penalty on large ratios, not as an approximation of {self.divergence.name}"
+            )
+        if self.omega == "series" and math.isfinite(self.branch.high):
+            notices.append(
+                f"omega=series with policy_order={self.policy_order} gives no ratio above {1.0 + self.branch.high:.4g}: the "
+                f"series of {self.target_divergence.name} stops being convex there"
+            )
+        return notices
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
-        """Likelihoods of both models, the ratios, Q and V on held-out transitions."""
+        """Likelihoods of both models, the ratios, the weights, Q and V on held-out transitions."""
         q = self.critic_target(batch.observations, batch.actions).amin(1)
         log_prob, behavior_log_prob = self.log_prob(self.actor, batch), self.log_prob(self.behavior, batch)
+        log_rho, weight = log_prob - behavior_log_prob, self.weight(batch, q)
         return {
             "actor/log_prob": log_prob,
             "behavior/log_prob": behavior_log_prob,
-            "ratio/rho": (log_prob - behavior_log_prob).exp(),
-            "weight/w": self.weight(batch, q),
+            "ratio/rho": log_rho.exp(),
+            "ratio/t": self.log_t(log_rho, weight).exp(),
+            "weight/w": weight,
             "q/target": q,
             "value/v": self.value(batch.observations),
         }

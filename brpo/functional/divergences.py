@@ -6,6 +6,7 @@ they are used: for normalized P and Q the terms of order 0 and 1 carry no inform
 A symmetric divergence is its KL part plus the rest, `f(t) = t ln t + g(t)`; `g` is the *conditional symmetry function* of
 Sf-AC (arXiv:2508.04225, section 4). To add a divergence, add one entry to `DIVERGENCES`: a name, a source and `f`.
 Closed-form coefficients are optional; without them they come from nested automatic differentiation in float64.
+One with a parameter is a function of it in `PARAMETRIC`; `NAME:NUMBER`, as in `alpha:0.5`, names a member.
 """
 
 import math
@@ -194,12 +195,51 @@ DIVERGENCES: dict[str, Divergence] = {
 }
 
 
+@cache
+def alpha(parameter: float) -> Divergence:
+    """The alpha-divergence with `f(t) = (t^a - a t + a - 1) / (a (a - 1))`, a the parameter, any finite number.
+
+    1 is `kl`, 0 `reverse_kl` (both plus a multiple of t - 1, which no normalized P and Q see), 2 half of `chi2`, -1 half of
+    `neyman_chi2`, 1/2 twice `hellinger`. Source: Cressie and Read (1984), "Multinomial goodness-of-fit tests".
+    """
+    name, source = f"alpha:{parameter:.12g}", "alpha-divergence, Cressie and Read (1984)"
+    if parameter == 1.0:
+        return Divergence(name, source, lambda t: torch.special.xlogy(t, t) - t + 1.0, DIVERGENCES["kl"].coefficient, 1.0)
+    if parameter == 0.0:
+        return Divergence(name, source, lambda t: t - 1.0 - torch.log(t), DIVERGENCES["reverse_kl"].coefficient, 1.0)
+
+    def coefficient(n: int) -> float:  # binom(a, n) / (a (a - 1))
+        return 0.5 * math.prod((parameter - k) / (k + 1) for k in range(2, n))
+
+    return Divergence(name, source, lambda t: _power_divergence(t, parameter), coefficient, 1.0)
+
+
+def _power_divergence(t: Tensor, a: float) -> Tensor:
+    """`(t^a - a t + a - 1) / (a (a - 1))`, without cancellation where a is near 0 or 1."""
+    if a <= 0.5:
+        return (torch.expm1(a * torch.log(t)) - a * (t - 1.0)) / (a * (a - 1.0))
+    return (t * torch.expm1((a - 1.0) * torch.log(t)) - (a - 1.0) * (t - 1.0)) / (a * (a - 1.0))
+
+
+PARAMETRIC: dict[str, Callable[[float], Divergence]] = {"alpha": alpha}
+
+
 def get_divergence(name: str) -> Divergence:
-    """The entry of a name.
+    """The entry of a name: a key of `DIVERGENCES`, or `NAME:NUMBER` with a key of `PARAMETRIC`, as in `alpha:0.5`.
 
     Raises:
-        ValueError: the name is unknown; the message lists the known ones.
+        ValueError: the name is unknown (the message lists the known ones), or has no finite number behind it.
     """
-    if name not in DIVERGENCES:
-        raise ValueError(f"Unknown divergence {name!r}. Known: {', '.join(sorted(DIVERGENCES))}.")
-    return DIVERGENCES[name]
+    if name in DIVERGENCES:
+        return DIVERGENCES[name]
+    kind, _, number = str(name).partition(":")
+    if kind not in PARAMETRIC:
+        known = ", ".join([*sorted(DIVERGENCES), *(f"{kind}:NUMBER" for kind in PARAMETRIC)])
+        raise ValueError(f"Unknown divergence {name!r}. Known: {known}.")
+    try:
+        parameter = float(number)
+    except ValueError:
+        parameter = math.nan
+    if not math.isfinite(parameter):
+        raise ValueError(f"The divergence {name!r} needs a finite number, as in {kind}:0.5.")
+    return PARAMETRIC[kind](parameter)

@@ -26,10 +26,14 @@ SFAC_VARIANTS = [
     ["algo.ratio=behavior"],
     ["algo.epsilon_schedule=spread"],
     ["algo.divergence=jensen_shannon", "algo.regularizer.loss_order=3", "algo.regularizer.epsilon=0.5"],
-    ["algo.actor._target_=brpo.modules.actors.SquashedGaussianActor"],
+    ["actor=squashed"],
+    ["actor=student_t", "algo.actor.learn_degrees_of_freedom=true", "algo.value_loss=sample"],
+    ["actor=mixture", "algo.actor.state_dependent_std=true", "algo.value_loss=sample"],
+    ["actor@algo.behavior=mixture", "algo.omega=series", "algo.target_divergence=alpha:0.5"],
 ]
 VARIANTS = [
     *[("sfac", variant) for variant in SFAC_VARIANTS],
+    ("bc", ["actor=mixture"]),
     ("awac", ["algo.omega=softmax"]),
     ("sql", ["algo.omega=advantage"]),
     ("xql", ["algo.subtract_max=false"]),

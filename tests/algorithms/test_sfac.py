@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from scipy import optimize
 
 from brpo.errors import UserError
 from brpo.functional import weights
+from brpo.functional.divergences import DIVERGENCES
+from brpo.modules.divergence import SeriesDivergence
 from brpo.types import Batch
 from tests.algorithms.test_iql import constant_output, three_transitions
 from tests.helpers import make_algorithm, make_spec, random_batch
@@ -84,18 +87,83 @@ def test_gradient_of_the_symmetry_term() -> None:
     assert log_rho.grad.tolist()[0] == pytest.approx([0.8 * (h - t * slope) / 2, clipped / 2])
 
 
-@pytest.mark.parametrize("ratio", ["target", "behavior"])
-@pytest.mark.parametrize("divergence", ["jeffreys", "jensen_shannon", "kl", "reverse_kl", "chi2", "gan"])
-def test_policy_gradient_against_finite_differences(divergence: str, ratio: str) -> None:
+@pytest.fixture(scope="module", params=["target", "behavior"])
+def either_ratio(request: pytest.FixtureRequest):
+    return prepared(f"algo.ratio={request.param}", "algo.max_ratio=2")
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("divergence", [*(n for n, d in DIVERGENCES.items() if d.smooth), "alpha:-0.5", "alpha:1.5"])
+def test_policy_gradient_against_finite_differences(either_ratio: Any, divergence: str, exact: bool) -> None:
     """Through the clip, the capped ratio and the importance weight, in float64."""
-    order = 3 if divergence in ("jensen_shannon", "gan") else 4
-    sfac = prepared(
-        f"algo.divergence={divergence}", f"algo.ratio={ratio}", f"algo.regularizer.loss_order={order}",
-        "algo.regularizer.epsilon=0.7", "algo.max_ratio=2",
-    )  # fmt: skip
+    sfac, order = either_ratio, 3 if divergence in ("jensen_shannon", "gan") else 4
+    sfac.regularizer = SeriesDivergence(divergence, loss_order=order, epsilon=0.7, exact=exact)
     weight = torch.tensor([[0.3, 1.0, 1.7, 2.5, 0.9]], dtype=torch.float64)
     log_rho = torch.tensor([[-0.4, 0.1, 0.3, 1.5, 0.9]], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: sfac.symmetry_loss(v, weight), (log_rho,), eps=1e-7, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["algo.ratio=behavior", "algo.regularizer.exact=true"],
+        ["algo.omega=series", "algo.target_divergence=jensen_shannon", "algo.policy_order=5"],
+        *([f"actor={actor}", "algo.max_ratio=1.5"] for actor in ("gaussian", "squashed", "student_t", "mixture")),
+    ],
+)
+def test_gradient_of_the_whole_policy_loss_against_finite_differences(options: list[str]) -> None:
+    """Along random directions of the policy's parameters, on transitions of which some are clipped or beyond max_ratio."""
+    sfac = make_algorithm("sfac", *options, "algo.temperature=1", "algo.symmetry_coefficient=2")
+    batch, generator = random_batch(size=64), torch.Generator().manual_seed(0)
+    q = sfac.critic_target(batch.observations, batch.actions).amin(1)
+    parameters = list(sfac.actor.parameters())
+    directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+
+    def move(step: float) -> float:
+        with torch.no_grad():
+            for parameter, direction in zip(parameters, directions, strict=True):
+                parameter.add_(step * direction)
+            return sfac.actor_loss(batch, q).item()
+
+    move(0.3)  # away from the behaviour model
+    gradients = torch.autograd.grad(sfac.actor_loss(batch, q).sum(), parameters)
+    assert 0 < sfac.latest["ratio/clipped_share"].item() < 1
+    slope = sum((g * d).sum().item() for g, d in zip(gradients, directions, strict=True))
+    h = 1e-7
+    ahead, behind = move(h), move(-2 * h)
+    assert slope == pytest.approx((ahead - behind) / (2 * h), rel=1e-5, abs=1e-6)
+
+
+def test_target_and_fit_can_have_divergences_of_their_own() -> None:
+    """D_reg Jensen-Shannon to order 2, 1 + 2x at x = -1, 0, 0.5; D_opt Jeffreys to order 4."""
+    sfac = prepared("algo.temperature=1", "algo.omega=series", "algo.target_divergence=jensen_shannon")
+    weight = sfac.weight(three_transitions(), torch.tensor([[2.0, 3.0, 3.5]], dtype=torch.float64))
+    assert weight.tolist()[0] == pytest.approx([0.0, 1.0, 2.0])
+    assert sfac.latest["weight/clipped_share"].tolist() == pytest.approx([1 / 3])  # 1 + 2x < 0
+    assert sfac.regularizer.coefficients[2:] == pytest.approx((1 / 2, -1 / 3, 1 / 4))
+    both = make_algorithm("sfac", "algo.divergence=alpha:0.5", "algo.regularizer.loss_order=3")
+    assert both.divergence is both.target_divergence is both.regularizer.divergence
+
+
+def test_clipped_share_of_exponential_weights_by_hand() -> None:
+    sfac = prepared("algo.temperature=1", "algo.max_weight=2")
+    sfac.weight(three_transitions(), torch.tensor([[3.0, 3.6, 4.0]], dtype=torch.float64))  # e^0, e^0.6, e^1
+    assert sfac.latest["weight/clipped_share"].tolist() == pytest.approx([1 / 3])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["algo.target_divergence=chi2"], "algo.target_divergence=chi2 has no effect under algo.omega=exp"),
+        (["algo.target_divergence=total_variation", "algo.omega=series"], "'total_variation' is not differentiable at 1"),
+        (["algo.target_divergence=chi3", "algo.omega=series"], "Unknown divergence 'chi3'. Known: "),
+        (["algo.divergence=alpha"], "The divergence 'alpha' needs a finite number, as in alpha:0.5."),
+        (["algo.divergence=alpha:0.5", "algo.regularizer.epsilon=2", "algo.regularizer.loss_order=3"], "g_3 = -0.0833 is"),
+    ],
+)
+def test_combinations_that_are_refused(options: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_algorithm("sfac", *options)
 
 
 def test_kl_has_no_symmetry_term_and_coefficient_zero_is_advantage_regression() -> None:
@@ -122,6 +190,29 @@ def test_a_series_beyond_its_radius_is_announced() -> None:
     assert make_algorithm("sfac", "algo.regularizer.epsilon=0.5").notices() == []
     (notice,) = make_algorithm("sfac", "algo.regularizer.epsilon=100").notices()
     assert "epsilon=100 is above the radius 1 of the series: it acts as a penalty" in notice
+
+
+def test_weights_that_end_are_announced() -> None:
+    """Jeffreys to order 3 has its turning point at 5/3; even orders have none."""
+    (notice,) = make_algorithm("sfac", "algo.omega=series", "algo.policy_order=3").notices()
+    assert "policy_order=3 gives no ratio above 1.667: the series of jeffreys stops being convex there" in notice
+    assert make_algorithm("sfac", "algo.omega=series", "algo.policy_order=4").notices() == []
+
+
+def test_what_a_run_shows_of_its_ratios_and_weights() -> None:
+    sfac, batch = make_algorithm("sfac"), random_batch()
+    sfac.step(batch)
+    assert set(sfac.latest) == {
+        *(f"{kind}/{part}" for kind in ("loss", "gradient_norm") for part in sfac.trained),
+        "actor/regression", "actor/symmetry", "ratio/clipped_share", "ratio/above_max_share", "weight/effective_share",
+        "weight/mean_before_normalization", "weight/clipped_share", "q/mean", "value/mean",
+    }  # fmt: skip
+    assert set(sfac.constants()) == {"series/remainder", "series/converges"}
+    values = sfac.diagnose(batch)
+    assert set(values) == {
+        "actor/log_prob", "behavior/log_prob", "ratio/rho", "ratio/t", "weight/w", "q/target", "value/v",
+    }  # fmt: skip
+    assert torch.allclose(values["ratio/t"], values["weight/w"] / values["ratio/rho"])
 
 
 def test_value_losses_by_hand() -> None:

@@ -50,7 +50,9 @@ def run_both(eager: OfflineAlgorithm, compiled: OfflineAlgorithm, updates: int =
 
 
 VARIANTS = [  # ways through the code that the defaults do not take
-    ("sfac", ["algo.value_loss=sample", "algo.actor._target_=brpo.modules.actors.SquashedGaussianActor"]),
+    ("sfac", ["algo.value_loss=sample", "actor=squashed"]),
+    ("sfac", ["algo.value_loss=sample", "actor=student_t", "algo.actor.learn_degrees_of_freedom=true"]),
+    ("sfac", ["algo.value_loss=sample", "actor=mixture", "algo.divergence=alpha:0.5"]),
     ("sfac", ["algo.omega=series", "algo.policy_order=4", "algo.epsilon_schedule=spread", "algo.value_loss=softmax"]),
 ]
 

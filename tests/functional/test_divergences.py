@@ -6,10 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import integrate, stats
 
-from brpo.functional.divergences import DIVERGENCES, Divergence, get_divergence
+from brpo.functional.divergences import DIVERGENCES, Divergence, alpha, get_divergence
 
-SMOOTH = [name for name, divergence in DIVERGENCES.items() if divergence.smooth]
+ALPHAS = ["alpha:-1.5", "alpha:0", "alpha:1e-9", "alpha:0.5", "alpha:1", "alpha:3"]
+ALL = [*DIVERGENCES, *ALPHAS]
+SMOOTH = [name for name in ALL if get_divergence(name).smooth]
 
 distributions = hnp.arrays(np.float64, 6, elements=st.floats(0.02, 1.0)).map(lambda p: p / p.sum())
 
@@ -42,38 +45,38 @@ def test_f_by_hand(name: str, t: float, expected: float) -> None:
     assert DIVERGENCES[name].f(f64(t)).item() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("name", ALL)
 def test_f_is_zero_at_one_and_convex(name: str) -> None:
-    divergence = DIVERGENCES[name]
+    divergence = get_divergence(name)
     assert divergence.f(f64(1.0)).item() == pytest.approx(0.0, abs=1e-12)
     a, b = f64(*np.linspace(0.05, 3.0, 40)), f64(*np.linspace(0.4, 9.0, 40))
     assert (divergence.f((a + b) / 2) <= (divergence.f(a) + divergence.f(b)) / 2 + 1e-12).all()
 
 
-@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("name", ALL)
 @given(p=distributions, q=distributions)
 @settings(max_examples=40, deadline=None)
 def test_non_negative_and_zero_only_for_equal_distributions(name: str, p: np.ndarray, q: np.ndarray) -> None:
-    value = discrete(DIVERGENCES[name], p, q)
+    value = discrete(get_divergence(name), p, q)
     assert value >= -1e-12
-    assert discrete(DIVERGENCES[name], p, p) == pytest.approx(0.0, abs=1e-12)
+    assert discrete(get_divergence(name), p, p) == pytest.approx(0.0, abs=1e-12)
     if np.abs(p - q).max() > 1e-3:
         assert value > 1e-9
 
 
-@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("name", ALL)
 @given(p=distributions, q=distributions)
 @settings(max_examples=40, deadline=None)
 def test_symmetric_ones_do_not_mind_an_exchange(name: str, p: np.ndarray, q: np.ndarray) -> None:
-    divergence = DIVERGENCES[name]
+    divergence = get_divergence(name)
     if divergence.is_symmetric:
         assert discrete(divergence, p, q) == pytest.approx(discrete(divergence, q, p), abs=1e-10)
 
 
-@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("name", ALL)
 def test_the_others_do(name: str) -> None:
     p, q = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.3, 0.5])
-    divergence = DIVERGENCES[name]
+    divergence = get_divergence(name)
     same = discrete(divergence, p, q) == pytest.approx(discrete(divergence, q, p), abs=1e-9)
     assert divergence.is_symmetric == same
 
@@ -81,12 +84,12 @@ def test_the_others_do(name: str) -> None:
 def test_which_of_the_known_ones_are_symmetric() -> None:
     symmetric = {"hellinger", "le_cam", "total_variation", "jeffreys", "jensen_shannon", "gan"}
     others = {"kl", "reverse_kl", "chi2", "neyman_chi2"}
-    assert {name for name in symmetric | others if DIVERGENCES[name].is_symmetric} == symmetric
+    assert {name for name in symmetric | others if get_divergence(name).is_symmetric} == symmetric
 
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_closed_form_coefficients_equal_exact_derivatives(name: str) -> None:
-    divergence = DIVERGENCES[name]
+    divergence = get_divergence(name)
     derived = Divergence(name, "", divergence.f).taylor(7)
     assert divergence.taylor(7) == pytest.approx(derived, abs=1e-10)
 
@@ -101,7 +104,7 @@ def test_closed_form_coefficients_equal_exact_derivatives(name: str) -> None:
     ],
 )
 def test_coefficients_by_hand(name: str, c: tuple[float, ...], g: tuple[float, ...]) -> None:
-    divergence = DIVERGENCES[name]
+    divergence = get_divergence(name)
     assert divergence.taylor(4)[2:] == pytest.approx(c)
     assert divergence.conditional_symmetry_taylor(4)[2:] == pytest.approx(g)
 
@@ -116,39 +119,92 @@ def test_conditional_symmetry_closed_forms() -> None:
 @pytest.mark.parametrize("name", SMOOTH)
 def test_curvature_is_positive(name: str) -> None:
     """f''(1) > 0: near 1 every divergence is a multiple of chi^2."""
-    divergence = DIVERGENCES[name]
+    divergence = get_divergence(name)
     h, one = 1e-4, f64(1.0)
     numeric = (divergence.f(one + h) - 2 * divergence.f(one) + divergence.f(one - h)) / h**2
     assert divergence.d2f1 == pytest.approx(numeric.item(), rel=1e-4)
     assert divergence.d2f1 > 0
 
 
-@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("name", ALL)
 def test_df_against_finite_differences(name: str) -> None:
     t, h = f64(0.3, 0.8, 1.7, 4.0), 1e-6
-    numeric = (DIVERGENCES[name].f(t + h) - DIVERGENCES[name].f(t - h)) / (2 * h)
-    assert torch.allclose(DIVERGENCES[name].df(t), numeric, atol=1e-7)
+    numeric = (get_divergence(name).f(t + h) - get_divergence(name).f(t - h)) / (2 * h)
+    assert torch.allclose(get_divergence(name).df(t), numeric, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["jeffreys", "jensen_shannon", "kl", "hellinger"])
-def test_gaussian_pair_by_numerical_integration(name: str) -> None:
-    """KL and Jeffreys of two Gaussians have closed forms; the integral of f agrees, and symmetry holds for the others."""
-    x = torch.linspace(-30, 30, 200_001, dtype=torch.float64)
-    p, q = torch.distributions.Normal(0.3, 1.2), torch.distributions.Normal(-0.5, 0.8)
+def between_gaussians(divergence: Divergence, p: tuple[float, float], q: tuple[float, float]) -> float:
+    """D_f of two Gaussians (mean, standard deviation) by scipy's adaptive quadrature."""
 
-    def integral(a: torch.distributions.Normal, b: torch.distributions.Normal) -> float:
-        log_ratio = (a.log_prob(x) - b.log_prob(x)).clamp(-600, 600).double()
-        values = b.log_prob(x).exp() * DIVERGENCES[name].f(log_ratio.exp())
-        return torch.trapezoid(values.nan_to_num(0.0, posinf=0.0), x).item()
+    def integrand(x: float) -> float:
+        log_q = stats.norm.logpdf(x, *q)
+        ratio = f64(math.exp(stats.norm.logpdf(x, *p) - log_q))
+        return math.exp(log_q) * divergence.f(ratio).item()
 
-    kl = torch.distributions.kl_divergence(p, q).item()
-    reverse = torch.distributions.kl_divergence(q, p).item()
-    if name == "kl":
-        assert integral(p, q) == pytest.approx(kl, rel=1e-6)
-    elif name == "jeffreys":
-        assert integral(p, q) == pytest.approx(kl + reverse, rel=1e-6)
-    else:
-        assert integral(p, q) == pytest.approx(integral(q, p), rel=1e-6)
+    return integrate.quad(integrand, -8, 8, limit=200, points=(p[0], q[0]))[0]
+
+
+def kl_of_gaussians(p: tuple[float, float], q: tuple[float, float]) -> float:
+    return math.log(q[1] / p[1]) + (p[1] ** 2 + (p[0] - q[0]) ** 2) / (2 * q[1] ** 2) - 0.5
+
+
+WIDE, NARROW = (0.3, 1.0), (-0.2, 0.8)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_between_gaussians(name: str) -> None:
+    """Positive, zero for equal ones, and symmetric exactly where it is said to be."""
+    divergence = get_divergence(name)
+    there, back = between_gaussians(divergence, WIDE, NARROW), between_gaussians(divergence, NARROW, WIDE)
+    assert min(there, back) > 1e-3
+    assert between_gaussians(divergence, WIDE, WIDE) == pytest.approx(0.0, abs=1e-9)
+    assert (there == pytest.approx(back, rel=1e-6)) == divergence.is_symmetric
+
+
+def test_closed_forms_between_gaussians() -> None:
+    """KL by its formula; squared Hellinger by the overlap `sqrt(2 s t / (s^2 + t^2)) exp(-(m - n)^2 / (4 (s^2 + t^2)))`."""
+    there, back = kl_of_gaussians(WIDE, NARROW), kl_of_gaussians(NARROW, WIDE)
+    spread = WIDE[1] ** 2 + NARROW[1] ** 2
+    overlap = math.sqrt(2 * WIDE[1] * NARROW[1] / spread) * math.exp(-((WIDE[0] - NARROW[0]) ** 2) / (4 * spread))
+    expected = {
+        "kl": there, "alpha:1": there, "reverse_kl": back, "alpha:0": back, "jeffreys": there + back,
+        "hellinger": 2 - 2 * overlap, "alpha:0.5": 4 * (1 - overlap),
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert between_gaussians(get_divergence(name), WIDE, NARROW) == pytest.approx(value, rel=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("parameter", "other", "factor"),
+    [(0.0, "reverse_kl", 1.0), (1.0, "kl", 1.0), (2.0, "chi2", 0.5), (-1.0, "neyman_chi2", 0.5), (0.5, "hellinger", 2.0)],
+)
+def test_members_of_the_alpha_family(parameter: float, other: str, factor: float) -> None:
+    p, q = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.3, 0.5])
+    expected = factor * discrete(DIVERGENCES[other], p, q)
+    assert discrete(alpha(parameter), p, q) == pytest.approx(expected, rel=1e-12)
+    assert alpha(parameter).taylor(6)[2:] == pytest.approx([factor * c for c in DIVERGENCES[other].taylor(6)[2:]])
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+def test_alpha_is_continuous_at_its_limits(limit: float) -> None:
+    t = f64(0.01, 0.5, 1.5, 100.0)
+    for step in (1e-6, -1e-6, 1e-10, -1e-10):
+        assert torch.allclose(alpha(limit + step).f(t), alpha(limit).f(t), rtol=2e-5)
+
+
+@given(parameter=st.floats(-4, 4), p=distributions, q=distributions)
+@settings(max_examples=60, deadline=None)
+def test_alpha_of_any_parameter(parameter: float, p: np.ndarray, q: np.ndarray) -> None:
+    """Not negative, and `D_alpha(P || Q) = D_{1 - alpha}(Q || P)`."""
+    value = discrete(alpha(parameter), p, q)
+    assert value >= -1e-12
+    assert value == pytest.approx(discrete(alpha(1.0 - parameter), q, p), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["alpha", "alpha:", "alpha:x", "alpha:nan", "alpha:inf"])
+def test_alpha_needs_its_number(name: str) -> None:
+    with pytest.raises(ValueError, match=f"The divergence '{name}' needs a finite number, as in alpha:0.5."):
+        get_divergence(name)
 
 
 def test_a_divergence_can_be_given_by_f_alone() -> None:
@@ -158,11 +214,16 @@ def test_a_divergence_can_be_given_by_f_alone() -> None:
     assert custom.series_radius == pytest.approx(1.0, rel=0.2)
 
 
+def test_one_line_of_python_adds_a_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DIVERGENCES, "mine", Divergence("mine", "ours", lambda t: (t - 1.0).pow(4) + t * t.log() - t + 1.0))
+    assert get_divergence("mine").taylor(4) == pytest.approx((0, 0, 1 / 2, -1 / 6, 1 / 12 + 1))
+
+
 def test_total_variation_has_no_series() -> None:
     with pytest.raises(ValueError, match="'total_variation' is not differentiable at 1"):
         DIVERGENCES["total_variation"].taylor(2)
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"Unknown divergence 'jefreys'. Known: chi2, gan, .*jeffreys"):
+    with pytest.raises(ValueError, match=r"Unknown divergence 'jefreys'. Known: chi2, gan, .*jeffreys.*, alpha:NUMBER"):
         get_divergence("jefreys")
