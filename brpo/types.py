@@ -45,6 +45,7 @@ class DataSpec:
         environment: Gymnasium environment specification as JSON, or None where the data set has none.
         transitions: number of transitions in the data set.
         episodes: number of episodes in the data set.
+        one_step: whether every transition terminates its episode: no next action is ever needed.
     """
 
     dataset_id: str
@@ -65,6 +66,7 @@ class DataSpec:
     environment: str | None
     transitions: int
     episodes: int
+    one_step: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, as a checkpoint holds them."""
@@ -78,7 +80,7 @@ class DataSpec:
             ValueError: a key is missing or unknown.
         """
         known = {field.name for field in fields(cls)}
-        if set(values) != known:
+        if set(values) | {"one_step"} != known:  # which earlier checkpoints lack
             raise ValueError(f"DataSpec has the keys {sorted(known)}, got {sorted(values)}")
         plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         return cls(**plain)

@@ -52,6 +52,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         gradient_clip: largest gradient norm of a part, for each seed on its own; None does not clip.
         discount: in [0, 1). None where there is no critic.
         polyak: in (0, 1], the step of target networks towards their sources. None where there are none.
+        learning_rates: step size of each part whose own differs from the optimizer's.
 
     Raises:
         ValueError: an option is out of range; says which, what came and what is allowed.
@@ -78,6 +79,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         gradient_clip: float | None,
         discount: float | None = None,
         polyak: float | None = None,
+        learning_rates: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -89,6 +91,10 @@ class OfflineAlgorithm(lightning.LightningModule):
         for part, name in schedule.items():
             require("schedule", part, f"a mapping from {', '.join(self.trained)}", lambda v: v in self.trained)
             require(f"schedule.{part}", name, " or ".join(SCHEDULES), lambda v: v in SCHEDULES)
+        self.learning_rates = learning_rates or {}
+        for part, rate in self.learning_rates.items():
+            require("learning_rates", part, f"a mapping from {', '.join(self.trained)}", lambda v: v in self.trained)
+            require(f"learning_rates.{part}", rate, "positive", lambda v: v > 0)
         self.spec, self.max_updates = spec, max_updates
         self.discount = discount if discount is not None else 1.0
         self.polyak = polyak if polyak is not None else 1.0
@@ -223,6 +229,11 @@ class OfflineAlgorithm(lightning.LightningModule):
         keys = streams.key(self.stream_seeds, streams.purpose(name), self.updates)
         return streams.normal(keys, tuple(like.shape[1:]), like.dtype)
 
+    def integers(self, name: str, count: int, high: int) -> Tensor:
+        """Uniform whole numbers in [0, high), (seeds, count) int64: a function of seed, update and name."""
+        keys = streams.key(self.stream_seeds, streams.purpose(name), self.updates)
+        return streams.integers(keys, count, high)
+
     # --- Acting, in environment units ---------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -234,14 +245,18 @@ class OfflineAlgorithm(lightning.LightningModule):
             deterministic: the policy's mode; else a sample, from a stream of its own keyed by seed and `step`.
             step: number of the environment step, which names the random numbers of a sampled action.
         """
-        normalized = self.normalize(observations)
+        keys = streams.key(self.seeds, streams.purpose("act"), step)
+        return self.to_environment(self.choose(self.normalize(observations), deterministic, keys))
+
+    def choose(self, observations: Tensor, deterministic: bool, keys: Tensor) -> Tensor:
+        """`act` in the networks' units: (seeds, n, action) in [-1, 1] for normalized observations (seeds, n, observation).
+
+        `keys` (seeds,) name the random numbers of this step.
+        """
         if deterministic:
-            actions = self.actor.mode(normalized)
-        else:
-            keys = streams.key(self.seeds, streams.purpose("act"), step)
-            shape = (observations.shape[1], self.spec.action_dim)
-            actions = self.actor.sample(normalized, streams.normal(keys, shape, normalized.dtype))
-        return self.to_environment(actions)
+            return self.actor.mode(observations)
+        noise = streams.normal(keys, (observations.shape[1], self.actor.noise_dim), observations.dtype)
+        return self.actor.sample(observations, noise)
 
     def normalize(self, observations: Tensor) -> Tensor:
         """Observations in the networks' units."""
@@ -260,7 +275,8 @@ class OfflineAlgorithm(lightning.LightningModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One optimizer for each trained part, in the order of `trained`."""
         self._parameters_of = {name: list(getattr(self, name).parameters()) for name in self.trained}
-        self.optimizers_by_part = {name: self.optimizer_factory(p) for name, p in self._parameters_of.items()}
+        rates = {name: {"lr": rate} for name, rate in self.learning_rates.items()}
+        self.optimizers_by_part = {n: self.optimizer_factory(p, **rates.get(n, {})) for n, p in self._parameters_of.items()}
         self._quick_steps = {}
         self._base_rate = {name: float(o.param_groups[0]["lr"]) for name, o in self.optimizers_by_part.items()}
         return list(self.optimizers_by_part.values())

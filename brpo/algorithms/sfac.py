@@ -137,7 +137,7 @@ class SfAC(OfflineAlgorithm):
     @torch.no_grad()
     def sampled_q(self, observations: Tensor, name: str) -> Tensor:
         """`Q_min(s, a)` of the target critics at one action of the policy, (seeds, batch)."""
-        like = observations.new_empty(*observations.shape[:-1], self.spec.action_dim)
+        like = observations.new_empty(*observations.shape[:-1], self.actor.noise_dim)
         return self.critic_target(observations, self.actor.sample(observations, self.normal(name, like))).amin(1)
 
     def shrink(self, critics: Tensor) -> Tensor | None:

@@ -1,4 +1,7 @@
-"""Policies over actions in [-1, 1]. Each gives `mode` and `sample`, and the stochastic ones `log_prob`."""
+"""Policies over actions in [-1, 1]. Each gives `mode` and `sample`, and those with a density `log_prob`.
+
+`noise_dim` says how many standard normal numbers `sample` takes for each observation.
+"""
 
 from collections.abc import Sequence
 
@@ -46,6 +49,7 @@ class GaussianActor(nn.Module):
         self.network = MLP((seeds,), spec.observation_dim, spec.action_dim, hidden=hidden, activation=activation)
         self.log_std = nn.Parameter(torch.zeros(seeds, spec.action_dim))
         self.min_log_std, self.max_log_std = min_log_std, max_log_std
+        self.noise_dim = spec.action_dim
 
     def forward(self, observations: Float[Tensor, "seeds batch o"]) -> tuple[Tensor, Tensor]:
         """Mean (seeds, batch, a) and log standard deviation (seeds, 1, a)."""
@@ -98,6 +102,7 @@ class SquashedGaussianActor(nn.Module):
         _check_log_std(min_log_std, max_log_std)
         self.network = MLP((seeds,), spec.observation_dim, 2 * spec.action_dim, hidden=hidden, activation=activation)
         self.min_log_std, self.max_log_std = min_log_std, max_log_std
+        self.noise_dim = spec.action_dim
 
     def forward(self, observations: Float[Tensor, "seeds batch o"]) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation before the tanh, both (seeds, batch, a)."""
@@ -137,6 +142,7 @@ class DeterministicActor(nn.Module):
     def __init__(self, spec: DataSpec, seeds: int, *, hidden: Sequence[int], activation: str) -> None:
         super().__init__()
         self.network = MLP((seeds,), spec.observation_dim, spec.action_dim, hidden=hidden, activation=activation)
+        self.noise_dim = spec.action_dim
 
     def forward(self, observations: Float[Tensor, "seeds batch o"]) -> Float[Tensor, "seeds batch a"]:
         """The action."""

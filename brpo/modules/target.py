@@ -1,6 +1,7 @@
 """A copy of a module that follows it slowly."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,6 @@ class Target(nn.Module):
         torch._foreach_lerp_(self._pairs[1], self._pairs[2], polyak)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Any) -> Tensor:
         """What the copied module gives, without gradient."""
         return self.module(*inputs)
