@@ -86,9 +86,9 @@ class BDPO(OfflineAlgorithm):
         self.policy_delay, self.critic_only, self.pretrain_updates = policy_delay, critic_only, pretrain_updates
         self.actor_polyak, self.behavior_polyak = actor_polyak, behavior_polyak
         self.candidates, self.temperature = acting["candidates"], acting["temperature"]
-        actor = partial(actor, sampler=acting["sampler"], sampling_steps=acting["steps"])
-        self.behavior = self.build("behavior", actor)
-        self.actor = self.build("actor", actor)
+        policy = partial(actor, sampler=acting["sampler"], sampling_steps=acting["steps"])
+        self.behavior = self.build("behavior", policy)
+        self.actor = self.build("actor", policy)
         self.steps = self.actor.schedule.steps
         self.critic = self.build("critic", critic)
         self.value = self.build("value", partial(value, steps=self.steps))

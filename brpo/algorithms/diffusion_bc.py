@@ -36,8 +36,8 @@ class DiffusionBC(OfflineAlgorithm):
         super().__init__(spec, **common)
         require("polyak", common.get("polyak"), "in (0, 1]", lambda v: 0 < v <= 1)
         require("acting", sorted(acting), "a mapping with the keys sampler and steps", lambda v: v == ["sampler", "steps"])
-        actor = partial(actor, sampler=acting["sampler"], sampling_steps=acting["steps"])
-        self.actor = self.build("actor", actor)
+        own = partial(actor, sampler=acting["sampler"], sampling_steps=acting["steps"])
+        self.actor = self.build("actor", own)
         self.actor_target = Target(self.actor)
 
     def update(self, batch: Batch) -> None:
@@ -60,7 +60,8 @@ class DiffusionBC(OfflineAlgorithm):
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         """Denoising error of the average on held-out actions, the steps in turn."""
-        actor, rows = self.actor_target.module, torch.arange(batch.actions.shape[1], device=batch.actions.device)
+        actor = self.actor_target.module
+        rows = torch.arange(batch.actions.shape[1], device=batch.actions.device)
         n = (1 + rows % actor.schedule.steps).expand(batch.actions.shape[:2])
         noise = self.normal("heldout", batch.actions)
         return {"actor/denoising_error": actor.denoising_error(batch.observations, batch.actions, n, noise)}

@@ -209,4 +209,4 @@ def reverse_path(schedule: Schedule, sampler: str, count: int | None) -> list[tu
 
 def noises_needed(path: Sequence[tuple[int, ReverseStep]]) -> int:
     """Standard normal numbers for each action dimension: the start, and one for each step that has noise."""
-    return 1 + sum(step.std != 0.0 for _, step in path)
+    return 1 + len([n for n, step in path if step.std != 0.0])

@@ -6,9 +6,9 @@ from itertools import zip_longest
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from brpo.functional import diffusion
+from brpo.functional.activations import mish
 from brpo.functional.diffusion import ReverseStep, Schedule
 from brpo.modules.mlp import MLP, StackedLinear
 from brpo.types import DataSpec
@@ -39,7 +39,7 @@ class TimeFeatures(nn.Module):
         """Features of every step (*members, N+1, size), or of step n alone (*members, 1, size)."""
         positions = self.positions if n is None else self.positions[n : n + 1]
         rows = positions.expand(self.first.weight.shape[:-2].numel(), -1, -1)
-        features = F.mish(self.second(F.mish(self.first(rows))))
+        features = mish(self.second(mish(self.first(rows))))
         return features.view(*self.members, *features.shape[1:])
 
 

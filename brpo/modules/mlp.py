@@ -8,14 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from brpo.functional import perceptron, streams
+from brpo.functional import activations, perceptron, products, streams
+
+NORM_EPSILON = 1e-6  # flax's, which BDPO's authors use; torch's own is 1e-5
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "tanh": torch.tanh,
     "gelu": F.gelu,
     "silu": F.silu,
-    "mish": F.mish,
+    "mish": activations.mish,
     "elu": F.elu,
 }
 
@@ -77,8 +79,7 @@ def normalized(inputs: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Normalize the last dimension of (batch, size) or (members, batch, size) (see `StackedNorm`)."""
     size = inputs.shape[-1]
     shape = (size,) if inputs.dim() == 2 else (-1, 1, size)
-    # The epsilon is flax's, which BDPO's authors use; torch's own is 1e-5.
-    return torch.addcmul(shift.view(shape), F.layer_norm(inputs, (size,), eps=1e-6), scale.view(shape))
+    return torch.addcmul(shift.view(shape), F.layer_norm(inputs, (size,), eps=NORM_EPSILON), scale.view(shape))
 
 
 class MLP(nn.Module):
@@ -151,7 +152,33 @@ class MLP(nn.Module):
         if self.activation is torch.relu and not norms and perceptron.supported(inputs, count):
             output = perceptron.relu_network(inputs, count, parameters)
             return output.view(*members, *output.shape[1:])
+        if not torch.is_grad_enabled() and perceptron.supported(inputs, count):
+            return self.by_members(inputs, members, parameters, norms)
         return self.by_layers(inputs, members, parameters, norms)
+
+    def by_members(
+        self,
+        inputs: Tensor,
+        members: tuple[int, ...],
+        parameters: Sequence[Tensor],
+        norms: Sequence[tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """One member after the other, without gradient: on a CPU, where what one needs stays in the cache."""
+        count, by_seed = math.prod(members), inputs.unbind(0)
+        own = [parameter.reshape(count, *parameter.shape[len(members) :]).unbind(0) for parameter in parameters]
+        own_norms = [tuple(value.reshape(count, -1).unbind(0) for value in norm) for norm in norms]
+        outputs = []
+        for member in range(count):
+            hidden = by_seed[member * len(by_seed) // count]
+            *inner, (weight, bias) = zip(own[::2], own[1::2], strict=True)
+            for number, (inner_weight, inner_bias) in enumerate(inner):
+                hidden = products.linear_layer(hidden, inner_weight[member], inner_bias[member])
+                if own_norms:
+                    scale, shift = own_norms[number]
+                    hidden = F.layer_norm(hidden, hidden.shape[-1:], scale[member], shift[member], NORM_EPSILON)
+                hidden = self.activation(hidden)
+            outputs.append(torch.addmm(bias[member], hidden, weight[member]))
+        return torch.stack(outputs).view(*members, *outputs[0].shape)
 
     def by_layers(
         self,

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 class Target(nn.Module):
     """Polyak average of a module: `target <- target + polyak (source - target)`. Never trained by gradient."""
 
+    module: Any
+
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
         self.module = copy.deepcopy(source).requires_grad_(False)
