@@ -261,7 +261,7 @@ class BDPO(OfflineAlgorithm):
         achieved = self.achieved(observations, noisy, n, noises)
         return {
             "behavior/denoising_error": self.behavior_target.module.denoising_error(observations, actions, n, noise),
-            "kl/pathwise": penalties.sum(0),
+            "actor/kl": penalties.sum(0),
             "q/target": self.aggregate(self.critic_target(observations, actions)),
             "q/policy": self.aggregate(self.critic_target(observations, sampled)),
             "value/predicted": predicted,

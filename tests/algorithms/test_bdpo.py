@@ -124,7 +124,7 @@ def test_diagnostics_compare_values_with_what_the_chains_achieve() -> None:
     bdpo = make(seeds=(0, 1))
     with torch.no_grad():
         values = bdpo.diagnose(random_batch(seeds=2, size=9))
-    assert torch.equal(values["kl/pathwise"], torch.zeros(2, 9, dtype=torch.float64))
+    assert torch.equal(values["actor/kl"], torch.zeros(2, 9, dtype=torch.float64))
     assert torch.allclose(values["value/gap"], values["value/predicted"] - values["value/achieved"])
 
 
