@@ -15,7 +15,7 @@ from brpo.types import Batch, DataSpec
 ROOT = Path(__file__).resolve().parents[1]
 ALGORITHMS = sorted(path.stem for path in (ROOT / "conf" / "algo").glob("*.yaml"))
 # The most that a test's algorithm has of these: parts that wait or are seldom due would not be seen in a few updates.
-SMALL = {"critics": 2, "steps": 2, "samples": 2, "candidates": 3, "time_dim": 8, "policy_delay": 2, "critic_only": 0}
+SMALL = {"critics": 2, "steps": 2, "samples": 2, "candidates": 3, "time_dim": 8, "policy_delay": 4, "critic_only": 0}
 
 
 def make_spec(observation: int = 3, action: int = 2, **changes: Any) -> DataSpec:

@@ -152,7 +152,8 @@ class MLP(nn.Module):
         if self.activation is torch.relu and not norms and perceptron.supported(inputs, count):
             output = perceptron.relu_network(inputs, count, parameters)
             return output.view(*members, *output.shape[1:])
-        if not torch.is_grad_enabled() and perceptron.supported(inputs, count):
+        stacked = torch.is_grad_enabled() or torch.compiler.is_compiling()  # whose graph would only be longer
+        if not stacked and perceptron.supported(inputs, count):
             return self.by_members(inputs, members, parameters, norms)
         return self.by_layers(inputs, members, parameters, norms)
 

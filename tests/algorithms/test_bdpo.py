@@ -38,7 +38,7 @@ def test_the_pathwise_kl_starts_at_zero() -> None:
 
 def test_actor_and_behaviour_wait() -> None:
     """Critics alone before update 3, then the others in every second update."""
-    bdpo = make("algo.critic_only=3", sizes={"critic_only": 3})
+    bdpo = make("algo.critic_only=3", "algo.policy_delay=2", sizes={"critic_only": 3})
     seen = []
     for _ in range(7):
         before = state(bdpo)
@@ -171,7 +171,7 @@ def test_the_actor_moves_to_where_the_reward_is() -> None:
     free = make(
         "algo.eta=0.05", "algo.rho_lcb=0", "algo.learning_rates.critic=1e-2", "algo.learning_rates.value=1e-2",
         "algo.learning_rates.actor=1e-2", "algo.learning_rates.behavior=1e-2", "algo.polyak=0.1", "algo.actor_polyak=0.1",
-        "algo.behavior_polyak=0.1", spec=make_spec(action=1, one_step=True), dtype=torch.float32,
+        "algo.behavior_polyak=0.1", "algo.policy_delay=2", spec=make_spec(action=1, one_step=True), dtype=torch.float32,
     )  # fmt: skip
     for _ in range(100):
         free.pretrain(batch)
