@@ -62,6 +62,7 @@ def recipe(config: dict[str, Any], algorithm: OfflineAlgorithm, seed: int) -> Re
         "parts": {part: algo.get(part) for part in algorithm.pretrained},
         "options": {name: algo.get(name) for name in options},
         "schedule": {part: algo["schedule"].get(part, "constant") for part in algorithm.pretrained},
+        "learning_rates": {part: (algo.get("learning_rates") or {}).get(part) for part in algorithm.pretrained},
         "data": {name: value for name, value in config["data"].items() if name not in NOT_SEEN}
         | {"digest": algorithm.spec.digest},
         "batch_size": config["batch_size"],

@@ -19,6 +19,8 @@ from brpo.types import Batch, DataSpec
 ROOT = Path(__file__).resolve().parents[1]
 ALGORITHMS = sorted(path.stem for path in (ROOT / "conf" / "algo").glob("*.yaml"))
 PRETRAINING = [name for name in ALGORITHMS if "pretrain_updates:" in (ROOT / "conf" / "algo" / f"{name}.yaml").read_text()]
+# The most that a test's algorithm has of these: parts that wait or are seldom due would not be seen in a few updates.
+SMALL = {"critics": 2, "steps": 2, "samples": 2, "candidates": 3, "time_dim": 8, "policy_delay": 4, "critic_only": 0}
 
 
 def make_spec(observation: int = 3, action: int = 2, **changes: Any) -> DataSpec:
@@ -64,24 +66,27 @@ def make_algorithm(
     spec: DataSpec | None = None,
     seeds: tuple[int, ...] = (0,),
     dtype: torch.dtype = torch.float64,
+    sizes: dict[str, int] | None = None,
 ) -> OfflineAlgorithm:
-    """An algorithm with small networks, its optimizers ready."""
+    """An algorithm with small networks, its optimizers ready; `sizes` instead of those of `SMALL`."""
     config = compose_config(f"algo={algo}", *overrides)
-    shrink(config["algo"])
+    shrink(config["algo"], {**SMALL, **(sizes or {})})
     algorithm = training.make_algorithm(config["algo"], spec or make_spec(), seeds=list(seeds), max_updates=1000)
     algorithm.to(dtype)
     algorithm.configure_optimizers()
     return algorithm
 
 
-def shrink(node: Any) -> None:
-    """Small hidden layers everywhere in a configuration node."""
+def shrink(node: Any, sizes: dict[str, int] = SMALL) -> None:
+    """Small hidden layers, ensembles and the like everywhere in a configuration node."""
     if isinstance(node, dict):
         for key, value in node.items():
             if key == "hidden":
                 node[key] = [16, 16]
+            elif key in sizes and value is not None:
+                node[key] = min(value, sizes[key])
             else:
-                shrink(value)
+                shrink(value, sizes)
 
 
 def random_batch(

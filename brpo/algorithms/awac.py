@@ -66,18 +66,12 @@ class AWAC(OfflineAlgorithm):
     def critic_loss(self, batch: Batch) -> Tensor:
         """Squared error of every critic to `r + discount (1 - terminated) min_i Q'_i(s', a')`, a' ~ pi, (seeds,)."""
         with torch.no_grad():
-            next_actions = self.sampled_actions(batch.next_observations, "next_actions")
+            next_actions = self.sample(batch.next_observations, "next_actions")
             next_values = self.critic_target(batch.next_observations, next_actions).amin(1)
             target = losses.td_target(batch.rewards, batch.terminated, next_values, self.discount)
         q = self.critic(batch.observations, batch.actions)  # (seeds, critics, batch)
         self.record("q/mean", q.mean((1, 2)))
         return losses.ensemble_squared_error(q, target)
-
-    @torch.no_grad()
-    def sampled_actions(self, observations: Tensor, name: str) -> Tensor:
-        """One action of the policy for each observation, (seeds, batch, action)."""
-        like = observations.new_empty(*observations.shape[:-1], self.spec.action_dim)
-        return self.actor.sample(observations, self.normal(name, like))
 
     def actor_loss(self, batch: Batch) -> Tensor:
         """Regression weighted with the advantage, (seeds,)."""
@@ -91,7 +85,7 @@ class AWAC(OfflineAlgorithm):
     @torch.no_grad()
     def action_values(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The smallest Q of the data's action, and of one of the policy's, which estimates V: both (seeds, batch)."""
-        actions = self.sampled_actions(batch.observations, "actions")
+        actions = self.sample(batch.observations, "actions")
         q = self.critic(batch.observations, batch.actions).amin(1)
         value = self.critic(batch.observations, actions).amin(1)
         self.record("value/mean", value.mean(-1))

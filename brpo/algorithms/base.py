@@ -56,6 +56,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         discount: in [0, 1). None where there is no critic.
         polyak: in (0, 1], the step of target networks towards their sources. None where there are none.
         pretrain_updates: length of the pre-training, to which schedules refer in it.
+        learning_rates: step size of each part whose own differs from the optimizer's.
 
     Attributes:
         trained: the parts that `update` takes gradient steps of.
@@ -93,6 +94,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         discount: float | None = None,
         polyak: float | None = None,
         pretrain_updates: int = 0,
+        learning_rates: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -108,6 +110,10 @@ class OfflineAlgorithm(lightning.LightningModule):
         allowed = "a whole number of at least 0" if self.pretrained else "0: nothing is pre-trained here"
         require("pretrain_updates", pretrain_updates, allowed,
                 lambda v: type(v) is int and v >= 0 and (v == 0 or self.pretrained != ()))  # fmt: skip
+        self.learning_rates = learning_rates or {}
+        for part, rate in self.learning_rates.items():
+            require("learning_rates", part, f"a mapping from {', '.join(parts)}", lambda v: v in parts)
+            require(f"learning_rates.{part}", rate, "positive", lambda v: v > 0)
         self.spec, self.max_updates, self.pretrain_updates = spec, max_updates, pretrain_updates
         self.discount = discount if discount is not None else 1.0
         self.polyak = polyak if polyak is not None else 1.0
@@ -263,6 +269,11 @@ class OfflineAlgorithm(lightning.LightningModule):
         like = observations.new_empty(*observations.shape[:-1], self.actor.noise_dim)
         return self.actor.sample(observations, self.normal(name, like))
 
+    def integers(self, name: str, count: int, high: int) -> Tensor:
+        """Uniform whole numbers in [0, high), (seeds, count) int64: a function of seed, update and name."""
+        keys = streams.key(self.stream_seeds, streams.purpose(name), self.updates)
+        return streams.integers(keys, count, high)
+
     # --- Acting, in environment units ---------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -274,14 +285,18 @@ class OfflineAlgorithm(lightning.LightningModule):
             deterministic: the policy's mode; else a sample, from a stream of its own keyed by seed and `step`.
             step: number of the environment step, which names the random numbers of a sampled action.
         """
-        normalized = self.normalize(observations)
+        keys = streams.key(self.seeds, streams.purpose("act"), step)
+        return self.to_environment(self.choose(self.normalize(observations), deterministic, keys))
+
+    def choose(self, observations: Tensor, deterministic: bool, keys: Tensor) -> Tensor:
+        """`act` in the networks' units: (seeds, n, action) in [-1, 1] for normalized observations (seeds, n, observation).
+
+        `keys` (seeds,) name the random numbers of this step.
+        """
         if deterministic:
-            actions = self.actor.mode(normalized)
-        else:
-            keys = streams.key(self.seeds, streams.purpose("act"), step)
-            shape = (observations.shape[1], self.actor.noise_dim)
-            actions = self.actor.sample(normalized, streams.normal(keys, shape, normalized.dtype))
-        return self.to_environment(actions)
+            return self.actor.mode(observations)
+        noise = streams.normal(keys, (observations.shape[1], self.actor.noise_dim), observations.dtype)
+        return self.actor.sample(observations, noise)
 
     def normalize(self, observations: Tensor) -> Tensor:
         """Observations in the networks' units."""
@@ -332,7 +347,8 @@ class OfflineAlgorithm(lightning.LightningModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One optimizer for each part that is trained in some phase, in the order of `trained`."""
         self._parameters_of = {name: list(getattr(self, name).parameters()) for name in self.schedules}
-        self.optimizers_by_part = {name: self.optimizer_factory(p) for name, p in self._parameters_of.items()}
+        rates = {name: {"lr": rate} for name, rate in self.learning_rates.items()}
+        self.optimizers_by_part = {n: self.optimizer_factory(p, **rates.get(n, {})) for n, p in self._parameters_of.items()}
         self._quick_steps = {}
         self._base_rate = {name: float(o.param_groups[0]["lr"]) for name, o in self.optimizers_by_part.items()}
         return list(self.optimizers_by_part.values())

@@ -94,6 +94,13 @@ def relu_layer(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.addmm(bias, inputs, weight).relu_()
 
 
+def linear_layer(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`inputs weight + bias` for (batch, inputs), (inputs, outputs) and (outputs,); without gradient."""
+    if _used.forward and _suits(weight):
+        return _onednn(inputs, weight.t(), bias, "none")
+    return torch.addmm(bias, inputs, weight)
+
+
 def input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
     """`gradient weight^T`."""
     if _used.input_gradient and _suits(weight):

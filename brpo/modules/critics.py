@@ -19,14 +19,24 @@ class QEnsemble(nn.Module):
         critics: >= 1, the size of the ensemble.
         hidden: sizes of the hidden layers.
         activation: name of the activation.
+        layer_norm: normalize what goes into each activation.
     """
 
-    def __init__(self, spec: DataSpec, seeds: int, *, critics: int, hidden: Sequence[int], activation: str) -> None:
+    def __init__(
+        self,
+        spec: DataSpec,
+        seeds: int,
+        *,
+        critics: int,
+        hidden: Sequence[int],
+        activation: str,
+        layer_norm: bool = False,
+    ) -> None:
         super().__init__()
         if critics < 1:
             raise ValueError(f"critics must be at least 1, got {critics}.")
-        inputs = spec.observation_dim + spec.action_dim
-        self.network = MLP((seeds, critics), inputs, 1, hidden=hidden, activation=activation)
+        inputs, shape = spec.observation_dim + spec.action_dim, (seeds, critics)
+        self.network = MLP(shape, inputs, 1, hidden=hidden, activation=activation, layer_norm=layer_norm)
 
     def forward(
         self, observations: Float[Tensor, "seeds batch o"], actions: Float[Tensor, "seeds batch a"]

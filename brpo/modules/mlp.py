@@ -8,14 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from brpo.functional import perceptron, streams
+from brpo.functional import activations, perceptron, products, streams
+
+NORM_EPSILON = 1e-6  # flax's, which BDPO's authors use; torch's own is 1e-5
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "tanh": torch.tanh,
     "gelu": F.gelu,
     "silu": F.silu,
-    "mish": F.mish,
+    "mish": activations.mish,
     "elu": F.elu,
 }
 
@@ -62,6 +64,27 @@ def affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias.reshape(-1, 1, outer), inputs, weight.reshape(-1, inner, outer))
 
 
+class StackedNorm(nn.Module):
+    """Layer normalization (Ba, Kiros, Hinton 2016, arXiv:1607.06450) with a scale and a shift for each member of a stack.
+
+    Args:
+        members: shape of the stack.
+        size: of the layer.
+    """
+
+    def __init__(self, members: tuple[int, ...], size: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(*members, size))
+        self.shift = nn.Parameter(torch.zeros(*members, size))
+
+
+def normalized(inputs: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Normalize the last dimension of (batch, size) or (members, batch, size) (see `StackedNorm`)."""
+    size = inputs.shape[-1]
+    shape = (size,) if inputs.dim() == 2 else (-1, 1, size)
+    return torch.addcmul(shift.view(shape), F.layer_norm(inputs, (size,), eps=NORM_EPSILON), scale.view(shape))
+
+
 class MLP(nn.Module):
     """A multilayer perceptron for each member of a stack.
 
@@ -71,13 +94,21 @@ class MLP(nn.Module):
         outputs: size of the output.
         hidden: sizes of the hidden layers.
         activation: a key of `ACTIVATIONS`.
+        layer_norm: normalize what goes into each activation.
 
     Raises:
         ValueError: the activation is unknown, or a size is below 1.
     """
 
     def __init__(
-        self, members: tuple[int, ...], inputs: int, outputs: int, *, hidden: Sequence[int], activation: str
+        self,
+        members: tuple[int, ...],
+        inputs: int,
+        outputs: int,
+        *,
+        hidden: Sequence[int],
+        activation: str,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -88,11 +119,13 @@ class MLP(nn.Module):
         self.members = members
         self.activation = ACTIVATIONS[activation]
         self.layers = nn.ModuleList(StackedLinear(members, a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.norms = nn.ModuleList(StackedNorm(members, size) for size in hidden if layer_norm)
         self._list_parameters()
 
     def _list_parameters(self) -> None:
         """Walking the layers at every call would cost as much as a small product."""
         self.layer_parameters: list[Any] = [p for layer in self.layers for p in (layer.weight, layer.bias)]
+        self.norm_parameters: list[Any] = [(norm.scale, norm.shift) for norm in self.norms]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moving a module may make new parameters."""
@@ -102,28 +135,73 @@ class MLP(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (seeds, batch, inputs) to (*members, batch, outputs)."""
-        return self._run(inputs, self.members, self.layer_parameters)
+        return self.run(inputs, self.members, self.layer_parameters, self.norm_parameters)
 
     def first(self, inputs: Tensor) -> Tensor:
         """The first network of each seed, (seeds, batch, outputs), its weights held fixed: for gradients of the inputs."""
-        return self._run(inputs, self.members[:1], [parameter[:, 0].detach() for parameter in self.layer_parameters])
+        parameters = [parameter[:, 0].detach() for parameter in self.layer_parameters]
+        norms = [(scale[:, 0].detach(), shift[:, 0].detach()) for scale, shift in self.norm_parameters]
+        return self.run(inputs, self.members[:1], parameters, norms)
 
-    def _run(self, inputs: Tensor, members: tuple[int, ...], parameters: Sequence[Tensor]) -> Tensor:
+    def run(
+        self,
+        inputs: Tensor,
+        members: tuple[int, ...],
+        parameters: Sequence[Tensor],
+        norms: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> Tensor:
+        """`forward` with given weights and biases W_1, b_1, ..., W_L, b_L and norms' scales and shifts, by layer."""
         count = math.prod(members)
-        if self.activation is torch.relu and perceptron.supported(inputs, count):
+        if self.activation is torch.relu and not norms and perceptron.supported(inputs, count):
             output = perceptron.relu_network(inputs, count, parameters)
             return output.view(*members, *output.shape[1:])
-        return self.by_layers(inputs, members, parameters)
+        stacked = torch.is_grad_enabled() or torch.compiler.is_compiling()  # whose graph would only be longer
+        if not stacked and perceptron.supported(inputs, count):
+            return self.by_members(inputs, members, parameters, norms)
+        return self.by_layers(inputs, members, parameters, norms)
 
-    def by_layers(self, inputs: Tensor, members: tuple[int, ...], parameters: Sequence[Tensor]) -> Tensor:
+    def by_members(
+        self,
+        inputs: Tensor,
+        members: tuple[int, ...],
+        parameters: Sequence[Tensor],
+        norms: Sequence[tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """One member after the other, without gradient: on a CPU, where what one needs stays in the cache."""
+        count, by_seed = math.prod(members), inputs.unbind(0)
+        own = [parameter.reshape(count, *parameter.shape[len(members) :]).unbind(0) for parameter in parameters]
+        own_norms = [tuple(value.reshape(count, -1).unbind(0) for value in norm) for norm in norms]
+        outputs = []
+        for member in range(count):
+            hidden = by_seed[member * len(by_seed) // count]
+            *inner, (weight, bias) = zip(own[::2], own[1::2], strict=True)
+            for number, (inner_weight, inner_bias) in enumerate(inner):
+                hidden = products.linear_layer(hidden, inner_weight[member], inner_bias[member])
+                if own_norms:
+                    scale, shift = own_norms[number]
+                    hidden = F.layer_norm(hidden, hidden.shape[-1:], scale[member], shift[member], NORM_EPSILON)
+                hidden = self.activation(hidden)
+            outputs.append(torch.addmm(bias[member], hidden, weight[member]))
+        return torch.stack(outputs).view(*members, *outputs[0].shape)
+
+    def by_layers(
+        self,
+        inputs: Tensor,
+        members: tuple[int, ...],
+        parameters: Sequence[Tensor],
+        norms: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> Tensor:
         """Layer by layer through batched products: on GPUs, under autocast and for any activation."""
         batch = inputs.shape[-2]
         if len(members) == 2:  # one input for all the critics of a seed
             inputs = inputs.unsqueeze(1).expand(*members, -1, -1)
         hidden = inputs.reshape(batch, -1) if math.prod(members) == 1 else inputs.flatten(0, -3)
         *inner, (weight, bias) = zip(parameters[::2], parameters[1::2], strict=True)
-        for inner_weight, inner_bias in inner:
-            hidden = self.activation(affine(hidden, inner_weight, inner_bias))
+        for number, (inner_weight, inner_bias) in enumerate(inner):
+            hidden = affine(hidden, inner_weight, inner_bias)
+            if norms:
+                hidden = normalized(hidden, *norms[number])
+            hidden = self.activation(hidden)
         output = affine(hidden, weight, bias).view(*members, batch, -1)
         # Under autocast the products run in bfloat16; everything after them (losses, densities) wants float32.
         return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output

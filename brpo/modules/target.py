@@ -1,6 +1,7 @@
 """A copy of a module that follows it slowly."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 
 class Target(nn.Module):
     """Polyak average of a module: `target <- target + polyak (source - target)`. Never trained by gradient."""
+
+    module: Any
 
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
@@ -22,6 +25,6 @@ class Target(nn.Module):
         torch._foreach_lerp_(self._pairs[1], self._pairs[2], polyak)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Any) -> Tensor:
         """What the copied module gives, without gradient."""
         return self.module(*inputs)

@@ -209,6 +209,7 @@ def test_a_transition_order_does_not_matter(algo: str) -> None:
     first, second = make_algorithm(algo), make_algorithm(algo)
     for algorithm in (first, second):
         algorithm.normal = lambda name, like: torch.zeros_like(like)  # type: ignore[method-assign]
+        algorithm.integers = lambda name, count, high: torch.ones(1, count, dtype=torch.int64)  # type: ignore[method-assign]
     first.step(batch)
     second.step(shuffled)
     records = second.take_records()

@@ -1,0 +1,187 @@
+"""What BDPO does beside the recorded step: pre-training, acting, its options, one-step data, a small bandit."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from brpo.errors import UserError
+from brpo.types import Batch
+from tests.algorithms.test_contract import state
+from tests.helpers import compose_config, make_algorithm, make_spec, random_batch
+
+
+def make(*overrides: str, **options: Any) -> Any:
+    return make_algorithm("bdpo", *overrides, **options)
+
+
+def test_pretraining_moves_the_behaviour_alone_and_the_actor_starts_from_its_average() -> None:
+    bdpo = make()
+    before = state(bdpo)
+    bdpo.pretrain(random_batch())
+    moved = {name.split(".")[0] for name, value in state(bdpo).items() if not torch.equal(value, before[name])}
+    assert moved == {"behavior", "behavior_target"}
+    bdpo.after_pretraining()
+    after = state(bdpo)
+    for part in ("actor.", "actor_target.module."):
+        for name, value in bdpo.behavior_target.module.state_dict().items():
+            assert torch.equal(after[part + name], value)
+    assert not torch.equal(after["actor.network.network.layers.0.weight"], before["actor.network.network.layers.0.weight"])
+
+
+def test_the_pathwise_kl_starts_at_zero() -> None:
+    bdpo = make()
+    bdpo.critic_loss(random_batch())
+    assert bdpo.latest["kl/pathwise"].tolist() == [0.0]
+
+
+def test_actor_and_behaviour_wait() -> None:
+    """Critics alone before update 3, then the others in every second update."""
+    bdpo = make("algo.critic_only=3", "algo.policy_delay=2", sizes={"critic_only": 3})
+    seen = []
+    for _ in range(7):
+        before = state(bdpo)
+        bdpo.step(random_batch())
+        seen.append({n.split(".")[0] for n, value in state(bdpo).items() if not torch.equal(value, before[n])} - {"updates"})
+    critics = {"critic", "critic_target", "value", "value_target"}
+    everything = critics | {"actor", "actor_target", "behavior", "behavior_target"}
+    assert seen == [critics, critics, critics, critics, everything, critics, everything]
+
+
+def test_one_step_data_ask_for_no_next_action(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same weights as with the sampling, whose result is multiplied by 0."""
+    batch = random_batch()
+    ended = Batch(*(getattr(batch, name) for name in Batch.__slots__[:-1]), torch.ones_like(batch.terminated))
+    slow, quick = make(), make(spec=make_spec(one_step=True))
+    monkeypatch.setattr(quick, "sampled_path", lambda *_: pytest.fail("next actions were sampled"))
+    for _ in range(3):
+        slow.step(ended)
+        quick.step(ended)
+    assert all(torch.equal(value, state(quick)[name]) for name, value in state(slow).items())
+
+
+def test_samples_are_aggregated_by_their_mean_or_their_maximum() -> None:
+    batch = random_batch()
+    mean, largest = (make(f"algo.over_samples={how}", "algo.rho_lcb=0").q_target(batch) for how in ("mean", "max"))
+    alive = batch.terminated == 0
+    assert (largest >= mean)[alive].all()
+    assert (largest > mean)[alive].any()
+    assert torch.equal(largest[~alive], batch.rewards[~alive])
+
+
+def test_the_best_candidate_is_taken_and_a_plain_sample_is_the_first() -> None:
+    bdpo = make()
+    observations, keys = random_batch().observations, torch.tensor([4])
+    plain = bdpo.choose(observations, False, keys)
+    chosen = bdpo.choose(observations, True, keys)
+    q = bdpo.critic_target(observations, chosen).mean(1)
+    assert not torch.equal(plain, chosen)
+    bdpo.candidates = 1
+    assert torch.equal(bdpo.choose(observations, True, keys), plain)
+    bdpo.candidates = 3
+    bdpo.temperature = 1e-9  # the softmax of a cold temperature is the best, that of a hot one is not
+    assert torch.equal(bdpo.choose(observations, True, keys), chosen)
+    bdpo.temperature = 1e9
+    assert (bdpo.critic_target(observations, bdpo.choose(observations, True, keys)).mean(1) < q).any()
+
+
+def test_acting_by_fewer_steps() -> None:
+    bdpo = make("algo.acting.sampler=ddim", "algo.acting.steps=1")
+    assert bdpo.actor_target.module.noise_dim == 2
+    assert bdpo.act(torch.zeros(1, 4, 3, dtype=torch.float64)).shape == (1, 4, 2)
+    bdpo.step(random_batch())  # training takes all steps all the same
+    assert "kl/step_1" in bdpo.history[0][1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["algo.eta=-1"], "algo.eta=-1 is not allowed; it must be at least 0"),
+        (["algo.over_critics=mean"], "algo.over_critics=mean is not allowed; it must be lcb or min"),
+        (["algo.samples=0"], "algo.samples=0 is not allowed; it must be a whole number >= 1"),
+        (["algo.acting.steps=9"], "1 to 5 steps"),
+        (["algo.acting.temperature=-1"], "algo.acting.temperature=-1"),
+        (["algo.learning_rates.critic=0"], "algo.learning_rates.critic=0 is not allowed; it must be positive"),
+        (["+algo.learning_rates.critics=1"], "must be a mapping from critic, value, actor, behavior"),
+        (["algo.actor.noise_schedule=vq"], "Unknown noise schedule 'vq'"),
+    ],
+)
+def test_refusals(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(*overrides, sizes={"steps": 9} if "acting.steps" in overrides[0] else None)
+
+
+def test_notices() -> None:
+    waits = make("algo.critic_only=50000", sizes={"critic_only": 50_000})
+    assert any("the actor never moves" in notice for notice in waits.notices())
+    assert make("algo.pretrain_updates=5").notices() == []
+    assert "behaviour model starts untrained" in make().notices()[0]
+
+
+def test_diagnostics_compare_values_with_what_the_chains_achieve() -> None:
+    """At the start the KL is zero and a chain from n achieves Q of where it ends."""
+    bdpo = make(seeds=(0, 1))
+    with torch.no_grad():
+        values = bdpo.diagnose(random_batch(seeds=2, size=9))
+    assert torch.equal(values["actor/kl"], torch.zeros(2, 9, dtype=torch.float64))
+    assert torch.allclose(values["value/gap"], values["value/predicted"] - values["value/achieved"])
+
+
+def test_step_sizes_by_part() -> None:
+    bdpo = make()
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in bdpo.optimizers_by_part.items()}
+    assert rates == {"critic": 3e-4, "value": 3e-4, "actor": 1e-5, "behavior": 3e-4}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "eta", "rho", "critics", "candidates", "scale"),
+    [
+        ("mujoco/halfcheetah/medium-v0", 0.05, 0.5, 10, 10, "return_range"),
+        ("mujoco/hopper/medium-v0", 0.2, 2.0, 20, 10, "return_range"),
+        ("mujoco/hopper/medium-replay-v0", 0.2, 2.0, 10, 10, "return_range"),
+        ("D4RL/antmaze/umaze-diverse-v1", 0.5, 0.8, 10, 1, 100.0),
+        ("D4RL/antmaze/medium-play-v1", 0.2, 0.8, 10, 10, 100.0),
+        ("D4RL/antmaze/large-play-v1", 1.0, 0.8, 10, 10, 100.0),
+    ],
+)
+def test_values_by_family(dataset: str, eta: float, rho: float, critics: int, candidates: int, scale: Any) -> None:
+    config = compose_config("algo=bdpo", f"dataset={dataset}")
+    algo = config["algo"]
+    found = (algo["eta"], algo["rho_lcb"], algo["critic"]["critics"], algo["acting"]["candidates"])
+    assert found == (eta, rho, critics, candidates)
+    assert algo["value"]["critics"] == critics
+    assert config["data"]["reward_scale"] == scale
+
+
+def test_sizes() -> None:
+    paper, small = compose_config("algo=bdpo")["algo"], compose_config("algo=bdpo", "algo/size=small")["algo"]
+    assert (paper["samples"], paper["critic"]["critics"], paper["actor"]["hidden"]) == (10, 10, [256] * 4)
+    assert (small["samples"], small["critic"]["critics"], small["actor"]["hidden"]) == (4, 4, [128] * 3)
+    assert small.keys() == paper.keys()
+    assert small["critic"].keys() == paper["critic"].keys()
+
+
+def test_the_actor_moves_to_where_the_reward_is() -> None:
+    """Bandit, actions N(0, 0.4): the reward prefers positive ones, and the KL holds the actor near the data."""
+    generator = torch.Generator().manual_seed(0)
+    actions = (0.4 * torch.randn(1, 256, 1, generator=generator)).clamp(-1, 1)
+    nothing = torch.zeros(1, 256, 3)
+    batch = Batch(nothing, actions, actions.squeeze(-1), nothing, actions, torch.ones(1, 256))
+    free = make(
+        "algo.eta=0.05", "algo.rho_lcb=0", "algo.learning_rates.critic=1e-2", "algo.learning_rates.value=1e-2",
+        "algo.learning_rates.actor=1e-2", "algo.learning_rates.behavior=1e-2", "algo.polyak=0.1", "algo.actor_polyak=0.1",
+        "algo.behavior_polyak=0.1", "algo.policy_delay=2", spec=make_spec(action=1, one_step=True), dtype=torch.float32,
+    )  # fmt: skip
+    for _ in range(100):
+        free.pretrain(batch)
+        free.updates += 1
+    free.after_pretraining()
+    held = copy.deepcopy(free)
+    held.configure_optimizers()
+    held.eta = 100.0
+    for _ in range(80):
+        free.step(batch)
+        held.step(batch)
+    assert held.act(nothing, deterministic=False).mean().item() == pytest.approx(0.0, abs=0.1)
+    assert free.act(nothing, deterministic=False).mean().item() > 0.25
