@@ -5,7 +5,6 @@ says so and takes the difference out: the paper's formula is what is left.
 """
 
 import math
-import sys
 from typing import Any
 
 import pytest
@@ -14,9 +13,8 @@ from torch import Tensor, nn
 
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.types import Batch
-from tests.helpers import ROOT, make_algorithm, random_batch
+from tests.helpers import make_algorithm, random_batch
 
-sys.path.append(str(ROOT / ".oracle"))  # behind .venv, whose torch, numpy and gymnasium are the ones
 d3rlpy = pytest.importorskip("d3rlpy", reason="d3rlpy is not installed; `make oracle` does that")
 
 

@@ -9,7 +9,8 @@ import torch
 
 from brpo.functional.divergences import get_divergence
 
-vi: Any = pytest.importorskip("tensorflow_probability.substrates.numpy", exc_type=ImportError).vi
+reason = "TensorFlow Probability is not installed; `make oracle` does that"
+vi: Any = pytest.importorskip("tensorflow_probability.substrates.numpy", reason=reason, exc_type=ImportError).vi
 
 LOG_T = np.linspace(-3.0, 3.0, 61)  # what its functions take
 
