@@ -21,6 +21,10 @@ from brpo.reports.report import report
 ROOT = Path(__file__).resolve().parents[1]
 MEDIUM = ("brpo/hopper/medium-v0", "brpo/walker2d/medium-v0", "brpo/halfcheetah/medium-v0")
 BUNDLED = "brpo/halfcheetah/medium-replay-v0"
+REPLAY = (BUNDLED, *(dataset.replace("medium", "replay") for dataset in MEDIUM))
+REST = tuple(dataset.replace("medium", kind) for kind in ("medium-expert", "expert") for dataset in MEDIUM)
+FIRST, OTHERS = ("sfac", "iql", "awac", "bc"), ("sql", "eql", "xql", "td3_bc")
+STAGES = ((FIRST, REPLAY), (OTHERS, REPLAY), (FIRST + OTHERS, MEDIUM), (FIRST + OTHERS, REST))  # what is filled first
 
 # The seed of the search is not among those of the comparison.
 # Rows are named by what they set (T is the temperature); everything else is the default.
@@ -64,11 +68,12 @@ SEARCH = {
 def cells(grid: str) -> dict[tuple[str, str], list[str]]:
     """(row, data set) -> overrides."""
     if grid == "comparison":
-        options = ["seeds=3", "max_updates=30000", "eval.every=5000", "eval.episodes=10"]
+        options = ["seeds=5", "max_updates=50000", "eval.every=10000", "eval.episodes=10"]
         return {
             (algo, dataset): [f"algo={algo}", f"dataset={dataset}", *options]
-            for dataset in (BUNDLED, *MEDIUM)
-            for algo in ("bc", "iql", "sfac")
+            for algos, datasets in STAGES
+            for dataset in datasets
+            for algo in algos
         }
     if grid == "search":
         options = ["algo=sfac", "seeds=[100]", "max_updates=20000", "eval.every=5000", "eval.episodes=10"]
@@ -88,6 +93,8 @@ def folder(grid: str, row: str, dataset: str) -> Path:
 def main(grid: str, only: str = "", table: bool = False, threads: int = 1, target: Path | None = None) -> None:
     """Run the cells of a grid that are not finished and print the report, and write it to a folder if one is given."""
     for (row, dataset), overrides in cells(grid).items():
+        if (folder(grid, row, dataset) / "result.json").exists():
+            continue
         if table or not re.search(only, f"{row} on {dataset}"):
             continue
         command = [sys.executable, "train.py", *overrides, f"run_dir={folder(grid, row, dataset)}", "resume=auto"]

@@ -83,6 +83,27 @@ def over_tasks(comparison: Comparison) -> dict[tuple[Method, str], Aggregate | N
 
 
 @functools.cache
+def worst_shares(comparison: Comparison) -> dict[Method, tuple[float, Task]]:
+    """The smallest share that a method's mean final score has of the best method's there, and the task that it has it on.
+
+    Over the tasks with scores that the method has, so a hole elsewhere hides nothing; those where no method is above 0
+    are left out. Source: the robustness that Sf-AC claims (arXiv:2508.04225, section 6); the number is ours.
+    """
+    best, means = {}, {}
+    for task in comparison.columns("score"):
+        of_task = {
+            m: float(comparison.values(m, task, "final").mean()) for m in comparison.methods if (m, task) in comparison.cells
+        }
+        best[task] = max(of_task.values())
+        means |= {(method, task): mean for method, mean in of_task.items()}
+    shares: dict[Method, tuple[float, Task]] = {}
+    for (method, task), mean in means.items():
+        if best[task] > 0 and (method not in shares or mean / best[task] < shares[method][0]):
+            shares[method] = mean / best[task], task
+    return shares
+
+
+@functools.cache
 def improvements(comparison: Comparison) -> dict[tuple[Method, Method], tuple[float, Interval]]:
     """Probability that the first of two methods is better than the second, final scores over all tasks with scores.
 

@@ -109,6 +109,7 @@ def _section(comparison: Comparison, number: int | None) -> Iterator[str]:
         for rule in RULES:
             yield tables.results(comparison, "score", rule)
         yield tables.over_tasks(comparison)
+        yield from filter(None, [tables.over_common_tasks(comparison), tables.robustness(comparison)])
         yield tables.by_rule(comparison)
         yield from filter(None, [tables.improvement(comparison)])
     for metric in METRICS:

@@ -13,6 +13,7 @@ from brpo.reports.comparison import Comparison, Method, Task
 from brpo.reports.seed_result import METRICS, RULES, SeedResult
 from brpo.reports.statistics import Interval
 
+_AGGREGATES = ["method", "runs", "mean [95 %]", "IQM [95 %]", "CVaR 10 %", "worst data set", "worst seed"]
 HOLE = "–"  # noqa: RUF001
 
 
@@ -46,13 +47,27 @@ def over_tasks(comparison: Comparison) -> str:
     tasks = comparison.columns("score")
     found = aggregates.over_tasks(comparison)
     rows = [_aggregate_row(comparison, method, tasks, found[method, "final"]) for method in comparison.rows(tasks)]
-    header = ["method", "runs", "mean [95 %]", "IQM [95 %]", "CVaR 10 %", "worst data set", "worst seed"]
     return (
         f"**final** normalized score over {_plural(len(tasks), 'data set')} and their seeds (runs). Mean: over data sets of "
         "the mean over seeds. IQM: mean without the lower and the upper quarter of all runs. CVaR: mean of the worst tenth "
         "of all runs, at least of one. In brackets 95 % intervals, runs drawn again within each data set (stratified "
-        "percentile bootstrap).\n\n" + markdown(header, rows)
+        "percentile bootstrap).\n\n" + markdown(_AGGREGATES, rows)
     )
+
+
+def over_common_tasks(comparison: Comparison) -> str:
+    """As `over_tasks`, over the data sets that every method has; nothing where those are all, or fewer than two."""
+    tasks = comparison.columns("score")
+    methods = comparison.rows(tasks)
+    common = [task for task in tasks if all((method, task) in comparison.cells for method in methods)]
+    if len(common) == len(tasks) or len(common) < 2:
+        return ""
+    rows = [
+        _aggregate_row(comparison, method, common, aggregates.aggregate(comparison, method, common, "final"))
+        for method in methods
+    ]
+    names = ", ".join(f"`{task.dataset}`" for task in common)
+    return f"The same over the {len(common)} data sets that every method has: {names}.\n\n" + markdown(_AGGREGATES, rows)
 
 
 def _aggregate_row(comparison: Comparison, method: Method, tasks: Sequence[Task], found: Aggregate | None) -> list[str]:
@@ -70,6 +85,22 @@ def _aggregate_row(comparison: Comparison, method: Method, tasks: Sequence[Task]
         f"{mean:.1f} ({worst_task.dataset})",
         f"{value:.1f} ({task.dataset}, seed {seed})",
     ]
+
+
+def robustness(comparison: Comparison) -> str:
+    """What a method keeps of the best one's score where it does worst; nothing where there is one method."""
+    found = aggregates.worst_shares(comparison)
+    if len(found) < 2:
+        return ""
+    tasks = comparison.columns("score")
+    rows = []
+    for method, (share, task) in sorted(found.items(), key=lambda item: -item[1][0]):
+        there = sum((method, column) in comparison.cells for column in tasks)
+        rows.append([method.name, f"{100 * share:.0f} %", task.dataset, f"{there} of {len(tasks)}"])
+    return (
+        "Where a method does worst: its mean final score over that of the best method on the same data set, the smallest of "
+        "these over the data sets that it has.\n\n" + markdown(["method", "share", "data set", "data sets"], rows)
+    )
 
 
 def by_rule(comparison: Comparison) -> str:

@@ -1,15 +1,11 @@
-"""Draws the pictures of the documentation.
+"""Draws the picture of the architecture.
 
-python docs/pictures/draw.py architecture
-python docs/pictures/draw.py curves RUN RUN ...     # run folders, or folders with metrics.csv below them
+python docs/pictures/draw.py     # docs/pictures/architecture.png
 """
 
-import csv
-from collections import defaultdict
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import typer
 
 matplotlib.use("Agg")
@@ -18,34 +14,6 @@ from matplotlib.patches import FancyBboxPatch
 
 HERE = Path(__file__).resolve().parent
 app = typer.Typer(add_completion=False)
-
-
-@app.command()
-def curves(
-    runs: list[Path], output: Path = HERE / "learning_curves.png", data_mean: float = 23.2, data_best: float = 38.7
-) -> None:
-    """Normalized score against updates: mean over seeds, band from the worst seed to the best."""
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=150)
-    for run in runs:
-        table: dict[int, list[float]] = defaultdict(list)
-        with (run / "metrics.csv").open() as file:
-            for row in csv.DictReader(file):
-                table[int(row["update"])].append(float(row["score"]))
-        updates = sorted(table)
-        scores = np.array([table[update] for update in updates])
-        name = f"{run.parent.name} ({scores.shape[1]} seeds)"
-        (line,) = axes.plot(updates, scores.mean(1), marker="o", markersize=3, label=name)
-        axes.fill_between(updates, scores.min(1), scores.max(1), alpha=0.2, color=line.get_color())
-    for value, text, style in ((data_best, "best episode of the data", "--"), (data_mean, "mean of the data", ":")):
-        axes.axhline(value, color="grey", linewidth=1.0, linestyle=style, label=text)
-    axes.set_xlabel("updates")
-    axes.set_ylabel("normalized score")
-    axes.set_title("brpo/halfcheetah/medium-replay-v0, 10 episodes, mean action", fontsize=10)
-    axes.legend(loc="center", bbox_to_anchor=(0.5, 0.32), ncols=2)
-    axes.set_ylim(bottom=20)
-    figure.tight_layout()
-    figure.savefig(output)
-    print(output)
 
 
 @app.command()

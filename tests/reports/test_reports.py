@@ -165,6 +165,17 @@ def test_other_protocols_have_sections_of_their_own(change: dict, tmp_path: Path
     assert found.markdown().count("\n## Mean action") + found.markdown().count("\n## Sampled action") == 2
 
 
+def test_where_a_method_does_worst_and_the_data_sets_that_all_have(tmp_path: Path) -> None:
+    scores = {"bc": {"a": 10.0, "b": 40.0, "c": 8.0}, "iql": {"a": 20.0, "b": 30.0}}
+    for algo, found in scores.items():
+        for dataset, score in found.items():
+            make_run(tmp_path / f"{algo}-{dataset}", {0: [score], 1: [score]}, algo=algo, dataset=f"{dataset}-v0")
+    text = report([tmp_path]).markdown()
+    assert "| iql | 75 % | b-v0 | 2 of 3 |\n| bc | 50 % | a-v0 | 3 of 3 |" in text
+    common = text[text.index("The same over the 2 data sets that every method has: `a-v0`, `b-v0`.") :]
+    assert "| bc | 4 | 25.0 [" in common and "| iql | 4 | 25.0 [" in common
+
+
 def test_holes_are_shown_and_enter_no_aggregate(tmp_path: Path) -> None:
     make_run(tmp_path / "a", {0: [1.0], 1: [3.0]}, dataset="a-v0")
     make_run(tmp_path / "b", {0: [5.0], 1: [7.0]}, dataset="b-v0")
