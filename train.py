@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 
 from brpo.config import register_resolvers
 from brpo.exits import exit_code_of
-from brpo.sweep_job import run_job
-from brpo.sweeps import exit_code_of_program
+from brpo.sweeps.callback import exit_code_of_program
+from brpo.sweeps.job import run_job
 
 register_resolvers()
 

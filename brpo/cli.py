@@ -17,7 +17,7 @@ from brpo.errors import Interrupted
 from brpo.exits import exit_code_of
 
 if TYPE_CHECKING:
-    from brpo.collect import Row
+    from brpo.sweeps.collect import Row
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 data_app = typer.Typer(help="Look at Minari data sets.", no_args_is_help=True)
@@ -151,8 +151,8 @@ def collect_sweep(
     sweep: Annotated[Path, typer.Argument(metavar="SWEEP_DIR", help="The folder that the sweep named, runs/sweeps/<time>.")],
 ) -> None:
     """Show what became of the jobs of a sweep, and write it to SWEEP_DIR/results.csv."""
-    from brpo import collect
-    from brpo.sweep_folder import SweepFolder
+    from brpo.sweeps import collect
+    from brpo.sweeps.folder import SweepFolder
 
     folder = SweepFolder(sweep)
     rows = collect.collect(folder)
@@ -186,7 +186,7 @@ def report_runs(
 
 def _print_rows(title: str, rows: Sequence["Row"], ambiguous: dict[str, list[str]]) -> None:
     """A table without empty columns. One data set stands in the title; what a narrow terminal can do without goes."""
-    from brpo import collect
+    from brpo.sweeps import collect
 
     columns = dict(zip(collect.HEADER, zip(*(collect.cells(row, ambiguous) for row in rows), strict=True), strict=True))
     if len(datasets := set(filter(None, columns["data set"]))) == 1:
@@ -202,7 +202,7 @@ def _print_rows(title: str, rows: Sequence["Row"], ambiguous: dict[str, list[str
 
 
 def _table(title: str, columns: Mapping[str, Sequence[str]]) -> Table:
-    from brpo.collect import NUMBERS
+    from brpo.sweeps.collect import NUMBERS
 
     table = Table(title=Text(title), title_justify="left")
     for name in columns:

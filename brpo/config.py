@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from brpo.errors import UserError
-from brpo.sweeps import sweep_jobs
+from brpo.sweeps.callback import sweep_jobs
 
 # What a resumed run may change. Everything else would make its result one of no configuration.
 RESUME_MAY_CHANGE = (

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from brpo import launch, sweeps
+from brpo import launch
 from brpo.config import check_config, register_resolvers, to_plain
 from brpo.runs import RunFolder
-from brpo.sweep_folder import Job, Status, SweepFolder
+from brpo.sweeps import callback as sweeps
+from brpo.sweeps.folder import Job, Status, SweepFolder
 from brpo.training import make_algorithm
 from tests.helpers import ROOT, make_spec, shrink
 from tests.reports.fabricated import make_run

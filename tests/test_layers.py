@@ -19,7 +19,7 @@ FLOORS = {
     "engine": 2,
 }  # everything else stands on floor 3
 LIGHTNING = {"algorithms", "callbacks", "engine", "datamodule", "training", "launch", "results"}
-HYDRA = {"config", "launch", "exits", "sweeps", "sweep_job"}
+HYDRA = {"config", "launch", "exits", "sweeps"}
 SOURCES = sorted((ROOT / "brpo").rglob("*.py"))
 
 

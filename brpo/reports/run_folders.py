@@ -11,7 +11,7 @@ from brpo.errors import UserError
 from brpo.reports import compact
 from brpo.reports.seed_result import METRICS, SeedResult, from_result
 from brpo.runs import RunFolder
-from brpo.sweep_folder import Status, SweepFolder
+from brpo.sweeps.folder import Status, SweepFolder
 
 
 @dataclass

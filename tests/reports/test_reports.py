@@ -14,7 +14,7 @@ from brpo.reports.comparison import Method, compare
 from brpo.reports.naming import naming
 from brpo.reports.report import report
 from brpo.runs import RunFolder
-from brpo.sweep_folder import Job, Status, SweepFolder
+from brpo.sweeps.folder import Job, Status, SweepFolder
 from tests.helpers import ROOT
 from tests.reports.fabricated import make_run
 

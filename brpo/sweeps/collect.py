@@ -18,7 +18,7 @@ from brpo.evaluation.kinds import Kind, kind_of
 from brpo.evaluation.scores import spread
 from brpo.files import write_atomically
 from brpo.reports.seed_result import RULES
-from brpo.sweep_folder import Job, Status, SweepFolder
+from brpo.sweeps.folder import Job, Status, SweepFolder
 
 DONE = "done"
 

@@ -1,6 +1,6 @@
 """Sweeps: how many jobs at a time, a device for each, what became of them, and how a sweep ends.
 
-Hydra's launchers start the jobs (`sweep_job.py`). A job that fails returns like any other, so no launcher stops at it; its
+Hydra's launchers start the jobs (`job.py`). A job that fails returns like any other, so no launcher stops at it; its
 record says what happened, and the sweep names it when it ends. Imports nothing heavy.
 """
 
@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from brpo.errors import UserError
 from brpo.exits import DONE, INTERRUPTED, WRONG_INPUT, exit_code_of
-from brpo.sweep_folder import Job, Status, SweepFolder
+from brpo.sweeps.folder import Job, Status, SweepFolder
 
 _INSTALL = {  # what brings a launcher's plugin
     "joblib": "pip install -c constraints.txt -e .",

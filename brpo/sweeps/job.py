@@ -17,8 +17,8 @@ from omegaconf import DictConfig
 from brpo.config import algorithm_name
 from brpo.errors import Interrupted
 from brpo.exits import DONE, INTERRUPTED, outcome_of
-from brpo.sweep_folder import Job, Status, SweepFolder, claim_device
-from brpo.sweeps import SweepCallback, first_line, is_local, write
+from brpo.sweeps.callback import SweepCallback, first_line, is_local, write
+from brpo.sweeps.folder import Job, Status, SweepFolder, claim_device
 
 UNEXPECTED = 1  # exit code of an error that is ours
 Run = Callable[[Callable[[Path], None]], Any]  # makes a run; calls what it is given with the run's folder
