@@ -142,7 +142,7 @@ class SfAC(OfflineAlgorithm):
     def log_prob(self, policy: Any, batch: Batch) -> Tensor:
         """Log-density of the data's actions, (seeds, batch), in full precision also under autocast.
 
-        A mean that is rounded to bfloat16 moves the ratio of two densities by several percent (docs/performance.md).
+        A mean that is rounded to bfloat16 moves the ratio of two densities by up to several percent (docs/engines.md).
         """
         with torch.autocast(batch.actions.device.type, enabled=False):
             return policy.log_prob(batch.observations, batch.actions)
