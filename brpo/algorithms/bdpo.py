@@ -232,6 +232,21 @@ class BDPO(OfflineAlgorithm):
         """The aggregated Q, (seeds, n)."""
         return self.aggregate(self.critic(self.normalize(observations), actions))
 
+    @torch.no_grad()
+    def generation_paths(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """As the base, by the actor's average: plain samples, whatever the number of candidates."""
+        actor, keys = self.actor_target.module, streams.key(self.seeds, streams.purpose("generation"))
+        noise = streams.normal(keys, (observations.shape[1], actor.noise_dim), observations.dtype)
+        return actor.generation(self.normalize(observations), noise)
+
+    @torch.no_grad()
+    def generation_value(self, observations: Tensor, points: Tensor, position: int) -> Tensor:
+        """The aggregated V_n of the average; Q at the action."""
+        observations, path = self.normalize(observations), self.actor_target.module.path
+        if position == len(path):
+            return self.aggregate(self.critic_target(observations, points))
+        return self.aggregate(self.value_target(observations, points, path[position][0]))
+
     # --- What it says of itself ---------------------------------------------------------------------------------------
 
     def notices(self) -> list[str]:
