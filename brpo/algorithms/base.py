@@ -1,7 +1,8 @@
 """What every algorithm shares: seeds, optimizers, one gradient step per part, records, and acting in environment units."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import lightning
@@ -64,6 +65,9 @@ class OfflineAlgorithm(lightning.LightningModule):
         pretrained_also: modules that `pretrain` moves without gradient steps, such as averages of the parts.
         pretrain_options: options of the algorithm that `pretrain` reads, beside the parts' own and those of this class:
             a model in the cache is taken where they are the same (brpo/behavior.py).
+        pretrained_by: those among them that say what the parts are, where no option has a part's name: a model that the
+            user names must have the same.
+        pretrained_as: what algorithms that fit the model alone call these modules: such a run can be named too.
 
     Raises:
         ValueError: an option is out of range; says which, what came and what is allowed.
@@ -73,6 +77,8 @@ class OfflineAlgorithm(lightning.LightningModule):
     pretrained: tuple[str, ...] = ()
     pretrained_also: tuple[str, ...] = ()
     pretrain_options: tuple[str, ...] = ()
+    pretrained_by: tuple[str, ...] = ()
+    pretrained_as: Mapping[str, str] = MappingProxyType({})
     actor: Any
     seeds: Tensor
     stream_seeds: Tensor

@@ -10,6 +10,7 @@ Differs from the authors' code:
 
 from collections.abc import Callable
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ class BDPO(OfflineAlgorithm):
     pretrained = ("behavior",)
     pretrained_also = ("behavior_target",)
     pretrain_options = ("actor", "behavior_polyak")
+    pretrained_by = ("actor",)
+    pretrained_as = MappingProxyType({"behavior": "actor", "behavior_target": "actor_target"})  # in diffusion_bc
 
     def __init__(
         self,
@@ -258,7 +261,8 @@ class BDPO(OfflineAlgorithm):
             )
         if self.critic_only >= self.max_updates:
             notices.append(
-                f"algo.critic_only={self.critic_only} is not below max_updates={self.max_updates}: the actor never moves"
+                f"algo.critic_only={self.critic_only} is not below max_updates={self.max_updates}: the actor never moves; the "
+                f"paper takes max_updates=2000000, and 100000 on toy tasks"
             )
         return notices
 
