@@ -156,12 +156,13 @@ def _chosen_members(
 ) -> list[Member]:
     if int(ours["updates"]) < 0:
         raise UserError(f"behavior={path} has not finished its pre-training. Finish that run first: resume={path}.")
-    stored = ours["recipe"]["parts"] if "recipe" in ours else ours.get("config", {}).get("algo", {})
-    for part in algorithm.pretrained:
-        other = _differing(stored.get(part), algo.get(part))
+    made_of = ours.get("recipe", {})
+    stored = {**made_of["parts"], **made_of["options"]} if made_of else ours.get("config", {}).get("algo", {})
+    for option in (*algorithm.pretrained, *algorithm.pretrained_by):
+        other = _differing(stored.get(option), algo.get(option))
         if other:
             raise UserError(
-                f"behavior={path} has another algo.{part}: {', '.join(other)} differ. Give the same values, or "
+                f"behavior={path} has another algo.{option}: {', '.join(other)} differ. Give the same values, or "
                 f"behavior=fresh to train one."
             )
     _check_units(path, ours["spec"], algorithm.spec)
@@ -215,14 +216,19 @@ def _check_units(path: Path, stored: dict[str, Any], spec: DataSpec) -> None:
 def _own_weights(path: Path, state: dict[str, Tensor], algorithm: OfflineAlgorithm, position: int) -> dict[str, Tensor]:
     """The weights of one member, copied out of a state for several."""
     weights = {}
+    modules = {name.split(".")[0] for name in state}
+    aliases = {} if modules >= set(algorithm.pretrained) else algorithm.pretrained_as
     for name, own in weights_of(algorithm).items():
-        if name not in state or state[name].shape[1:] != own.shape[1:] or state[name].dtype != own.dtype:
-            found = tuple(state[name].shape[1:]) if name in state else "not there"
+        module, _, rest = name.partition(".")
+        theirs = f"{aliases.get(module, module)}.{rest}"
+        held = state.get(theirs)
+        if held is None or held.shape[1:] != own.shape[1:] or held.dtype != own.dtype:
+            found = "not there" if held is None else tuple(held.shape[1:])
             raise UserError(
                 f"The behaviour model {path} is another network: {name} is {found}, and {tuple(own.shape[1:])} here. "
                 f"Give the options that it was trained with, or behavior=fresh."
             )
-        weights[name] = state[name][position].clone()
+        weights[name] = held[position].clone()
     return weights
 
 

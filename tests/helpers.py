@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.utils import get_class
 from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
 
 from brpo import training
 from brpo.algorithms.base import OfflineAlgorithm
@@ -18,7 +20,15 @@ from brpo.types import Batch, DataSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 ALGORITHMS = sorted(path.stem for path in (ROOT / "conf" / "algo").glob("*.yaml"))
-PRETRAINING = [name for name in ALGORITHMS if "pretrain_updates:" in (ROOT / "conf" / "algo" / f"{name}.yaml").read_text()]
+
+
+def algorithm_class(algo: str) -> Any:
+    """The class that an algorithm's file names."""
+    node = OmegaConf.load(ROOT / "conf" / "algo" / f"{algo}.yaml")
+    return get_class(node.get("algo", node)["_target_"])
+
+
+PRETRAINING = [name for name in ALGORITHMS if algorithm_class(name).pretrained]
 # The most that a test's algorithm has of these: parts that wait or are seldom due would not be seen in a few updates.
 SMALL = {"critics": 2, "steps": 2, "samples": 2, "candidates": 3, "time_dim": 8, "policy_delay": 4, "critic_only": 0}
 

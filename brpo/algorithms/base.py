@@ -1,7 +1,8 @@
 """What every algorithm shares: seeds, optimizers, one gradient step per part, records, and acting in environment units."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import lightning
@@ -64,6 +65,9 @@ class OfflineAlgorithm(lightning.LightningModule):
         pretrained_also: modules that `pretrain` moves without gradient steps, such as averages of the parts.
         pretrain_options: options of the algorithm that `pretrain` reads, beside the parts' own and those of this class:
             a model in the cache is taken where they are the same (brpo/behavior.py).
+        pretrained_by: those among them that say what the parts are, where no option has a part's name: a model that the
+            user names must have the same.
+        pretrained_as: what algorithms that fit the model alone call these modules: such a run can be named too.
 
     Raises:
         ValueError: an option is out of range; says which, what came and what is allowed.
@@ -73,6 +77,8 @@ class OfflineAlgorithm(lightning.LightningModule):
     pretrained: tuple[str, ...] = ()
     pretrained_also: tuple[str, ...] = ()
     pretrain_options: tuple[str, ...] = ()
+    pretrained_by: tuple[str, ...] = ()
+    pretrained_as: Mapping[str, str] = MappingProxyType({})
     actor: Any
     seeds: Tensor
     stream_seeds: Tensor
@@ -175,8 +181,15 @@ class OfflineAlgorithm(lightning.LightningModule):
     def generation_paths(self, observations: Tensor) -> tuple[Tensor, Tensor] | None:
         """Ways of sampled actions out of noise, for pictures: points (seeds, steps + 1, n, action) and abar (steps + 1,).
 
-        From noise to the action, all in [-1, 1] units; abar is the share of the data's variance in each, 1 at the action.
+        Of observations (seeds, n, observation) in environment units. From noise to the action, all in [-1, 1] units; abar is the share of the data's variance in each, 1 at the action.
         None for a policy that does not act step by step.
+        """
+        return None
+
+    def generation_value(self, observations: Tensor, points: Tensor, position: int) -> Tensor | None:
+        """What generation is worth from `points` (seeds, n, action) at a position along `generation_paths`, (seeds, n).
+
+        For observations as there. Position 0 is the noise, the last one the action. None for an algorithm that does not learn it.
         """
         return None
 

@@ -10,6 +10,7 @@ Differs from the authors' code:
 
 from collections.abc import Callable
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ class BDPO(OfflineAlgorithm):
     pretrained = ("behavior",)
     pretrained_also = ("behavior_target",)
     pretrain_options = ("actor", "behavior_polyak")
+    pretrained_by = ("actor",)
+    pretrained_as = MappingProxyType({"behavior": "actor", "behavior_target": "actor_target"})  # in diffusion_bc
 
     def __init__(
         self,
@@ -232,6 +235,21 @@ class BDPO(OfflineAlgorithm):
         """The aggregated Q, (seeds, n)."""
         return self.aggregate(self.critic(self.normalize(observations), actions))
 
+    @torch.no_grad()
+    def generation_paths(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """As the base, by the actor's average: plain samples, whatever the number of candidates."""
+        actor, keys = self.actor_target.module, streams.key(self.seeds, streams.purpose("generation"))
+        noise = streams.normal(keys, (observations.shape[1], actor.noise_dim), observations.dtype)
+        return actor.generation(self.normalize(observations), noise)
+
+    @torch.no_grad()
+    def generation_value(self, observations: Tensor, points: Tensor, position: int) -> Tensor:
+        """The aggregated V_n of the average; Q at the action."""
+        observations, path = self.normalize(observations), self.actor_target.module.path
+        if position == len(path):
+            return self.aggregate(self.critic_target(observations, points))
+        return self.aggregate(self.value_target(observations, points, path[position][0]))
+
     # --- What it says of itself ---------------------------------------------------------------------------------------
 
     def notices(self) -> list[str]:
@@ -243,7 +261,8 @@ class BDPO(OfflineAlgorithm):
             )
         if self.critic_only >= self.max_updates:
             notices.append(
-                f"algo.critic_only={self.critic_only} is not below max_updates={self.max_updates}: the actor never moves"
+                f"algo.critic_only={self.critic_only} is not below max_updates={self.max_updates}: the actor never moves; the "
+                f"paper takes max_updates=2000000, and 100000 on toy tasks"
             )
         return notices
 

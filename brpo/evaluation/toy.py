@@ -1,7 +1,9 @@
 """Evaluation on toy tasks: samples of the policy against the re-weighted data, which is the known optimum."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ from brpo.evaluation.distances import resample, sliced_wasserstein, tilted_weigh
 from brpo.functional import streams
 
 PATHS = 24  # ways from noise to action that are drawn
+STARTS = 2000  # draws of noise, over which the learned value of the start is averaged
 
 
 class Paths(NamedTuple):
@@ -21,10 +24,12 @@ class Paths(NamedTuple):
     Attributes:
         points: (steps + 1, n, 2), from noise to the action.
         alpha_bars: (steps + 1,), the share of the data's variance in each of these; 1 at the action.
+        value: the learned value (m,) of any points (m, 2) at a position along the ways; None where nothing learns it.
     """
 
     points: np.ndarray
     alpha_bars: np.ndarray
+    value: Callable[[np.ndarray, int], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class ToySummary:
         noise_floor: the same distance between two independent samples of the target: nothing does better for sure.
         energy_mean: of the policy's samples.
         energy_target: of the target, exact.
+        start_value: learned value of the noise that generation starts from, its mean; None where nothing learns it.
+        start_exact: what it is worth under the optimum, `eta log mean exp(energy / eta)` over the data.
         mode_error: total variation distance between the mode shares of policy and target; None without modes.
         mode_shares: of the policy's samples.
     """
@@ -48,6 +55,8 @@ class ToySummary:
     noise_floor: float
     energy_mean: float
     energy_target: float
+    start_value: float | None
+    start_exact: float
     mode_error: float | None
     mode_shares: tuple[float, ...]
 
@@ -67,19 +76,23 @@ class Target(NamedTuple):
         points: the data, float32 (n, 2).
         energies: of the data, float32 (n,).
         weights: of the data in the optimum `p* ~ p_data exp(energy / eta)`, float64 (n,), with sum 1.
+        value: of the regularized problem, `eta log mean exp(energy / eta)`: mean energy less eta times the KL to the data.
     """
 
     dataset_id: str
     points: np.ndarray
     energies: np.ndarray
     weights: np.ndarray
+    value: float
 
     @classmethod
     def of(cls, dataset_id: str, temperature: float) -> "Target":
         """The target of a task."""
         points = toy.sample(dataset_id)
         energies = toy.energy(dataset_id, points)
-        return cls(dataset_id, points, energies, tilted_weights(energies, temperature))
+        exponents = torch.from_numpy(energies).double() / temperature
+        value = temperature * (exponents.logsumexp(0).item() - math.log(len(points)))
+        return cls(dataset_id, points, energies, tilted_weights(energies, temperature), value)
 
     def draw(self, count: int, name: str) -> np.ndarray:
         """Points of the optimum, float32 (count, 2): the data resampled by their weights; another name, other points."""
@@ -129,9 +142,12 @@ class ToyEvaluator:
             raise Interrupted("evaluation given up")
         self.drawn = draw(algorithm, len(seeds), self.samples)
         self.paths = _paths_of(algorithm, len(seeds))
-        return [self._summarize(seed, update, self.drawn[member]) for member, seed in enumerate(seeds)]
+        values = _start_values(algorithm, len(seeds))
+        return [
+            self._summarize(seed, update, points, value) for seed, points, value in zip(seeds, self.drawn, values, strict=True)
+        ]
 
-    def _summarize(self, seed: int, update: int, points: np.ndarray) -> ToySummary:
+    def _summarize(self, seed: int, update: int, points: np.ndarray, start_value: float | None) -> ToySummary:
         shares, wanted = toy.mode_shares(self.target.dataset_id, points), self.target.mode_shares
         return ToySummary(
             seed=seed,
@@ -140,6 +156,8 @@ class ToyEvaluator:
             noise_floor=self.noise_floor,
             energy_mean=float(toy.energy(self.target.dataset_id, points).mean()),
             energy_target=self.target.energy_mean,
+            start_value=start_value,
+            start_exact=self.target.value,
             mode_error=None if shares is None or wanted is None else float(np.abs(shares - wanted).sum() / 2.0),
             mode_shares=tuple(shares.tolist()) if shares is not None else (),
         )
@@ -174,4 +192,25 @@ def _paths_of(algorithm: Any, seeds: int, count: int = PATHS) -> Paths | None:
     if found is None:
         return None
     points, alpha_bars = found
-    return Paths(points[0].float().cpu().numpy(), alpha_bars.float().cpu().numpy())
+    last, value = len(alpha_bars) - 1, partial(_first_value, algorithm, seeds)
+    learned = _values(algorithm, points[:, last], last) is not None
+    return Paths(points[0].float().cpu().numpy(), alpha_bars.float().cpu().numpy(), value if learned else None)
+
+
+def _first_value(algorithm: Any, seeds: int, points: np.ndarray, position: int) -> np.ndarray:
+    """The first seed's learned value of points (m, 2), (m,)."""
+    values = _values(algorithm, torch.from_numpy(points).float().to(algorithm.device).expand(seeds, -1, -1), position)
+    assert values is not None
+    return values[0].float().cpu().numpy()
+
+
+def _start_values(algorithm: Any, seeds: int) -> list[float | None]:
+    """Mean of each seed's learned value over the noise that generation starts from."""
+    noise = streams.normal(streams.key(torch.tensor(toy.SEED), streams.purpose("starts")), (STARTS, 2), torch.float32)
+    values = _values(algorithm, noise.to(algorithm.device).expand(seeds, -1, -1), 0)
+    return [None] * seeds if values is None else values.mean(-1).tolist()
+
+
+def _values(algorithm: Any, points: torch.Tensor, position: int) -> torch.Tensor | None:
+    """The learned value (seeds, m) of points (seeds, m, 2) at the one state."""
+    return algorithm.generation_value(torch.zeros_like(points[..., :1]), points, position)

@@ -9,7 +9,6 @@ import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
 from brpo.datasets import toy
 from brpo.evaluation.toy import Paths, Target
@@ -19,7 +18,9 @@ SHOWN = 3000  # points of a panel
 FIELD_POINTS = 2000  # of the data that the exact field is made of
 SIDE = 2.2  # inches of a panel
 DPI = 130
+SIDE_OF_FIELD = 48  # points of a field along an axis
 _COLOURS: dict[str, Any] = {"cmap": "viridis", "vmin": 0.0, "vmax": 1.0}  # of energies, everywhere
+_ENERGIES = ScalarMappable(Normalize(0.0, 1.0), "viridis")
 
 
 class Row(NamedTuple):
@@ -45,8 +46,8 @@ def draw_samples(rows: Sequence[Row], *, across: bool = False) -> Figure:
     titles = list(dict.fromkeys(title for row in rows for title in row.panels))
     shape = (len(titles), len(rows)) if across else (len(rows), len(titles))
     figure = Figure(figsize=(SIDE * shape[1] + 0.9, SIDE * shape[0] + 0.3), dpi=DPI, layout="compressed")
-    grid = figure.subplots(*shape, squeeze=False)
-    by_task = grid.T if across else grid
+    all_panels = figure.subplots(*shape, squeeze=False)
+    by_task = all_panels.T if across else all_panels
     for panels, row in zip(by_task, rows, strict=True):
         for panel, title in zip(panels, titles, strict=True):
             _draw_points(panel, row, title)
@@ -54,7 +55,7 @@ def draw_samples(rows: Sequence[Row], *, across: bool = False) -> Figure:
         on_top = across == (names is not titles)
         for panel, name in zip(panels, names, strict=True):
             panel.set_title(name, fontsize=10) if on_top else panel.set_ylabel(name)
-    figure.colorbar(ScalarMappable(Normalize(0.0, 1.0), "viridis"), ax=grid, label="energy", shrink=0.9, aspect=30, pad=0.01)
+    figure.colorbar(_ENERGIES, ax=all_panels, label="energy", shrink=0.9, aspect=30, pad=0.01)
     return figure
 
 
@@ -67,8 +68,14 @@ def _draw_points(panel: Any, row: Row, title: str) -> None:
     panel.scatter(*points.T, c=toy.energy(row.dataset_id, points), s=2, linewidths=0, rasterized=True, **_COLOURS)
 
 
+def grid(side: int, reach: float) -> np.ndarray:
+    """The points of a square grid over [-reach, reach]^2, (side^2, 2): rows from the bottom, x runs fastest."""
+    axis = np.linspace(-reach, reach, side)
+    return np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+
+
 def value_field(
-    points: np.ndarray, energies: np.ndarray, alpha_bar: float, temperature: float, side: int = 48, reach: float = 1.0
+    points: np.ndarray, energies: np.ndarray, alpha_bar: float, temperature: float, side: int = SIDE_OF_FIELD, reach: float = 1.0
 ) -> np.ndarray:
     """The exact `V_n` on a square grid over [-reach, reach]^2, (side, side): rows from the bottom, as `imshow` wants them.
 
@@ -80,56 +87,62 @@ def value_field(
         side: points of the grid along an axis.
         reach: half the width of the square.
     """
-    axis = torch.linspace(-reach, reach, side, dtype=torch.float64)
-    grid = torch.cartesian_prod(axis, axis).flip(-1)  # x runs fastest
     data, values = torch.from_numpy(points).double(), torch.from_numpy(energies).double()
     noisy = min(alpha_bar, 1.0 - 1e-4)  # the limit of little noise is the nearest point
-    blocks = [diffusion_value(block, data, values, noisy, temperature) for block in grid.split(256)]
-    return torch.cat(blocks).view(side, side).numpy()
+    blocks = torch.from_numpy(grid(side, reach)).split(256)
+    return torch.cat([diffusion_value(block, data, values, noisy, temperature) for block in blocks]).view(side, side).numpy()
 
 
 def draw_generation(paths: Paths, points: np.ndarray, energies: np.ndarray, temperature: float, panels: int = 6) -> Figure:
-    """Paths over the exact fields of `V_n` at some steps, the last one at the action.
+    """Paths over the fields of `V_n` at some steps, the last one at the action: the exact ones, and below those learned.
 
     Args:
         paths: of a policy.
-        points: the data, (n, 2); the first `FIELD_POINTS` make the field.
+        points: the data, (n, 2); the first `FIELD_POINTS` make the exact field.
         energies: of the data, (n,).
         temperature: `eta`.
         panels: at most so many steps.
     """
     last = len(paths.points) - 1
-    steps = np.unique(np.linspace(0, last, min(panels, last + 1)).round().astype(int))
+    steps = np.unique(np.linspace(0, last, min(panels, last + 1)).round().astype(int)).tolist()
     reach = max(1.0, 1.05 * float(np.abs(paths.points).max()))
-    fields = [
-        value_field(points[:FIELD_POINTS], energies[:FIELD_POINTS], float(paths.alpha_bars[step]), temperature, reach=reach)
-        for step in steps
-    ]
-    return draw_paths(paths.points, fields, steps.tolist(), reach=reach)
+    data = points[:FIELD_POINTS], energies[:FIELD_POINTS]
+    rows = {"exact V": [value_field(*data, float(paths.alpha_bars[step]), temperature, reach=reach) for step in steps]}
+    if paths.value is not None:
+        square, shape = grid(SIDE_OF_FIELD, reach), (SIDE_OF_FIELD, SIDE_OF_FIELD)
+        rows["learned V"] = [paths.value(square, step).reshape(shape) for step in steps]
+    return draw_paths(paths.points, rows, steps, reach=reach)
 
 
-def draw_paths(paths: np.ndarray, fields: Sequence[np.ndarray], steps: Sequence[int], *, reach: float = 1.0) -> Figure:
-    """A panel for each of some steps: the field there, the paths up to it, and where they stand.
+def draw_paths(
+    paths: np.ndarray, fields: dict[str, list[np.ndarray]], steps: Sequence[int], *, reach: float = 1.0
+) -> Figure:
+    """A panel for each of some steps: the field there, the paths up to it, and where they stand; a row for each kind of field.
 
     Args:
         paths: (steps + 1, n, 2), from noise to the action.
-        fields: a square array (side, side) for each panel, rows from the bottom (see `value_field`).
+        fields: by what they are, a square array (side, side) for each panel, rows from the bottom (see `value_field`).
         steps: the index along `paths` of each panel.
         reach: half the width of the square that a field covers.
     """
-    figure = Figure(figsize=(SIDE * len(steps) + 0.9, SIDE + 0.3), dpi=DPI, layout="compressed")
-    grid = figure.subplots(1, len(steps), squeeze=False)[0]
-    image: AxesImage | None = None
-    for panel, field, step in zip(grid, fields, steps, strict=True):
-        _frame(panel, reach)
-        extent = (-reach, reach, -reach, reach)
-        image = panel.imshow(field, origin="lower", extent=extent, interpolation="bilinear", **_COLOURS)
-        panel.plot(*paths[: step + 1].transpose(2, 0, 1), color="white", linewidth=0.5, alpha=0.7)
-        panel.scatter(*paths[step].T, s=9, color="red", edgecolors="white", linewidths=0.4, zorder=3)
+    size = (SIDE * len(steps) + 0.9, SIDE * len(fields) + 0.3)
+    figure = Figure(figsize=size, dpi=DPI, layout="compressed")
+    panels = figure.subplots(len(fields), len(steps), squeeze=False)
+    for row, (name, of_steps) in zip(panels, fields.items(), strict=True):
+        for panel, field, step in zip(row, of_steps, steps, strict=True):
+            _draw_paths(panel, paths[: step + 1], field, reach)
+        row[0].set_ylabel(name)
+    for panel, step in zip(panels[0], steps, strict=True):
         panel.set_title(f"n = {len(paths) - 1 - step}", fontsize=10)
-    if image is not None:
-        figure.colorbar(image, ax=list(grid), label="V", shrink=0.9, aspect=15, pad=0.01)
+    figure.colorbar(_ENERGIES, ax=panels, label="V", shrink=0.9, aspect=15 * len(fields), pad=0.01)
     return figure
+
+
+def _draw_paths(panel: Any, paths: np.ndarray, field: np.ndarray, reach: float) -> None:
+    _frame(panel, reach)
+    panel.imshow(field, origin="lower", extent=(-reach, reach, -reach, reach), interpolation="bilinear", **_COLOURS)
+    panel.plot(*paths.transpose(2, 0, 1), color="white", linewidth=0.5, alpha=0.7)
+    panel.scatter(*paths[-1].T, s=9, color="red", edgecolors="white", linewidths=0.4, zorder=3)
 
 
 def png(figure: Figure) -> bytes:

@@ -175,12 +175,14 @@ class DiffusionActor(nn.Module):
 
     def denoise(
         self, observations: Float[Tensor, "seeds batch o"], noise: Float[Tensor, "seeds batch k"]
-    ) -> Float[Tensor, "seeds batch a"]:
-        """x_0 out of standard normal `noise`, `noise_dim` numbers a row: x_N, then those of the steps in their order."""
+    ) -> list[Float[Tensor, "seeds batch a"]]:
+        """x_N, ..., x_0 out of standard normal `noise`, `noise_dim` numbers a row: x_N, then those of the steps in their order."""
         noisy, *noises = noise.split(self.action_dim, dim=-1)
+        way = [noisy]
         for (n, step), drawn in zip_longest(self.path, noises):  # the last step takes none, nor does any of DDIM's
             noisy = self.back(noisy, self(observations, noisy, n), step, drawn)
-        return noisy
+            way.append(noisy)
+        return way
 
     def back(self, noisy: Tensor, predicted: Tensor, step: ReverseStep, noise: Tensor | None) -> Tensor:
         """One reverse step; `noise` is left out where there is none to take."""
@@ -191,7 +193,15 @@ class DiffusionActor(nn.Module):
         self, observations: Float[Tensor, "seeds batch o"], noise: Float[Tensor, "seeds batch k"]
     ) -> Float[Tensor, "seeds batch a"]:
         """An action for each observation out of standard normal `noise`, `noise_dim` numbers for each."""
-        return self.denoise(observations, noise).clamp(-1.0, 1.0)
+        return self.denoise(observations, noise)[-1].clamp(-1.0, 1.0)
+
+    def generation(
+        self, observations: Float[Tensor, "seeds batch o"], noise: Float[Tensor, "seeds batch k"]
+    ) -> tuple[Float[Tensor, "seeds steps batch a"], Float[Tensor, "steps"]]:
+        """How `sample` comes to its actions: all points from noise to action, and abar of each, 1 at the action."""
+        *way, last = self.denoise(observations, noise)
+        alpha_bars = [self.schedule.alpha_bars[n] for n, _ in self.path]
+        return torch.stack([*way, last.clamp(-1.0, 1.0)], dim=1), noise.new_tensor([*alpha_bars, 1.0])
 
     def mode(self, observations: Float[Tensor, "seeds batch o"]) -> Float[Tensor, "seeds batch a"]:
         """The action that comes out of no noise at all: x_N = 0, and the means of the steps. Ours; no density's maximum."""

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from brpo.config import check_config
 from brpo.errors import UserError
 from brpo.types import Batch
 from tests.algorithms.test_contract import state
@@ -113,10 +114,10 @@ def test_refusals(overrides: list[str], message: str) -> None:
 
 
 def test_notices() -> None:
-    waits = make("algo.critic_only=50000", sizes={"critic_only": 50_000})
-    assert any("the actor never moves" in notice for notice in waits.notices())
-    assert make("algo.pretrain_updates=5").notices() == []
-    assert "behaviour model starts untrained" in make().notices()[0]
+    (notice,) = make("algo/size=paper", sizes={"critic_only": 50_000}).notices()
+    assert notice.startswith("algo.critic_only=50000 is not below max_updates=1000: the actor never moves; the paper takes")
+    assert make().notices() == []
+    assert "behaviour model starts untrained" in make("algo.pretrain_updates=0").notices()[0]
 
 
 def test_diagnostics_compare_values_with_what_the_chains_achieve() -> None:
@@ -129,7 +130,7 @@ def test_diagnostics_compare_values_with_what_the_chains_achieve() -> None:
 
 
 def test_step_sizes_by_part() -> None:
-    bdpo = make()
+    bdpo = make("algo/size=paper")
     rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in bdpo.optimizers_by_part.items()}
     assert rates == {"critic": 3e-4, "value": 3e-4, "actor": 1e-5, "behavior": 3e-4}
 
@@ -146,7 +147,7 @@ def test_step_sizes_by_part() -> None:
     ],
 )
 def test_values_by_family(dataset: str, eta: float, rho: float, critics: int, candidates: int, scale: Any) -> None:
-    config = compose_config("algo=bdpo", f"dataset={dataset}")
+    config = compose_config("algo=bdpo", "algo/size=paper", f"dataset={dataset}")
     algo = config["algo"]
     found = (algo["eta"], algo["rho_lcb"], algo["critic"]["critics"], algo["acting"]["candidates"])
     assert found == (eta, rho, critics, candidates)
@@ -155,11 +156,40 @@ def test_values_by_family(dataset: str, eta: float, rho: float, critics: int, ca
 
 
 def test_sizes() -> None:
-    paper, small = compose_config("algo=bdpo")["algo"], compose_config("algo=bdpo", "algo/size=small")["algo"]
+    paper, small = compose_config("algo=bdpo", "algo/size=paper")["algo"], compose_config("algo=bdpo")["algo"]
     assert (paper["samples"], paper["critic"]["critics"], paper["actor"]["hidden"]) == (10, 10, [256] * 4)
     assert (small["samples"], small["critic"]["critics"], small["actor"]["hidden"]) == (4, 4, [128] * 3)
+    assert (paper["pretrain_updates"], paper["critic_only"], paper["learning_rates"]["actor"]) == (2_000_000, 50_000, 1e-5)
+    assert (small["pretrain_updates"], small["critic_only"], small["learning_rates"]["actor"]) == (20_000, 1000, 1e-4)
     assert small.keys() == paper.keys()
+    assert small["learning_rates"].keys() == paper["learning_rates"].keys()
     assert small["critic"].keys() == paper["critic"].keys()
+
+
+def test_toy_tasks_have_values_of_their_own() -> None:
+    """The paper's 50 steps without a clip; temperature and rewards as the task has them; BDPO's behaviour model is cloning's."""
+    composed = compose_config("algo=bdpo", "dataset=toy/rings", "data.eta=0.1")
+    check_config(composed)
+    algo, cloning = composed["algo"], compose_config("algo=diffusion_bc", "dataset=toy/rings")["algo"]
+    assert (algo["eta"], algo["rho_lcb"], algo["acting"]["candidates"], composed["data"]["reward_scale"]) == (0.1, 0, 1, 1)
+    assert (algo["actor"]["steps"], algo["actor"]["clip"]) == (50, None)
+    assert algo["actor"] == cloning["actor"]
+    assert compose_config("algo=bdpo")["algo"]["actor"]["clip"] == 1.0
+
+
+def test_paths_end_where_the_policy_acts() -> None:
+    """From the noise to the action, with abar from nothing to all; V_n along them, and Q where they end."""
+    bdpo = make("algo.acting.sampler=ddim", "algo.acting.steps=2", sizes={"steps": 5}, seeds=(0, 1))
+    observations = random_batch(seeds=2).observations
+    points, alpha_bars = bdpo.generation_paths(observations)
+    assert points.shape == (2, 3, 8, 2)
+    schedule = bdpo.actor.schedule
+    assert alpha_bars.tolist() == pytest.approx([schedule.alpha_bars[5], schedule.alpha_bars[2], 1.0])
+    assert torch.allclose(bdpo.actor_target.module.sample(observations, points[:, 0]), points[:, -1])
+    values = [bdpo.generation_value(observations, points[:, k], k) for k in range(3)]
+    n = torch.full((2, 8), 2)
+    assert torch.allclose(values[1], bdpo.aggregate(bdpo.value_target(observations, points[:, 1], n)))
+    assert torch.allclose(values[2], bdpo.aggregate(bdpo.critic_target(observations, points[:, 2])))
 
 
 def test_the_actor_moves_to_where_the_reward_is() -> None:

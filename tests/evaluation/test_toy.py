@@ -65,8 +65,8 @@ class Policy:
 
     device = "cpu"
 
-    def __init__(self, *members: np.ndarray, paths: Any = None) -> None:
-        self.actions, self.paths = torch.from_numpy(np.stack(members)), paths
+    def __init__(self, *members: np.ndarray, paths: Any = None, value: Any = None) -> None:
+        self.actions, self.paths, self.value = torch.from_numpy(np.stack(members)), paths, value
 
     def act(self, observations: torch.Tensor, deterministic: bool, step: int) -> torch.Tensor:
         assert observations.shape == (*self.actions.shape[:2], 1)
@@ -76,6 +76,10 @@ class Policy:
 
     def generation_paths(self, observations: torch.Tensor) -> Any:
         return self.paths
+
+    def generation_value(self, observations: torch.Tensor, points: torch.Tensor, position: int) -> Any:
+        assert observations.shape == (*points.shape[:2], 1)
+        return None if self.value is None else self.value(points, position)
 
 
 def test_the_target_itself_is_at_the_noise_floor_and_the_data_are_not() -> None:
@@ -133,6 +137,28 @@ def test_pictures_show_samples_and_paths() -> None:
         assert imageio.imread(content, extension=".png")[..., :3].std() > 10
 
 
+def test_learned_values_are_compared_with_the_exact_one_and_drawn() -> None:
+    """A value that is exact at the start: the mean over noise is the exact one, for each seed; the picture gets a row more."""
+    evaluator = ToyEvaluator("toy/circles", 50, 0.06)
+    exact = 0.06 * math.log(0.5 * (math.exp(1 / 0.06) + 1))  # half of the points have energy 1
+    assert evaluator.target.value == pytest.approx(exact, abs=1e-3)
+    actions, asked = evaluator.target.points[:50], []
+
+    def value(points: torch.Tensor, position: int) -> torch.Tensor:
+        asked.append(position)
+        return exact + torch.tensor([[0.0], [0.1]]) + 0.0 * points[..., 0]
+
+    paths = torch.zeros(2, 3, 5, 2), torch.tensor([0.01, 0.5, 1.0])
+    first, second = evaluator.evaluate(Policy(actions, actions, paths=paths, value=value), [0, 1], 1)
+    assert (first.start_value, second.start_value) == pytest.approx((exact, exact + 0.1), abs=1e-6)
+    assert first.start_exact == evaluator.target.value
+    with_value = imageio.imread(evaluator.pictures()["paths"], extension=".png")
+    assert set(asked) == {0, 1, 2}
+    evaluator.evaluate(Policy(actions, actions, paths=paths), [0, 1], 1)
+    plain = imageio.imread(evaluator.pictures()["paths"], extension=".png")
+    assert with_value.shape[0] > 1.5 * plain.shape[0]
+
+
 def test_a_row_for_each_task_and_a_column_for_each_method() -> None:
     rows = [
         toy_pictures.Row("toy/moons", {"data": np.zeros((4, 2)), "bc": np.full((5, 2), 0.5)}),
@@ -160,8 +186,11 @@ def test_a_field_has_x_along_its_rows_and_begins_below() -> None:
 
 def test_paths_are_drawn_up_to_the_step_of_their_panel() -> None:
     paths = np.arange(2 * 3 * 4, dtype=float).reshape(4, 3, 2) / 24
-    figure = toy_pictures.draw_paths(paths, [np.zeros((5, 5))] * 2, [1, 3], reach=2.0)
-    first, second = figure.axes[:2]
+    fields = {"exact": [np.zeros((5, 5))] * 2, "learned": [np.ones((5, 5))] * 2}
+    figure = toy_pictures.draw_paths(paths, fields, [1, 3], reach=2.0)
+    first, second, below = figure.axes[:3]
+    assert (first.get_ylabel(), below.get_ylabel()) == ("exact", "learned")
+    assert np.asarray(below.images[0].get_array()).min() == 1.0
     assert [panel.get_title() for panel in (first, second)] == ["n = 2", "n = 0"]
     assert [len(line.get_xdata()) for line in first.lines] == [2, 2, 2]
     assert np.asarray(second.lines[1].get_ydata()).tolist() == paths[:, 1, 1].tolist()
