@@ -43,6 +43,8 @@ def differences(
         device: of the plain loop, that of the algorithm; JAX uses its CPU.
         loops: the ones to compare.
     """
+    if algo == "bdpo":
+        return bdpo_differences(algorithm, options, batches, loops)
     start = weights_of(algorithm)
     losses = [step(algorithm, batch) for batch in batches]
     end, plain = weights_of(algorithm), [{name: getattr(batch, name)[0] for name in FIELDS} for batch in batches]
@@ -50,9 +52,25 @@ def differences(
     found = {}
     if "corl" in loops:
         found["corl"] = largest(end, losses, *train_corl(peers_corl.LEARNERS[algo], device, *arguments))
-    if "jax" in loops and algo == "iql" and importlib.util.find_spec("jax") and importlib.util.find_spec("optax"):
+    if "jax" in loops and algo == "iql" and jax_is_here():
         found["jax"] = largest(end, losses, *train_jax(*arguments))
     return found
+
+
+def bdpo_differences(
+    algorithm: OfflineAlgorithm, options: dict[str, Any], batches: Sequence[Batch], loops: Sequence[str]
+) -> dict[str, float]:
+    """`differences` of BDPO, which only the JAX loop has; it gets the noise that brpo drew."""
+    if "jax" not in loops or not jax_is_here():
+        return {}
+    from peers_check_bdpo import difference
+
+    return {"jax": difference(algorithm, options, batches, FIELDS)}
+
+
+def jax_is_here() -> bool:
+    """Whether the JAX loops can run."""
+    return all(importlib.util.find_spec(name) for name in ("jax", "optax"))
 
 
 def step(algorithm: OfflineAlgorithm, batch: Batch) -> Losses:

@@ -1,6 +1,7 @@
 """IQL in JAX: weights as plain pytrees, optax, one jitted `lax.scan` over many updates with the sampling inside.
 
-The update is brpo's (V, then the actor and Q with the new V); `peers.py --check` holds it to that.
+The update is brpo's (V, then the actor and Q with the new V); `peers.py --check` holds it to that. BDPO's is in
+peers_jax_bdpo.py.
 """
 
 import functools
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from peers_workload import Peer, Sizes, Unavailable, Workload
+from peers_workload import Peer, Unavailable, Workload
 
 Layers = list[tuple[jax.Array, jax.Array]]  # weight (inputs, outputs) and bias of each
 Batch = dict[str, jax.Array]
@@ -70,8 +71,9 @@ class IQL:
             "critic": optax.adam(rate),
         }
 
-    def draw(self, sizes: Sizes, seed: int = 0) -> dict[str, Any]:
+    def draw(self, workload: Workload, seed: int = 0) -> dict[str, Any]:
         """Weights to start from."""
+        sizes = workload.sizes
         value, actor, first, second = jax.random.split(jax.random.key(seed), 4)
         inputs, hidden = sizes.observation + sizes.action, sizes.hidden
         return {
@@ -127,35 +129,45 @@ class IQL:
         target = batch["rewards"] + bootstrap
         return sum(((q - target) ** 2).mean() for q in q_values(critic, batch))
 
-    @functools.partial(jax.jit, static_argnums=(0, 3, 4), donate_argnums=1)
-    def scan(self, state: State, data: Batch, count: int, batch_size: int) -> tuple[State, dict[str, jax.Array]]:
-        """`count` updates on batches drawn from the data; gives the mean losses."""
 
-        def body(state: State, _: None) -> tuple[State, dict[str, jax.Array]]:
-            key, drawn = jax.random.split(state.key)
-            indices = jax.random.randint(drawn, (batch_size,), 0, len(data["rewards"]))
-            batch = {name: field[indices] for name, field in data.items()}
-            return self.update(state._replace(key=key), batch)
+@functools.partial(jax.jit, static_argnums=(0, 3, 4), donate_argnums=1)
+def scan(learner: Any, state: Any, data: Batch, count: int, batch_size: int) -> tuple[Any, dict[str, jax.Array]]:
+    """`count` updates on batches drawn from the data; gives the mean losses of the updates in which a part was due."""
 
-        state, losses = jax.lax.scan(body, state, length=count)
-        return state, jax.tree.map(jnp.mean, losses)
+    def body(state: Any, _: None) -> tuple[Any, dict[str, jax.Array]]:
+        key, drawn = jax.random.split(state.key)
+        indices = jax.random.randint(drawn, (batch_size,), 0, len(data["rewards"]))
+        batch = {name: field[indices] for name, field in data.items()}
+        return learner.update(state._replace(key=key), batch)
+
+    state, losses = jax.lax.scan(body, state, length=count)
+    return state, jax.tree.map(jnp.nanmean, losses)
+
+
+def learner_of(algo: str, options: dict[str, Any], max_updates: int) -> Any:
+    """What makes the updates of an algorithm."""
+    if algo == "iql":
+        return IQL(options, max_updates)
+    if algo == "bdpo":
+        from peers_jax_bdpo import BDPO  # which takes its layers from here
+
+        return BDPO(options, max_updates)
+    raise Unavailable(f"the JAX loop is written for iql and bdpo alone, not {algo}")
 
 
 def make(workload: Workload) -> Peer:
     """The learner with its data on JAX's CPU, or on its GPU where the device is `cuda`."""
-    if workload.algo != "iql":
-        raise Unavailable(f"the JAX loop is written for iql alone, not {workload.algo}")
     config, device = workload.config, pick_device(workload)
-    learner = IQL(workload.options, config["max_updates"])
+    learner = learner_of(workload.algo, workload.options, config["max_updates"])
     data = {name: jax.device_put(tensor.cpu().numpy(), device) for name, tensor in workload.fields().items()}
-    state = jax.device_put(learner.start(learner.draw(workload.sizes)), device)
+    state = jax.device_put(learner.start(learner.draw(workload)), device)
     precision = PRECISIONS[config["engine"]["matmul_precision"]]
 
     def run(updates: int) -> None:
         nonlocal state
         with jax.default_matmul_precision(precision):
             for _ in range(updates // workload.scan):
-                state, losses = learner.scan(state, data, workload.scan, workload.batch_size)
+                state, losses = scan(learner, state, data, workload.scan, workload.batch_size)
         jax.block_until_ready((state, losses))
 
     note = "JAX's CPU products are float32 whatever the precision" if device.platform == "cpu" else ""

@@ -25,7 +25,7 @@ from brpo.callbacks.progress import UpdateProgress
 from brpo.callbacks.recorder import Recorder
 from brpo.callbacks.signals import Signals
 from brpo.datasets.datamodule import OfflineDataModule
-from brpo.engine import strategy
+from brpo.engine import memory, strategy
 from brpo.engine.checkpoint_io import DigestCheckpointIO
 from brpo.engine.choose import choose, make_runner
 from brpo.engine.ranks import ALONE, Ranks
@@ -78,11 +78,12 @@ def make_datamodule(config: dict[str, Any]) -> OfflineDataModule:
 
 
 def set_up_torch(engine: dict[str, Any], ranks: Ranks = ALONE) -> None:
-    """Threads and precision of matrix products."""
+    """Threads, precision of matrix products, and memory."""
     if engine["threads"] or ranks.world == 1:  # several processes share the cores out as Lightning has done it
         torch.set_num_threads(engine["threads"] or _THREADS)  # also after a job of a sweep that had another number
     torch.set_float32_matmul_precision(engine["matmul_precision"])
     products.use(engine["products"])
+    memory.keep_freed()
 
 
 @dataclass
