@@ -167,7 +167,7 @@ def test_sizes() -> None:
 
 
 def test_toy_tasks_have_values_of_their_own() -> None:
-    """The paper's 50 steps without a clip; temperature and rewards as the task has them; BDPO's behaviour model is cloning's."""
+    """The paper's 50 steps without a clip, temperature and rewards of the task; the behaviour model is cloning's."""
     composed = compose_config("algo=bdpo", "dataset=toy/rings", "data.eta=0.1", "eval.every=70")
     check_config(composed)
     algo, cloning = composed["algo"], compose_config("algo=diffusion_bc", "dataset=toy/rings")["algo"]
