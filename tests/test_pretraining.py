@@ -165,9 +165,9 @@ def test_divergence_and_signals_in_the_pretraining(datasets: Path, tmp_path: Pat
 composed = functools.cache(compose_config)
 
 
-def prepared(*overrides: str, **spec: Any) -> Pretraining:
+def prepared(*overrides: str, algo: str = "sfac", **spec: Any) -> Pretraining:
     """What a run does before it begins, with small networks."""
-    config = copy.deepcopy(composed("algo=sfac", "algo.pretrain_updates=4", "seeds=[0]", *overrides))
+    config = copy.deepcopy(composed(f"algo={algo}", "algo.pretrain_updates=4", "seeds=[0]", *overrides))
     shrink(config["algo"])
     algorithm = training.make_algorithm(config["algo"], make_spec(**spec), seeds=config["seeds"], max_updates=10)
     return Pretraining(config, algorithm)
@@ -309,6 +309,32 @@ def test_a_model_that_the_user_names(fresh: tuple[Path, Path, Result], cache: Pa
     ):
         with pytest.raises(UserError, match=message):
             prepared(*small, *overrides, **{**sizes, **changes}).look_up()
+
+
+def test_a_run_of_diffusion_cloning_serves_bdpo(tmp_path: Path, cache: Path) -> None:
+    """Its weights and their average; another noise schedule or number of steps is refused, of cached files too."""
+    cloning = compose_config("algo=diffusion_bc")
+    shrink(cloning["algo"])
+    source: Any = make_algorithm("diffusion_bc", seeds=(0, 4), dtype=torch.float32)
+    source.actor_target.follow(make_algorithm("diffusion_bc", seeds=(7, 8), dtype=torch.float32).actor, 0.5)
+    path = tmp_path / "cloning.ckpt"
+    brpo = {"updates": 3, "spec": make_spec().to_dict(), "config": cloning}
+    path.write_bytes(checkpoint_io.encode({"state_dict": source.state_dict(), "brpo": brpo}))
+    taker = prepared(f"behavior={path}", "seeds=[4]", algo="bdpo")
+    taker.look_up()
+    taker.begin()
+    bdpo: Any = taker.algorithm
+    for ours, theirs in ((bdpo.behavior, source.actor), (bdpo.behavior_target, source.actor_target)):
+        for left, right in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(left[0], right[1])
+    assert not torch.equal(*(next(module.parameters()) for module in (bdpo.behavior, bdpo.behavior_target)))
+
+    (cached,) = store(prepared(algo="bdpo"))
+    for named in (path, cached):
+        for override, differs in (("algo.actor.noise_schedule=cosine", "noise_schedule"), ("algo.actor.steps=1", "steps")):
+            with pytest.raises(UserError, match=rf"has another algo\.actor: {differs} differ"):
+                prepared(f"behavior={named}", override, algo="bdpo").look_up()
+    assert found(prepared(f"behavior={cached}", "algo.behavior_polyak=0.1", algo="bdpo"))
 
 
 def test_a_model_that_is_not_finished_or_has_no_place(tmp_path: Path, cache: Path) -> None:

@@ -181,15 +181,15 @@ class OfflineAlgorithm(lightning.LightningModule):
     def generation_paths(self, observations: Tensor) -> tuple[Tensor, Tensor] | None:
         """Ways of sampled actions out of noise, for pictures: points (seeds, steps + 1, n, action) and abar (steps + 1,).
 
-        Of observations (seeds, n, observation) in environment units. From noise to the action, all in [-1, 1] units; abar is the share of the data's variance in each, 1 at the action.
-        None for a policy that does not act step by step.
+        Of observations (seeds, n, observation) in environment units. From noise to the action, all in [-1, 1] units; abar
+        is the share of the data's variance in each, 1 at the action. None for a policy that does not act step by step.
         """
         return None
 
     def generation_value(self, observations: Tensor, points: Tensor, position: int) -> Tensor | None:
         """What generation is worth from `points` (seeds, n, action) at a position along `generation_paths`, (seeds, n).
 
-        For observations as there. Position 0 is the noise, the last one the action. None for an algorithm that does not learn it.
+        For observations as there. Position 0 is the noise, the last one the action. None where it is not learned.
         """
         return None
 

@@ -261,8 +261,8 @@ class BDPO(OfflineAlgorithm):
             )
         if self.critic_only >= self.max_updates:
             notices.append(
-                f"algo.critic_only={self.critic_only} is not below max_updates={self.max_updates}: the actor never moves; the "
-                f"paper takes max_updates=2000000, and 100000 on toy tasks"
+                f"algo.critic_only={self.critic_only} is not below max_updates={self.max_updates}: the actor never moves; "
+                "the paper takes max_updates=2000000, and 100000 on toy tasks"
             )
         return notices
 

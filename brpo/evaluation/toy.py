@@ -144,7 +144,8 @@ class ToyEvaluator:
         self.paths = _paths_of(algorithm, len(seeds))
         values = _start_values(algorithm, len(seeds))
         return [
-            self._summarize(seed, update, points, value) for seed, points, value in zip(seeds, self.drawn, values, strict=True)
+            self._summarize(seed, update, points, value)
+            for seed, points, value in zip(seeds, self.drawn, values, strict=True)
         ]
 
     def _summarize(self, seed: int, update: int, points: np.ndarray, start_value: float | None) -> ToySummary:

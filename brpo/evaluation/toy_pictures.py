@@ -75,7 +75,12 @@ def grid(side: int, reach: float) -> np.ndarray:
 
 
 def value_field(
-    points: np.ndarray, energies: np.ndarray, alpha_bar: float, temperature: float, side: int = SIDE_OF_FIELD, reach: float = 1.0
+    points: np.ndarray,
+    energies: np.ndarray,
+    alpha_bar: float,
+    temperature: float,
+    side: int = SIDE_OF_FIELD,
+    reach: float = 1.0,
 ) -> np.ndarray:
     """The exact `V_n` on a square grid over [-reach, reach]^2, (side, side): rows from the bottom, as `imshow` wants them.
 
@@ -96,6 +101,8 @@ def value_field(
 def draw_generation(paths: Paths, points: np.ndarray, energies: np.ndarray, temperature: float, panels: int = 6) -> Figure:
     """Paths over the fields of `V_n` at some steps, the last one at the action: the exact ones, and below those learned.
 
+    Each panel is as wide as its points need: they come nearer to each other from step to step.
+
     Args:
         paths: of a policy.
         points: the data, (n, 2); the first `FIELD_POINTS` make the exact field.
@@ -105,32 +112,34 @@ def draw_generation(paths: Paths, points: np.ndarray, energies: np.ndarray, temp
     """
     last = len(paths.points) - 1
     steps = np.unique(np.linspace(0, last, min(panels, last + 1)).round().astype(int)).tolist()
-    reach = max(1.0, 1.05 * float(np.abs(paths.points).max()))
-    data = points[:FIELD_POINTS], energies[:FIELD_POINTS]
-    rows = {"exact V": [value_field(*data, float(paths.alpha_bars[step]), temperature, reach=reach) for step in steps]}
+    reaches = [max(1.0, 1.05 * float(np.abs(paths.points[step]).max())) for step in steps]
+    data, shape = (points[:FIELD_POINTS], energies[:FIELD_POINTS]), (SIDE_OF_FIELD, SIDE_OF_FIELD)
+    places = list(zip(steps, reaches, strict=True))
+    rows = {"exact V": [value_field(*data, float(paths.alpha_bars[k]), temperature, reach=reach) for k, reach in places]}
     if paths.value is not None:
-        square, shape = grid(SIDE_OF_FIELD, reach), (SIDE_OF_FIELD, SIDE_OF_FIELD)
-        rows["learned V"] = [paths.value(square, step).reshape(shape) for step in steps]
-    return draw_paths(paths.points, rows, steps, reach=reach)
+        rows["learned V"] = [paths.value(grid(SIDE_OF_FIELD, reach), k).reshape(shape) for k, reach in places]
+    return draw_paths(paths.points, rows, steps, reaches)
 
 
 def draw_paths(
-    paths: np.ndarray, fields: dict[str, list[np.ndarray]], steps: Sequence[int], *, reach: float = 1.0
+    paths: np.ndarray, fields: dict[str, list[np.ndarray]], steps: Sequence[int], reaches: Sequence[float]
 ) -> Figure:
-    """A panel for each of some steps: the field there, the paths up to it, and where they stand; a row for each kind of field.
+    """A panel for each of some steps: the field there, the paths since the last panel, and where they stand.
 
     Args:
         paths: (steps + 1, n, 2), from noise to the action.
-        fields: by what they are, a square array (side, side) for each panel, rows from the bottom (see `value_field`).
+        fields: by what they are, a row each: a square array (side, side) for each panel, rows from the bottom
+            (see `value_field`).
         steps: the index along `paths` of each panel.
-        reach: half the width of the square that a field covers.
+        reaches: half the width of the square that a panel and its field cover.
     """
     size = (SIDE * len(steps) + 0.9, SIDE * len(fields) + 0.3)
     figure = Figure(figsize=size, dpi=DPI, layout="compressed")
     panels = figure.subplots(len(fields), len(steps), squeeze=False)
+    stretches = [paths[start : stop + 1] for start, stop in zip([0, *steps], steps, strict=False)]
     for row, (name, of_steps) in zip(panels, fields.items(), strict=True):
-        for panel, field, step in zip(row, of_steps, steps, strict=True):
-            _draw_paths(panel, paths[: step + 1], field, reach)
+        for drawn in zip(row, stretches, of_steps, reaches, strict=True):
+            _draw_paths(*drawn)
         row[0].set_ylabel(name)
     for panel, step in zip(panels[0], steps, strict=True):
         panel.set_title(f"n = {len(paths) - 1 - step}", fontsize=10)

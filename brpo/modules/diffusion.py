@@ -176,7 +176,7 @@ class DiffusionActor(nn.Module):
     def denoise(
         self, observations: Float[Tensor, "seeds batch o"], noise: Float[Tensor, "seeds batch k"]
     ) -> list[Float[Tensor, "seeds batch a"]]:
-        """x_N, ..., x_0 out of standard normal `noise`, `noise_dim` numbers a row: x_N, then those of the steps in their order."""
+        """x_N, ..., x_0 out of standard normal `noise`, `noise_dim` numbers a row: x_N, then those of the steps in order."""
         noisy, *noises = noise.split(self.action_dim, dim=-1)
         way = [noisy]
         for (n, step), drawn in zip_longest(self.path, noises):  # the last step takes none, nor does any of DDIM's
