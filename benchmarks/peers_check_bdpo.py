@@ -31,7 +31,7 @@ def difference(algorithm: Any, options: dict[str, Any], batches: Sequence[Batch]
     parameters, targets = weights_of(algorithm)
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         learner = BDPO(options, algorithm.max_updates)
-        update = jax.jit(learner.update)
+        update = jax.jit(learner.update, compiler_options={"xla_backend_optimization_level": 0})
         state = learner.start(jax.tree.map(jax.numpy.asarray, parameters), targets)
         found = 0.0
         for batch in batches:

@@ -3,8 +3,8 @@
 The update is brpo's (Q and V, then actor and behaviour where they are due); `peers.py --check` holds it to that. As in the
 code of BDPO's authors, the time features of a row are computed for that row, and the library's Mish is used.
 
-A network is `{"time": Layers, "layers": Layers, "norms": Layers}`: of the time features, of the hidden layers and the output,
-scale and shift of each layer norm. Where a part has no such thing, the list is empty.
+A network is `{"time": Layers, "layers": Layers, "norms": Layers}`: those of the time features, the hidden ones and the
+output's, scale and shift of each layer norm. Where a part has no such thing, the list is empty.
 """
 
 from collections.abc import Callable

@@ -8,13 +8,15 @@ from typing import Any
 import peers
 import peers_check
 import peers_corl
+import peers_limit
 import pytest
 import typer
 from common import build, composed, rotated
 from peers import Measurement
 from peers_workload import Peer, Workload, make_workload
+from torch.utils.flop_counter import FlopCounterMode
 
-from tests.helpers import ALGORITHMS, compose_config, make_algorithm, random_batch
+from tests.helpers import ALGORITHMS, compose_config, make_algorithm, random_batch, shrink
 
 LOOPS = sorted(set(peers_corl.LEARNERS) & set(ALGORITHMS))
 # Every clip acts on some of the transitions; TD3+BC draws no noise, since every side would draw its own.
@@ -43,6 +45,22 @@ def test_jax_loop_makes_the_update_of_brpo() -> None:
     pytest.importorskip("jax")
     pytest.importorskip("optax")
     assert difference("jax", "iql") < 1e-6
+
+
+@pytest.mark.parametrize(("changed", "seen"), [("algo.eta=0.3", False), ("algo.eta=0.31", True)])
+def test_jax_loop_makes_the_update_of_bdpo(changed: str, seen: bool) -> None:
+    """Actor and behaviour move in the first and third of the updates; gradients are clipped, rates fall."""
+    pytest.importorskip("jax")
+    pytest.importorskip("optax")
+    options = ["algo.eta=0.3", "algo.policy_delay=2", "algo.gradient_clip=0.5"]
+    algorithm = make_algorithm("bdpo", *options)
+    algorithm.max_updates = 9
+    config = compose_config("algo=bdpo", *options, changed)
+    shrink(config["algo"])
+    batches = [random_batch(size=32, seed=k) for k in range(3)]
+    found = peers_check.differences(algorithm, "bdpo", config["algo"], batches)
+    assert list(found) == ["jax"]
+    assert (found["jax"] > peers_check.TOLERANCE) if seen else (found["jax"] < 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +105,28 @@ def test_ratios_are_medians_within_a_round() -> None:
     assert (ours["rate"], ours["rate_min"], ours["rate_max"], ours["ratio"]) == (30.0, 10.0, 60.0, 1.0)
     assert (other["rate"], other["ratio"], other["ratio_min"], other["ratio_max"]) == (15.0, 1.0, 1.0, 4.0)
     assert other["cores"] == 0.7
+
+
+def test_the_limit_is_the_share_of_products_within_a_round() -> None:
+    """40 operations an update: 10, 20, 20 updates of a possible 20, 25, 50."""
+    rounds = {
+        "brpo": [Measurement(rate, 1.0) for rate in (10.0, 20.0, 20.0)],
+        peers.LIMIT: [Measurement(rate, 1.0) for rate in (800.0, 1000.0, 2000.0)],
+    }
+    (ours,) = peers.rows({"brpo": Peer("brpo", lambda updates: None)}, rounds, operations=40.0)
+    assert ours["limit"] == pytest.approx(0.5)
+
+
+def test_operations_are_those_that_torch_counts() -> None:
+    """Of an update in which all parts are due, without the time features, which torch counts too."""
+    algorithm = make_algorithm("bdpo", "algo.policy_delay=1", sizes={"policy_delay": 1})
+    config = compose_config("algo=bdpo", "algo.policy_delay=1")
+    shrink(config["algo"])
+    algorithm.step(random_batch(size=256))
+    with FlopCounterMode(display=False) as counted:
+        algorithm.step(random_batch(size=256))
+    operations = peers_limit.bdpo_operations(config["algo"], 3, 2, rows=256)
+    assert operations <= counted.get_total_flops() <= 1.1 * operations
 
 
 @pytest.fixture
@@ -135,6 +175,7 @@ def test_all_sides_make_the_same_number_of_updates(
         ({"against": "corl,corll"}, "knows d3rlpy, corl, jax, not corll"),
         ({"updates": 150}, "a multiple of --scan 100"),
         ({"device": "tpu"}, "must be cpu"),
+        ({"clock": "sun"}, "one of wall, processor"),
         ({"overrides": ["seeds=2"]}, "benchmarks/seeds.py"),
     ],
 )
