@@ -9,11 +9,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from brpo import cli, collect, config, launch, resume
+from brpo import cli, config, launch, resume
 from brpo.engine import checkpoint_io
 from brpo.errors import UserError
 from brpo.experiments import toy as experiment
 from brpo.runs import RunFolder
+from brpo.sweeps import collect
 from brpo.training import train
 from tests.helpers import compose_config, shrink
 from tests.test_sweeps import finished, result, sweep_of

@@ -203,9 +203,10 @@ def alpha(parameter: float) -> Divergence:
     `neyman_chi2`, 1/2 twice `hellinger`. Source: Cressie and Read (1984), "Multinomial goodness-of-fit tests".
     """
     name, source = f"alpha:{parameter:.12g}", "alpha-divergence, Cressie and Read (1984)"
-    if parameter == 1.0:
+    # Nearer than this the limit is the better approximation: the power would lose digits, and below 1e-308 all of them.
+    if abs(parameter - 1.0) < 1e-12:
         return Divergence(name, source, lambda t: torch.special.xlogy(t, t) - t + 1.0, DIVERGENCES["kl"].coefficient, 1.0)
-    if parameter == 0.0:
+    if abs(parameter) < 1e-12:
         return Divergence(name, source, lambda t: t - 1.0 - torch.log(t), DIVERGENCES["reverse_kl"].coefficient, 1.0)
 
     def coefficient(n: int) -> float:  # binom(a, n) / (a (a - 1))

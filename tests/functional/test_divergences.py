@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import integrate, stats
@@ -193,6 +193,7 @@ def test_alpha_is_continuous_at_its_limits(limit: float) -> None:
 
 
 @given(parameter=st.floats(-4, 4), p=distributions, q=distributions)
+@example(parameter=5e-324, p=np.full(2, 0.5), q=np.array([0.25, 0.75]))
 @settings(max_examples=60, deadline=None)
 def test_alpha_of_any_parameter(parameter: float, p: np.ndarray, q: np.ndarray) -> None:
     """Not negative, and `D_alpha(P || Q) = D_{1 - alpha}(Q || P)`."""
