@@ -81,6 +81,29 @@ def test_train_resume_and_evaluate(algo: str, tmp_path: Path, capsys: pytest.Cap
     assert "eval.mode=mean is not allowed on toy/8gaussians" in str(refused.exception)
 
 
+def test_bdpo_draws_its_paths_and_knows_what_its_start_is_worth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a pre-training; the table of runs has the numbers of the last evaluation."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "run"
+    found = run(folder, "bdpo", "seeds=[3,7]", "max_updates=6", "algo.pretrain_updates=4", "eval.every=6")
+    assert {path.name for path in (folder / "pictures").iterdir()} == {"samples-6.png", "paths-6.png"}
+    tags = scalars(folder).Tags()
+    assert {"evaluation/start_value", "evaluation_by_seed/start_value/7"} <= set(tags["scalars"])
+    assert "evaluation/paths" in tags["images"]
+    table = rows(folder)
+    assert float(table[0]["start_exact"]) == pytest.approx(0.881, abs=1e-3)
+    experiment.table([folder], tmp_path / "toy.csv")
+    (line,) = csv.DictReader((tmp_path / "toy.csv").open())
+    assert [line[key] for key in ("task", "algorithm", "seeds", "updates", "pretrain_updates")] == [
+        "toy/8gaussians", "bdpo", "2", "6", "4",
+    ]  # fmt: skip
+    assert float(line["start_value"]) == pytest.approx(sum(float(row["start_value"]) for row in table) / 2, abs=1e-4)
+    assert float(line["sliced_wasserstein"]) == pytest.approx(sum(found["final"]["sliced_wasserstein"]) / 2, abs=1e-4)
+    assert float(line["cpu_minutes"]) > 0
+    with pytest.raises(UserError, match="is not the folder of a finished run"):
+        experiment.table([tmp_path], tmp_path / "none.csv")
+
+
 def test_one_picture_of_several_runs(tmp_path: Path, datasets: Path) -> None:
     """A row for each task, a panel for each run; a second run of an algorithm gets a number."""
     run(tmp_path / "a", "bc", "max_updates=1")
