@@ -57,8 +57,8 @@ VARIANTS = [  # ways through the code that the defaults do not take
 ]
 
 
-# What is due in every update alone: each combination compiles an update of eight networks more.
-OVERRIDES = {"bdpo": ["algo.policy_delay=1"]}
+# All parts in every update, and ensembles of one: each combination, and each member, is compiled on its own.
+OVERRIDES = {"bdpo": ["algo.policy_delay=1", "algo.critic.critics=1"]}
 
 
 @pytest.mark.parametrize(("algo", "overrides"), [(algo, OVERRIDES.get(algo, [])) for algo in ALGORITHMS] + VARIANTS)
