@@ -1,12 +1,9 @@
 """Fixtures: small data sets made on the spot, and a command-line runner. No network, no GPU, no shared files."""
 
-import contextlib
-import io
 import os
-import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,26 +114,3 @@ def cli(data_root: Path, tmp_path: Path) -> Run:
         )
 
     return run
-
-
-@pytest.fixture
-def in_process(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """As `cli`, in this process: nothing is imported again, which takes most of the time of a short run."""
-    for name, value in {"MINARI_DATASETS_PATH": str(data_root), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-
-    def run(*arguments: str, program: str = "train.py") -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", [program, *arguments])
-        script = ROOT / ("train.py" if program == "train.py" else "brpo/cli.py")
-        out, err, code = io.StringIO(), io.StringIO(), 0
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                runpy.run_path(str(script), run_name="__main__")
-            except SystemExit as end:
-                code = int(end.code or 0)
-        return subprocess.CompletedProcess([program, *arguments], code, out.getvalue(), err.getvalue())
-
-    yield run
-    torch.set_num_threads(threads)

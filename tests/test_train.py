@@ -59,12 +59,11 @@ def same_weights(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
-def test_train_evaluate_and_resume(algo: str, cli: Run, in_process: Run, tmp_path: Path) -> None:
+def test_train_evaluate_and_resume(algo: str, cli: Run, tmp_path: Path) -> None:
     """One run in one go, the same in two goes: equal weights, rows and events; then `brpo evaluate`."""
-    run = cli if algo == "sfac" else in_process  # a process of its own for each call takes seconds
     # A cosine schedule refers to max_updates, which differs between the parts of this run.
     options = ["eval.every=20", "engine.chunk=8", "seeds=[3,7]", "++algo.schedule.actor=constant"]
-    whole = run(*tiny(algo, *options, "max_updates=40", "run_dir=whole"))
+    whole = cli(*tiny(algo, *options, "max_updates=40", "run_dir=whole"))
     assert whole.returncode == 0, whole.stderr
     assert re.search(r"final: return -\d+\.\d ± \d+\.\d \(2 seeds\), normalized score", whole.stdout)
     folder = tmp_path / "whole"
@@ -96,13 +95,13 @@ def test_train_evaluate_and_resume(algo: str, cli: Run, in_process: Run, tmp_pat
     assert "data/boundary_share" in tags["scalars"]
     assert ("series/remainder" in tags["scalars"]) == (algo == "sfac")
 
-    first = run(*tiny(algo, *options, "max_updates=20", "run_dir=parts"))
+    first = cli(*tiny(algo, *options, "max_updates=20", "run_dir=parts"))
     assert first.returncode == 0, first.stderr
-    second = run("resume=parts", "max_updates=40")
+    second = cli("resume=parts", "max_updates=40")
     assert second.returncode == 0, second.stderr
     same_weights(folder, tmp_path / "parts")
 
-    evaluated = run("evaluate", "parts", "--episodes", "1", program="brpo")
+    evaluated = cli("evaluate", "parts", "--episodes", "1", program="brpo")
     assert evaluated.returncode == 0, evaluated.stderr
     parts = json.loads((tmp_path / "parts" / "result.json").read_text())
     assert f"{parts['final']['return'][0]:.1f}" in evaluated.stdout  # the same starts, the same policy
