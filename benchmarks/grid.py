@@ -1,6 +1,9 @@
 """Runs a grid of trainings one after another and reports it; finished cells are skipped, broken ones resumed.
 
     python benchmarks/grid.py comparison        # docs/results.md
+    python benchmarks/grid.py symmetry          # docs/results.md: Sf-AC without its symmetry term
+    python benchmarks/grid.py policies          # docs/results.md: mixtures as policy and behaviour model
+    python benchmarks/grid.py modes             # docs/results.md: runs to be evaluated by `brpo evaluate --mode`
     python benchmarks/grid.py search            # docs/sfac.md
     python benchmarks/grid.py comparison --table --target docs/results   # nothing is run; the report alone
 
@@ -13,6 +16,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -65,15 +69,33 @@ SEARCH = {
 }
 
 
+# What each question changes, beside the defaults of the comparison.
+SYMMETRY = {"coefficient 0": ["algo=sfac", "algo.symmetry_coefficient=0"]}
+POLICIES = {
+    "sfac mixture": ["algo=sfac", "actor=mixture"],
+    "sfac mixture behavior": ["algo=sfac", "actor@algo.behavior=mixture"],
+    "bc mixture": ["algo=bc", "actor=mixture"],
+}
+MODES = {algo: [f"algo={algo}"] for algo in ("sfac", "awac", "iql", "sql", "xql", "eql", "bc")}  # td3_bc has one action only
+BUDGET = ["max_updates=50000", "eval.every=10000", "eval.episodes=10"]
+QUESTIONS = {"symmetry": (SYMMETRY, REPLAY[1:3], 5), "policies": (POLICIES, REPLAY[1:], 3), "modes": (MODES, MEDIUM[:1], 3)}
+
+
 def cells(grid: str) -> dict[tuple[str, str], list[str]]:
     """(row, data set) -> overrides."""
     if grid == "comparison":
-        options = ["seeds=5", "max_updates=50000", "eval.every=10000", "eval.episodes=10"]
         return {
-            (algo, dataset): [f"algo={algo}", f"dataset={dataset}", *options]
+            (algo, dataset): [f"algo={algo}", f"dataset={dataset}", "seeds=5", *BUDGET]
             for algos, datasets in STAGES
             for dataset in datasets
             for algo in algos
+        }
+    if grid in QUESTIONS:
+        rows, datasets, seeds = QUESTIONS[grid]
+        return {
+            (row, dataset): [*overrides, f"dataset={dataset}", f"seeds={seeds}", *BUDGET]
+            for row, overrides in rows.items()
+            for dataset in datasets
         }
     if grid == "search":
         options = ["algo=sfac", "seeds=[100]", "max_updates=20000", "eval.every=5000", "eval.episodes=10"]
@@ -82,7 +104,7 @@ def cells(grid: str) -> dict[tuple[str, str], list[str]]:
             for row, overrides in SEARCH.items()
             for dataset in (*MEDIUM, BUNDLED)
         }
-    raise typer.BadParameter(f"{grid}: known grids are comparison and search")
+    raise typer.BadParameter(f"{grid}: known grids are comparison, search, {', '.join(QUESTIONS)}")
 
 
 def folder(grid: str, row: str, dataset: str) -> Path:
@@ -90,14 +112,28 @@ def folder(grid: str, row: str, dataset: str) -> Path:
     return ROOT / "runs" / "grid" / grid / re.sub(r"[^a-z0-9.]+", "-", row.lower()) / dataset.replace("/", "-")
 
 
-def main(grid: str, only: str = "", table: bool = False, threads: int = 1, target: Path | None = None) -> None:
+def main(
+    grid: str,
+    extra: Annotated[list[str] | None, typer.Argument(help="Overrides of every cell, such as engine=compile.")] = None,
+    only: str = "",
+    table: bool = False,
+    threads: int = 1,
+    target: Path | None = None,
+) -> None:
     """Run the cells of a grid that are not finished and print the report, and write it to a folder if one is given."""
     for (row, dataset), overrides in cells(grid).items():
         if (folder(grid, row, dataset) / "result.json").exists():
             continue
         if table or not re.search(only, f"{row} on {dataset}"):
             continue
-        command = [sys.executable, "train.py", *overrides, f"run_dir={folder(grid, row, dataset)}", "resume=auto"]
+        command = [
+            sys.executable,
+            "train.py",
+            *overrides,
+            *(extra or []),
+            f"run_dir={folder(grid, row, dataset)}",
+            "resume=auto",
+        ]
         print(" ".join(command), flush=True)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if code := subprocess.run(command, cwd=ROOT, env=environment).returncode:
