@@ -77,23 +77,27 @@ POLICIES = {
     "bc mixture": ["algo=bc", "actor=mixture"],
 }
 MODES = {algo: [f"algo={algo}"] for algo in ("sfac", "awac", "iql", "sql", "xql", "eql", "bc")}  # td3_bc has one action only
-BUDGET = ["max_updates=50000", "eval.every=10000", "eval.episodes=10"]
-QUESTIONS = {"symmetry": (SYMMETRY, REPLAY[1:3], 5), "policies": (POLICIES, REPLAY[1:], 3), "modes": (MODES, MEDIUM[:1], 3)}
+BUDGET = ["eval.every=10000", "eval.episodes=10"]
+QUESTIONS = {  # rows, data sets, updates; three seeds
+    "symmetry": (SYMMETRY, REPLAY[1:3], 50000),
+    "policies": (POLICIES, REPLAY[1:], 50000),
+    "modes": (MODES, MEDIUM[:1], 20000),
+}
 
 
 def cells(grid: str) -> dict[tuple[str, str], list[str]]:
     """(row, data set) -> overrides."""
     if grid == "comparison":
         return {
-            (algo, dataset): [f"algo={algo}", f"dataset={dataset}", "seeds=5", *BUDGET]
+            (algo, dataset): [f"algo={algo}", f"dataset={dataset}", "seeds=5", "max_updates=50000", *BUDGET]
             for algos, datasets in STAGES
             for dataset in datasets
             for algo in algos
         }
     if grid in QUESTIONS:
-        rows, datasets, seeds = QUESTIONS[grid]
+        rows, datasets, updates = QUESTIONS[grid]
         return {
-            (row, dataset): [*overrides, f"dataset={dataset}", f"seeds={seeds}", *BUDGET]
+            (row, dataset): [*overrides, f"dataset={dataset}", "seeds=3", f"max_updates={updates}", *BUDGET]
             for row, overrides in rows.items()
             for dataset in datasets
         }

@@ -2,8 +2,7 @@
 
 import os
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from minari.data_collector import EpisodeBuffer
+
+from tests.commands import CommandServer
 
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # results do not depend on the machine, and small networks gain nothing from more
@@ -89,28 +90,29 @@ def datasets(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture(scope="session")
+def commands() -> Iterator[CommandServer]:
+    """A process that is forked for each command."""
+    server = CommandServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def cli(data_root: Path, tmp_path: Path) -> Run:
+def cli(commands: CommandServer, data_root: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run `train.py` or `brpo` in a process of its own, in an empty folder, without a network."""
 
     def run(
         *arguments: str, program: str = "train.py", cwd: Path | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "train.py")] if program == "train.py" else [sys.executable, "-m", "brpo.cli"]
-        return subprocess.run(
-            [*command, *arguments],
-            cwd=cwd or tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env={
-                **os.environ,
-                "MINARI_DATASETS_PATH": str(data_root),
-                "HF_HUB_OFFLINE": "1",
-                "OMP_NUM_THREADS": "1",
-                "COLUMNS": "200",
-                **environment,
-            },
-        )
+        variables = {
+            **os.environ,
+            "MINARI_DATASETS_PATH": str(data_root),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",
+            **environment,
+        }
+        return commands.run(program, arguments, cwd or tmp_path, variables, tmp_path_factory.mktemp("streams"))
 
     return run

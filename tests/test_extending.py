@@ -33,23 +33,31 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def pytest_in(root: Path, *arguments: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(root), "HYPOTHESIS_STORAGE_DIRECTORY": str(root / ".hypothesis")}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", *arguments]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment, timeout=300)
+def test_the_tests_find_both(copy: Path) -> None:
+    """The divergence by the tests of the table and of the series, the algorithm by the contract."""
+    files = [
+        f"tests/{file}.py" for file in ("functional/test_divergences", "functional/test_series", "algorithms/test_contract")
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "HYPOTHESIS_STORAGE_DIRECTORY": str(copy / ".hypothesis")}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        "0",
+        "-rA",
+        *files,
+        "-k",
+        "half_jeffreys or mine",
+    ]
+    result = subprocess.run(command, cwd=copy, capture_output=True, text=True, env=environment, timeout=300)
     assert result.returncode == 0, result.stdout[-3000:]
-    return result.stdout
-
-
-def test_the_divergence_is_found_by_the_tests_of_the_table(copy: Path) -> None:
-    output = pytest_in(
-        copy, "tests/functional/test_divergences.py", "tests/functional/test_series.py", "-k", "half_jeffreys"
-    )
-    assert "test_f_is_zero_at_one_and_convex[half_jeffreys]" in output
-    assert "test_monotone[2-half_jeffreys]" in output
-
-
-def test_the_algorithm_is_found_by_the_contract_tests(copy: Path) -> None:
-    output = pytest_in(copy, "tests/algorithms/test_contract.py", "-k", "mine")
-    assert "test_seeds_together_equal_seeds_alone[mine-overrides" in output
-    assert "test_act_speaks_environment_units[mine]" in output
+    for name in (
+        "test_f_is_zero_at_one_and_convex[half_jeffreys]",
+        "test_monotone[2-half_jeffreys]",
+        "test_seeds_together_equal_seeds_alone[mine-overrides",
+        "test_act_speaks_environment_units[mine]",
+    ):
+        assert name in result.stdout

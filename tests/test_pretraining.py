@@ -4,11 +4,8 @@ import copy
 import functools
 import json
 import multiprocessing
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ from brpo.callbacks.signals import Signals
 from brpo.engine import checkpoint_io
 from brpo.errors import Interrupted, TrainingDiverged, UserError
 from brpo.runs import RunFolder
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Run
 from tests.helpers import compose_config, make_algorithm, make_spec, shrink
 
 UPDATES = 100  # of the pre-training
@@ -102,18 +99,17 @@ def test_the_next_run_takes_the_model_and_ends_the_same(
 
 
 def test_sigkill_in_the_pretraining_then_resume_is_bit_exact(
-    fresh: tuple[Path, Path, Result], datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    cli: Run,
+    fresh: tuple[Path, Path, Result],
+    datasets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
     """`fresh` does not look at the cache; nor does a resumed run, whose model is in its checkpoint."""
     kill = ["+callbacks.kill._target_=tests.helpers.Stop", "+callbacks.kill.at=-30", "+callbacks.kill.kill=true"]
-    killed = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *OPTIONS, "behavior=fresh", f"run_dir={tmp_path / 'run'}", *kill],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "own")},
-    )
+    typed = [*OPTIONS, "behavior=fresh", f"run_dir={tmp_path / 'run'}", *kill]
+    killed = cli(*typed, PYTHONPATH=str(ROOT), XDG_CACHE_HOME=str(tmp_path / "own"))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert f"behaviour model: trained for {UPDATES} updates first" in killed.stdout
     assert re.search(rf"^behavior \d+/{UPDATES} ", killed.stdout, re.MULTILINE)

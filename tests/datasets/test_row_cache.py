@@ -235,10 +235,10 @@ def test_processes_that_convert_at_once(root: Path) -> None:
         f"from brpo.datasets import row_cache; flat, _ = row_cache.load({ID!r}); print(flat.digest, float(flat.rows.sum()))"
     )
     processes = [
-        subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
     outputs = [process.communicate(timeout=120)[0].splitlines() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert [process.returncode for process in processes] == [0, 0]
     flat = minari_io.load(ID)
     assert {lines[-1] for lines in outputs} == {f"{flat.digest} {float(flat.rows.sum())}"}
     assert sum("writing its rows" in line for lines in outputs for line in lines) == 1

@@ -50,10 +50,12 @@ def run_both(eager: OfflineAlgorithm, compiled: OfflineAlgorithm, updates: int =
 
 
 VARIANTS = [  # ways through the code that the defaults do not take
-    ("sfac", ["algo.value_loss=sample", "actor=squashed"]),
-    ("sfac", ["algo.value_loss=sample", "actor=student_t", "algo.actor.learn_degrees_of_freedom=true"]),
-    ("sfac", ["algo.value_loss=sample", "actor=mixture", "algo.divergence=alpha:0.5"]),
-    ("sfac", ["algo.omega=series", "algo.policy_order=4", "algo.epsilon_schedule=spread", "algo.value_loss=softmax"]),
+    ("sfac", ["algo.value_loss=sample", "actor=squashed", "actor@algo.behavior=mixture", "algo.divergence=alpha:0.5"]),
+    (
+        "sfac",
+        ["algo.value_loss=softmax", "actor=student_t", "algo.actor.learn_degrees_of_freedom=true"]
+        + ["algo.omega=series", "algo.policy_order=4", "algo.epsilon_schedule=spread"],
+    ),
 ]
 
 
@@ -124,7 +126,7 @@ def test_inductor(algo: str) -> None:
 
 def test_a_checkpoint_continues_in_the_compiled_version() -> None:
     """No eager update after it: the whole and the continued run round alike, to the bit."""
-    whole = pair("td3_bc", SCHEDULED)[0]
+    whole = pair("bc", SCHEDULED)[0]
     compile_update(whole, "aot_eager")
     EagerRunner(DATA, 8).run(whole, 0, 3)
     checkpoint = {
@@ -134,7 +136,7 @@ def test_a_checkpoint_continues_in_the_compiled_version() -> None:
     whole.on_save_checkpoint(checkpoint)
     checkpoint = copy.deepcopy(checkpoint)
     EagerRunner(DATA, 8).run(whole, 3, 7)
-    second = pair("td3_bc", SCHEDULED)[0]
+    second = pair("bc", SCHEDULED)[0]
     second.load_state_dict(checkpoint["state_dict"])
     second.on_load_checkpoint(checkpoint)
     for optimizer, saved in zip(second.optimizers_by_part.values(), checkpoint["optimizer_states"], strict=True):

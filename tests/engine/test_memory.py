@@ -21,7 +21,7 @@ def test_a_freed_tensor_is_taken_again_without_a_page_fault() -> None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     faults()
-    assert faults() < 1000  # each would be new: 20,000
+    assert faults() < 5000  # each would be new: 20,000
 
 
 def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,126 @@
+"""Runs `train.py` and `brpo` in forks of a process that has read torch and Lightning, which takes longer than a tiny run.
+
+Every command still has a process, streams, a folder and an environment of its own. Tests that are about the start of an
+interpreter, signals or several processes start one.
+"""
+
+import atexit
+import contextlib
+import functools
+import gc
+import json
+import os
+import runpy
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class CommandServer:
+    """The process that is forked; `run` is what `subprocess.run` would be."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.commands"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"},  # read by imports
+        )
+
+    def run(
+        self, program: str, arguments: Sequence[str], cwd: Path, environment: dict[str, str], streams: Path
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end; `streams` is a folder for what it prints."""
+        out, err = streams / "out", streams / "err"
+        request = {
+            "program": program,
+            "arguments": list(arguments),
+            "cwd": str(cwd),
+            "environment": environment,
+            "streams": [str(out), str(err)],
+        }
+        assert self.process.stdin and self.process.stdout
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the process that runs commands ended with {self.process.wait()}")
+        return subprocess.CompletedProcess([program, *arguments], int(answer), out.read_text(), err.read_text())
+
+    def close(self) -> None:
+        """End it."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+def serve() -> None:
+    """Fork for each line of the input, and answer with the exit code of the fork, as `subprocess` counts it."""
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            end(functools.partial(become, json.loads(line)))
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def end(main: Callable[[], None]) -> NoReturn:
+    """Call a main function and leave the process as an interpreter would, but for taking its modules down, which takes long."""
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as error:
+        code = error.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]  # joins threads
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else code is not None)
+
+
+def become(request: dict[str, Any]) -> None:
+    """Be the process of a command."""
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
+    files = [
+        os.open(os.devnull, os.O_RDONLY),
+        *(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in request["streams"]),
+    ]
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    program = {"train.py": ROOT / "train.py", "brpo": ROOT / "brpo" / "cli.py"}[request["program"]]
+    sys.argv = [str(program), *request["arguments"]]
+    runpy.run_path(str(program), run_name="__main__")
+
+
+def prepare() -> None:
+    """Import and do what every run does first."""
+    import torch
+
+    from brpo import cli, launch, saved_runs  # noqa: F401
+    from brpo.reports import report  # noqa: F401
+    from tests.helpers import compose_config
+
+    with contextlib.suppress(ImportError):
+        import mujoco  # noqa: F401
+    torch.set_num_threads(1)
+    compose_config()  # Hydra looks for its plugins and builds its parser at the first time
+    gc.freeze()  # forks do not look through, and so copy, what was imported
+
+
+if __name__ == "__main__":
+    prepare()
+    serve()
