@@ -72,7 +72,7 @@ def serve() -> None:
 
 
 def end(main: Callable[[], None]) -> NoReturn:
-    """Call a main function and leave the process as an interpreter would, but for taking its modules down, which takes long."""
+    """Call a main function and leave the process as an interpreter would, but without taking its modules down."""
     code: Any = 0
     try:
         main()
