@@ -130,6 +130,8 @@ def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
             out, err = process.communicate()
             raise AssertionError(f"ended with {process.returncode} before the condition held\n{out}\n{err}")
         time.sleep(0.01)
+    if os.getpgid(process.pid) == process.pid:
+        os.killpg(process.pid, signal.SIGKILL)  # with what it started
     process.kill()
     raise AssertionError("the condition never held")
 
