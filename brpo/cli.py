@@ -53,6 +53,7 @@ def list_data(
     for dataset_id, folder in local.items():
         print(f"  {dataset_id}  {folder}")
     if remote:
+        console.print("Asking the hub ...")
         found = catalog.remote_ids(prefix)
         if found is None:
             console.print("The hub cannot be reached; without a network only the ids above can be used.")

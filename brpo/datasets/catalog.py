@@ -1,7 +1,9 @@
 """Which Minari data sets there are: on this machine, on the hub, and how one comes here."""
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import minari
@@ -66,7 +68,8 @@ def _download(dataset_id: str, root: Path) -> Path:
     previous = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(root)
     try:
-        minari.download_dataset(dataset_id)
+        with _quiet_client():
+            minari.download_dataset(dataset_id)
     except Exception as error:  # the hub's client raises its network library's own types, which are no OSError
         known = ", ".join(local_ids()) or "none"
         raise UserError(
@@ -83,11 +86,25 @@ def _download(dataset_id: str, root: Path) -> Path:
 
 
 def remote_ids(prefix: str = "") -> list[str] | None:
-    """Ids on the hub, or None where it cannot be reached."""
+    """Ids on the hub, or None where it cannot be reached, which its client finds out within half a minute."""
     try:
-        return sorted(minari.list_remote_datasets(prefix=prefix or None))
+        with _quiet_client():
+            return sorted(minari.list_remote_datasets(prefix=prefix or None))
     except Exception:  # the hub's client raises its network library's own types; every one of them means "no"
         return None
+
+
+@contextlib.contextmanager
+def _quiet_client() -> Iterator[None]:
+    """The hub's client tells of every attempt; one line at the end says as much."""
+    from huggingface_hub.utils import logging  # Minari's dependency, read when it is needed: it takes a second
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def one_line(error: BaseException) -> str:
