@@ -1,4 +1,4 @@
-"""Mish on a CPU by one exponential instead of three transcendental functions, which take as long as half the products."""
+"""Mish on a CPU by one sigmoid instead of three transcendental functions, which take as long as half the products."""
 
 from typing import Any
 
@@ -12,28 +12,25 @@ LARGEST = 20.0  # from here on mish(x) = x in float64 too
 def mish(inputs: Tensor) -> Tensor:
     """`x tanh(log(1 + exp(x)))`, elementwise. Source: Misra (2019), arXiv:1908.08681.
 
-    On a CPU as `x h / (1 + h)` with `h = w + w^2/2` and `w = exp(x)`, the same function. On other devices, and for types of
-    less precision, torch's own.
+    On a CPU as `x u / (2 - u)` with `u = s (2 - s)` and `s = sigmoid(x)`, the same function, for which torch's sigmoid takes
+    half the time of its exponential; in a compiled graph as `x h / (1 + h)` with `h = w + w^2/2` and `w = exp(x)`. On other
+    devices, and for types of less precision, torch's own.
     """
     if inputs.device.type != "cpu" or inputs.dtype not in (torch.float32, torch.float64):
         return F.mish(inputs)
     if torch.compiler.is_compiling():  # which fuses the formula, forward and backward
-        half = _half(inputs)
+        grown = inputs.clamp(max=LARGEST).exp()
+        half = torch.addcmul(grown, grown, grown, value=0.5)
         return inputs * (half / (1.0 + half))
     if torch.is_grad_enabled() and inputs.requires_grad:
         return _Mish.apply(inputs)  # type: ignore[return-value]
     return _forward(inputs)
 
 
-def _half(inputs: Tensor) -> Tensor:
-    grown = inputs.clamp(max=LARGEST).exp()
-    return torch.addcmul(grown, grown, grown, value=0.5)
-
-
 def _forward(inputs: Tensor) -> Tensor:
-    grown = inputs.clamp(max=LARGEST).exp_()
-    half = grown.addcmul_(grown, grown, value=0.5)
-    return half.div_(half + 1.0).mul_(inputs)
+    sigmoid = inputs.sigmoid()
+    share = (2.0 - sigmoid).mul_(sigmoid)  # u
+    return share.div_(torch.sub(2.0, share, out=sigmoid)).mul_(inputs)
 
 
 class _Mish(torch.autograd.Function):
@@ -44,10 +41,11 @@ class _Mish(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """The derivative `h/(1+h) + x w (1+w) / (1+h)^2`."""
+        """The derivative `(u + 4 x s (1 - s)^2 / (2 - u)) / (2 - u)`."""
         (inputs,) = ctx.saved_tensors
-        grown = inputs.clamp(max=LARGEST).exp_()
-        half = torch.addcmul(grown, grown, grown, value=0.5)
-        over = (half + 1.0).reciprocal_()
-        slope = grown.addcmul_(grown, grown).mul_(over).mul_(inputs).add_(half).mul_(over)
-        return slope.mul_(gradient)
+        sigmoid = inputs.sigmoid()
+        rest = 1.0 - sigmoid
+        share = torch.addcmul(sigmoid, sigmoid, rest)
+        over = (2.0 - share).reciprocal_()
+        slope = sigmoid.mul_(rest).mul_(rest).mul_(over).mul_(inputs)
+        return share.add_(slope, alpha=4.0).mul_(over).mul_(gradient)
