@@ -4,6 +4,7 @@
     python benchmarks/grid.py symmetry          # docs/results.md: Sf-AC without its symmetry term
     python benchmarks/grid.py policies          # docs/results.md: mixtures as policy and behaviour model
     python benchmarks/grid.py modes             # docs/results.md: runs to be evaluated by `brpo evaluate --mode`
+    python benchmarks/grid.py diffusion         # docs/results.md: BDPO and diffusion cloning
     python benchmarks/grid.py search            # docs/sfac.md
     python benchmarks/grid.py comparison --table --target docs/results   # nothing is run; the report alone
 
@@ -77,11 +78,13 @@ POLICIES = {
     "bc mixture": ["algo=bc", "actor=mixture"],
 }
 MODES = {algo: [f"algo={algo}"] for algo in ("sfac", "awac", "iql", "sql", "xql", "eql", "bc")}  # td3_bc has one action only
+DIFFUSION = {"bdpo": ["algo=bdpo"], "diffusion_bc": ["algo=diffusion_bc", "max_updates=20000"]}  # as bdpo's pre-training
 BUDGET = ["eval.every=10000", "eval.episodes=10"]
 QUESTIONS = {  # rows, data sets, updates; three seeds
     "symmetry": (SYMMETRY, REPLAY[1:3], 50000),
     "policies": (POLICIES, REPLAY[1:], 50000),
     "modes": (MODES, MEDIUM[:1], 20000),
+    "diffusion": (DIFFUSION, MEDIUM + REST[:3], 10000),
 }
 
 
@@ -97,7 +100,7 @@ def cells(grid: str) -> dict[tuple[str, str], list[str]]:
     if grid in QUESTIONS:
         rows, datasets, updates = QUESTIONS[grid]
         return {
-            (row, dataset): [*overrides, f"dataset={dataset}", "seeds=3", f"max_updates={updates}", *BUDGET]
+            (row, dataset): [f"dataset={dataset}", "seeds=3", f"max_updates={updates}", *BUDGET, *overrides]
             for row, overrides in rows.items()
             for dataset in datasets
         }
