@@ -136,7 +136,11 @@ def check_config(config: dict[str, Any]) -> None:
         ("eval.episodes", config["eval"]["episodes"]),
         ("engine.chunk", config["engine"]["chunk"]),
     ):
-        require(key, value, isinstance(value, int) and not isinstance(value, bool) and value >= 1, "a whole number >= 1")
+        written = (
+            f", as {value:.0f}" if isinstance(value, float) and value >= 1 and value.is_integer() else ""
+        )  # 1e5 is a float
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        require(key, value, whole and value >= 1, f"a whole number >= 1{written}")
     for key, value in (
         ("eval.processes", config["eval"]["processes"]),
         ("engine.threads", config["engine"]["threads"]),

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from brpo.errors import Interrupted, LeftToRankZero, TrainingDiverged, UserError
 
@@ -50,5 +51,17 @@ def _in_one_line(error: BaseException) -> str:
     ):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    details = ("full_key:", "object_type=", "reference_type=", "Set the environment variable")
-    return " ".join(line for line in lines if not line.startswith(details))
+    details = (
+        "full_key:", "object_type=", "reference_type=", "Set the environment variable", "Config search path:", "provider=",
+    )  # fmt: skip
+    return " ".join(line for line in lines if not line.startswith(details)) + _known_keys(error)
+
+
+def _known_keys(error: BaseException) -> str:
+    """What stands beside a key that is not there."""
+    parent = getattr(error, "parent_node", None)
+    if not (isinstance(error, ConfigAttributeError | ConfigKeyError) and isinstance(parent, DictConfig)):
+        return ""
+    names = sorted(str(key) for key in parent if not str(key).startswith("_") and key != "hydra")
+    where = str(error.full_key or "").rpartition(".")[0] or "the configuration"
+    return f": {where} has {', '.join(names)}." if names else ""

@@ -48,10 +48,19 @@ def checkpoint_of(run: Path, rule: str) -> Path:
     Raises:
         UserError: there is none.
     """
+    if not run.exists():
+        raise UserError(
+            f"{run} does not exist. Give a run folder, runs/<algo>/<data set>/<time>-<id>, or a checkpoint in one."
+        )
     if not run.is_dir():
         return run
     if rule == "best":
-        return run / "checkpoints" / "best.ckpt"
+        path = run / "checkpoints" / "best.ckpt"
+        if not path.exists():
+            raise UserError(
+                f"{run} has no checkpoints/best.ckpt: no evaluation has been made. Use the last one (--checkpoint last)."
+            )
+        return path
     path, _, notice = resume.newest_checkpoint(runs.RunFolder(run))
     if notice:
         print(notice)

@@ -5,6 +5,7 @@ import pytest
 
 from brpo import config
 from brpo.errors import UserError
+from brpo.exits import exit_code_of
 from tests.helpers import ALGORITHMS, ROOT, compose_config
 
 
@@ -91,7 +92,8 @@ def test_seed_list_refuses(given: Any) -> None:
     ("override", "message"),
     [
         ("max_updates=0", "max_updates=0 is not allowed; it must be a whole number >= 1"),
-        ("max_updates=1.5", "max_updates=1.5 is not allowed"),
+        ("max_updates=1.5", "max_updates=1.5 is not allowed; it must be a whole number >= 1."),
+        ("max_updates=1e5", "max_updates=100000.0 is not allowed; it must be a whole number >= 1, as 100000."),
         ("batch_size=-2", "batch_size=-2 is not allowed"),
         ("eval.every=0", "eval.every=0 is not allowed"),
         ("eval.mode=greedy", "eval.mode=greedy is not allowed; it must be mean or sampled"),
@@ -157,3 +159,19 @@ def test_other_instructions_in_stored_configurations_are_refused(node: Any) -> N
 def test_trusted_targets() -> None:
     config.check_trusted({"_target_": "torch.optim.Adam", "_partial_": True})
     config.check_trusted({"_target_": "brpo.algorithms.iql.IQL", "actor": {"_target_": "brpo.modules.actors.GaussianActor"}})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["algo=iql", "eval.evry=3"], "error: Key 'evry' is not in struct: eval has episodes, every, mode, processes."),
+        (["epochs=3"], "error: Key 'epochs' is not in struct: the configuration has algo, batch_size, "),
+        (["algo=iqll"], "error: In 'train': Could not find 'algo/iqll' Available options in 'algo': awac bc "),
+    ],
+)
+def test_a_wrong_name_comes_with_the_right_ones(overrides: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code_of(lambda: compose_config(*overrides)) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(line)
+    assert "hydra" not in said
+    assert "provider" not in said

@@ -172,8 +172,10 @@ def test_what_cannot_be_diagnosed_is_one_line(
 
 
 def test_a_missing_checkpoint_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"none\.ckpt does not exist\. Give a run folder, .* or a checkpoint in one\."):
         diagnosis.diagnose(saved_runs.checkpoint_of(tmp_path / "none.ckpt", "last"))
+    with pytest.raises(UserError, match=r"has no checkpoints/best\.ckpt: no evaluation has been made\. .*--checkpoint last"):
+        saved_runs.checkpoint_of(tmp_path, "best")
 
 
 def test_effective_shares_are_logged_of_weights_alone(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def _download(dataset_id: str, root: Path) -> Path:
         raise UserError(
             f"dataset={dataset_id} is not on this machine and could not be downloaded "
             f"({type(error).__name__}: {one_line(error)}). Local ids: {known}. With a network, get it by: "
-            f"minari download {dataset_id}; or put it into {root / dataset_id}"
+            f"MINARI_DATASETS_PATH={root} minari download {dataset_id}; or put it into {root / dataset_id}"
         ) from error
     finally:
         if previous is None:

@@ -177,6 +177,7 @@ def test_unknown_id_without_network_says_what_is_local(root: Path) -> None:
     ) as caught:
         minari_io.load("mujoco/hopper/medium-v0")
     assert "\n" not in str(caught.value)
+    assert f"get it by: MINARI_DATASETS_PATH={root} minari download mujoco/hopper/medium-v0" in str(caught.value)
     assert not list(root.glob("mujoco/**/*.hdf5"))  # nothing half-written
 
 
