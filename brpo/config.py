@@ -157,8 +157,13 @@ def check_config(config: dict[str, Any]) -> None:
     dataset, scale = config["dataset"], config["data"]["reward_scale"]
     require("dataset", dataset, isinstance(dataset, str), "a Minari id or a toy task")
     check_evaluation(dataset, mode)
+    heldout, shift = config["data"]["heldout"], config["data"]["reward_shift"]
+    normalize = config["data"]["normalize_observations"]
+    require("data.heldout", heldout, _is_number(heldout) and 0 <= heldout < 1, "a share of the episodes in [0, 1)")
+    require("data.reward_shift", shift, _is_number(shift), "a number")
+    require("data.normalize_observations", normalize, isinstance(normalize, bool), "true or false")
     eta = config["data"]["eta"]
-    require("data.eta", eta, isinstance(eta, int | float) and not isinstance(eta, bool) and eta > 0, "a number > 0")
+    require("data.eta", eta, _is_number(eta) and eta > 0, "a number > 0")
     same_units = scale == 1 or not _is_toy(dataset)
     require("data.reward_scale", scale, same_units, "1 on a toy task: temperatures and data.eta are in units of the energy")
     seed_list(config["seeds"])
@@ -180,6 +185,10 @@ def check_evaluation(dataset: str, mode: str) -> None:
     """
     if _is_toy(dataset) and mode != "sampled":
         raise UserError(f"eval.mode={mode} is not allowed on {dataset}, which compares samples; it must be sampled.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_toy(dataset: str) -> bool:

@@ -246,7 +246,10 @@ def make_trainer(
             use_distributed_sampler=False,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
-        raise UserError(f"The trainer's options {config['trainer']} are refused: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"The trainer's options {config['trainer']} are refused: {' '.join(str(error).split())} "
+            f"Give arguments of lightning.Trainer; without a GPU, trainer=cpu."
+        ) from error
 
 
 def _quiet_libraries() -> None:

@@ -93,6 +93,10 @@ def test_seed_list_refuses(given: Any) -> None:
     [
         ("max_updates=0", "max_updates=0 is not allowed; it must be a whole number >= 1"),
         ("max_updates=1.5", "max_updates=1.5 is not allowed; it must be a whole number >= 1."),
+        ("data.heldout=half", "data.heldout=half is not allowed; it must be a share of the episodes in [0, 1)"),
+        ("data.heldout=1", "data.heldout=1 is not allowed"),
+        ("data.reward_shift=low", "data.reward_shift=low is not allowed; it must be a number"),
+        ("data.normalize_observations=maybe", "data.normalize_observations=maybe is not allowed; it must be true or false"),
         ("max_updates=1e5", "max_updates=100000.0 is not allowed; it must be a whole number >= 1, as 100000."),
         ("batch_size=-2", "batch_size=-2 is not allowed"),
         ("eval.every=0", "eval.every=0 is not allowed"),
