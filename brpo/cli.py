@@ -132,7 +132,7 @@ def _print_evaluation(result: dict[str, Any]) -> None:
         table.add_row(str(row.seed), *("" if numbers[n] is None else f"{numbers[n]:.{digits}f}" for n in names))
     console.print(table)
     where = f"episodes a seed in {result['environment']}" if result["environment"] else "samples a seed"
-    print(f"{result['episodes']} {where}, {result['mode']} action, update {result['update']}")
+    print(f"{result['episodes']} {where}, {result['mode']} action, {result['moment']}")
 
 
 @app.command()

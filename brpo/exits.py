@@ -30,7 +30,7 @@ def outcome_of(run: Callable[[], Any], debug: bool = False) -> tuple[int, str | 
     except TrainingDiverged as error:
         return _report(f"diverged: {error}", DIVERGED, debug)
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        return _report(f"error: {_in_one_line(error)}", WRONG_INPUT, debug)
+        return _report(f"error: {in_one_line(error)}", WRONG_INPUT, debug)
     except OSError as error:  # a full disk, a folder that cannot be written
         where = f": {error.filename}" if error.filename else ""
         return _report(f"error: {error.strerror or error}{where}", WRONG_INPUT, debug)
@@ -44,7 +44,7 @@ def _report(message: str, code: int, debug: bool) -> tuple[int, str]:
     return code, message
 
 
-def _in_one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """The error's own words; for Hydra's wrappers, those of what they wrap. OmegaConf's details stay behind --debug."""
     while isinstance(error, HydraException | OmegaConfBaseException) and isinstance(
         error.__cause__, UserError | OmegaConfBaseException

@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
@@ -20,6 +21,7 @@ from brpo.engine.strategy import several_processes
 from brpo.errors import UserError
 from brpo.evaluation.kinds import kind_of
 from brpo.evaluation.scores import spread
+from brpo.exits import in_one_line
 from brpo.training import train
 
 _GROUPS = ("algo", "actor", "data", "engine", "trainer")
@@ -27,6 +29,10 @@ RUN_KEYS = (
     *_GROUPS, "dataset", "seeds", "max_updates", "batch_size", "eval", "parallel", "run_dir", "resume", "profile", "debug",
     "behavior",
 )  # fmt: skip
+
+_MAY_CHANGE = (
+    f"A resumed run may change only {', '.join(configuration.RESUME_MAY_CHANGE)}. Leave the others out, or start a new run."
+)
 
 
 def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path], None] | None = None) -> None:
@@ -61,9 +67,7 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
             keys |= set(configuration.differing_keys(stored, config)) if stored else set()
         if keys:
             raise UserError(
-                f"{resumption.folder.path} was started with other values of: {', '.join(sorted(keys))}. "
-                f"A resumed run may change only {', '.join(configuration.RESUME_MAY_CHANGE)}. "
-                f"Leave them out, or start a new run."
+                f"{resumption.folder.path} was started with other values of: {', '.join(sorted(keys))}. {_MAY_CHANGE}"
             )
         if resumption.folder.result.exists() and resumption.updates >= config["max_updates"]:
             print(f"already finished: {resumption.folder.path} ({resumption.folder.result})", flush=True)
@@ -127,7 +131,13 @@ def _continued_config(folder: runs.RunFolder, overrides: list[str]) -> tuple[dic
         elif key not in ("resume", "run_dir"):
             kept.append(item)
     typed = [item for item in overrides if _key(item) != "resume"]
-    config = configuration.to_plain(compose("train", overrides=[*kept, *typed]))
+    try:
+        config = configuration.to_plain(compose("train", overrides=[*kept, *typed]))
+    except HydraException as error:
+        raise UserError(
+            f"{folder.path} was started with: {' '.join(kept) or 'no options'}. Together with what was just typed "
+            f"({' '.join(typed)}) this gives no configuration: {in_one_line(error)} {_MAY_CHANGE}"
+        ) from error
     configuration.check_trusted({key: value for key, value in config.items() if key != "callbacks"})
     return config, [*kept, *(item for item in typed if _key(item) not in ("run_dir", "callbacks"))]
 

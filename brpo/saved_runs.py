@@ -98,11 +98,20 @@ def evaluate_checkpoint(path: Path, *, episodes: int | None = None, mode: str | 
         "environment": None if sampled else environments.describe(spec.environment)["id"],
         "checkpoint": path.name,
         "update": algorithm.update_count,
+        "moment": moment(algorithm),
         "episodes": episodes,
         "mode": mode,
         "rows": rows,
         "digits": kind_of(spec.dataset_id).digits,
     }
+
+
+def moment(algorithm: OfflineAlgorithm) -> str:
+    """How far the training of an algorithm has come, in words; says where the policy is not what a run ends with."""
+    made = algorithm.moment(algorithm.update_count)
+    if algorithm.update_count < 0:
+        return f"{made} of {algorithm.pretrain_updates}: the policy has not been trained yet"
+    return made if algorithm.update_count >= algorithm.max_updates else f"{made} of {algorithm.max_updates}: not finished"
 
 
 def film(path: Path, *, mode: str, max_frames: int) -> Iterator[Path]:

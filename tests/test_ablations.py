@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_dir
 
 from brpo import launch
 from brpo.config import check_config, register_resolvers, to_plain
+from brpo.errors import UserError
 from brpo.runs import RunFolder
 from brpo.sweeps import callback as sweeps
 from brpo.sweeps.folder import Job, Status, SweepFolder
@@ -45,6 +46,18 @@ def test_the_run_of_a_job_can_be_continued(tmp_path: Path) -> None:
         config, kept = launch._continued_config(folder, ["max_updates=20"])
     assert kept == ["algo=sfac", "algo.temperature=1", "max_updates=10", "max_updates=20"]
     assert (config["algo"]["temperature"], config["max_updates"]) == (1, 20)
+
+
+def test_another_algorithm_for_a_run_is_refused_with_what_it_has(tmp_path: Path) -> None:
+    register_resolvers()
+    folder = RunFolder(tmp_path)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        overrides = ["algo=sfac", "algo.pretrain_updates=2"]
+        folder.create(to_plain(compose("train", overrides=overrides)), overrides)
+        with pytest.raises(
+            UserError, match="was started with: algo=sfac algo.pretrain_updates=2.*algo=iql.*may change only"
+        ):
+            launch._continued_config(folder, ["algo=iql"])
 
 
 def sweep_of_two(tmp_path: Path, **second: object) -> SweepFolder:

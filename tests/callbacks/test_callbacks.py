@@ -210,6 +210,15 @@ def test_a_checkpoint_that_names_foreign_code_is_not_built(tmp_path: Path) -> No
     assert not marker.exists()
 
 
+def test_an_unfinished_run_says_how_far_it_is() -> None:
+    algorithm = make_algorithm("sfac")
+    algorithm.max_updates, algorithm.pretrain_updates = 10, 5
+    words = {-3: "pre-training update 2 of 5: the policy has not been trained yet", 4: "update 4 of 10: not finished"}
+    for update, expected in {**words, 10: "update 10"}.items():
+        algorithm.update_count = update
+        assert saved_runs.moment(algorithm) == expected
+
+
 def test_a_checkpoint_of_other_sizes_is_one_line(tmp_path: Path) -> None:
     config = compose_config("algo=bc")
     with pytest.raises(UserError, match="does not fit this version of brpo"):
