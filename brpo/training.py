@@ -52,7 +52,10 @@ def make_algorithm(node: Any, spec: DataSpec, *, seeds: list[int], max_updates: 
     try:
         algorithm.configure_optimizers()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"algo.optimizer={node['optimizer']} is refused: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"algo.optimizer={node['optimizer']} is refused: {' '.join(str(error).split())}. "
+            f"Give what {node['optimizer']['_target_']} takes, as algo.optimizer.lr=3e-4."
+        ) from error
     return algorithm
 
 

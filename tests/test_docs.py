@@ -1,0 +1,56 @@
+"""What the pages say that a machine can hold them to: links, anchors, and the code of use.md."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from brpo.datasets import sources
+from brpo.engine.checkpoint_io import encode
+from tests.helpers import ROOT, compose_config, make_algorithm, make_spec, shrink
+
+PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.filterwarnings("ignore")  # Minari's: of fields that need not be given
+def test_own_data_and_a_trained_policy_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "use.md").read_text()
+    making, acting = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "sets"))
+    exec(making, {})
+    (dataset_id,) = set(re.findall(r"mylab/[\w-]+", text))
+    found = sources.load(dataset_id)
+    assert (len(found.rows), found.references, found.clipped) == (1000, (-1200.0, -150.0), 0)
+
+    spec = make_spec(observation=3, action=1, action_low=(-2.0,), action_high=(2.0,))
+    algorithm, config = make_algorithm("iql", spec=spec, dtype=torch.float32), compose_config("algo=iql")
+    shrink(config["algo"])
+    config["seeds"] = algorithm.seeds.tolist()
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(
+        encode({"state_dict": algorithm.state_dict(), "brpo": {"config": config, "spec": spec.to_dict(), "updates": 3}})
+    )
+    assert acting.count("runs/iql/...") == 1
+    ends: dict = {}
+    exec(acting.replace("runs/iql/...", str(tmp_path / "run")), ends)
+    assert ends["actions"].shape == (len(config["seeds"]), 1, 1)
+    assert ends["truncated"]  # after Pendulum's 200 steps
