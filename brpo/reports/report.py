@@ -99,7 +99,7 @@ def report(paths: Sequence[Path]) -> Report:
     """
     found = run_folders.find(paths)
     if not found.results:
-        raise UserError(f"No run is finished: {'; '.join(found.missing)}.")
+        raise UserError(f"No run is finished and evaluated: {'; '.join(found.missing)}.")
     return Report(found, *compare(found.results))
 
 
