@@ -91,8 +91,8 @@ def data_check(dataset_id: Annotated[str, typer.Argument(metavar="ID")]) -> None
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint inside one.")],
-    episodes: Annotated[int | None, typer.Option(min=1, help="For each seed; 10, or 10000 samples on a toy task.")] = None,
-    mode: Annotated[Mode | None, typer.Option(help="The policy's mode, or sampled actions as on a toy task.")] = None,
+    episodes: Annotated[int | None, typer.Option(min=1, help="For each seed; the run's own number unless given.")] = None,
+    mode: Annotated[Mode | None, typer.Option(help="The mode or a sample; the run's own unless given.")] = None,
     checkpoint: Annotated[Rule, typer.Option(help="Which checkpoint of a run folder.")] = Rule.last,
     video: Annotated[bool, typer.Option(help="Also film one episode of each seed into RUN/videos.")] = False,
     frames: Annotated[int, typer.Option(min=1, help="Longest video, in environment steps.")] = 500,

@@ -19,24 +19,30 @@ RESUME_MAY_CHANGE = (
 )  # fmt: skip
 ENGINES = ("auto", "eager", "compile", "cudagraph")
 PARALLEL = ("auto", "seeds", "data")
-FAMILIES = ("default", "mujoco", "antmaze", "kitchen", "toy")
+FAMILIES = (  # words of data set ids that by_family knows
+    "default", "mujoco", "antmaze", "kitchen", "toy", "hopper", "halfcheetah", "walker2d", "umaze", "medium", "large",
+    "diverse", "replay", "expert",
+)  # fmt: skip
 TRUSTED_MODULES = ("brpo", "torch.optim")
 
 
 def by_family(table: Any, *, _root_: Any) -> Any:
-    """The value of the data set's family: `data.family`, else the first key that is a word of the data set id.
+    """The value of the data set's family: of the first key that is a word of `data.family`, else of the data set id.
 
     Raises:
         UserError: the family is not in the table, which has no `default` either.
     """
-    family = _root_.data.family
-    words = [str(family)] if family else re.split(r"[^a-z0-9]+", str(_root_.dataset).lower())
+    words = _words(str(_root_.data.family or _root_.dataset))
     for key in table:
         if str(key) in words:
             return table[key]
     if "default" not in table:
         raise UserError(f"No value for the family of {_root_.dataset}; known: {', '.join(map(str, table))}.")
     return table["default"]
+
+
+def _words(dataset_id: str) -> list[str]:
+    return re.split(r"[^a-z0-9]+", dataset_id.lower())
 
 
 def register_resolvers() -> None:
@@ -128,7 +134,8 @@ def check_config(config: dict[str, Any]) -> None:
     require("engine.name", engine, engine in ENGINES, f"one of {', '.join(ENGINES)}")
     require("parallel", config["parallel"], config["parallel"] in PARALLEL, f"one of {', '.join(PARALLEL)}")
     family = config["data"]["family"]
-    require("data.family", family, family is None or family in FAMILIES, f"null or one of {', '.join(FAMILIES)}")
+    known = family is None or (isinstance(family, str) and set(_words(family)) <= set(FAMILIES))
+    require("data.family", family, known, f"null, or words like mujoco/hopper, of: {', '.join(FAMILIES)}")
     for key, value in (
         ("max_updates", config["max_updates"]),
         ("batch_size", config["batch_size"]),

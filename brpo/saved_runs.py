@@ -74,8 +74,8 @@ def evaluate_checkpoint(path: Path, *, episodes: int | None = None, mode: str | 
 
     Args:
         path: the checkpoint.
-        episodes: of each seed; None: 10, or 10000 samples on a toy task.
-        mode: `mean` or `sampled`; None: `mean`, or `sampled` on a toy task, which has no other.
+        episodes: of each seed, samples on a toy task; None: as the run's own evaluations.
+        mode: `mean` or `sampled`; None: as the run's own evaluations.
 
     Raises:
         UserError: the checkpoint cannot be used, or its environment is not here.
@@ -83,11 +83,11 @@ def evaluate_checkpoint(path: Path, *, episodes: int | None = None, mode: str | 
     algorithm, config = load_algorithm(path)
     spec, seeds = algorithm.spec, configuration.seed_list(config["seeds"])
     sampled = toy.is_toy(spec.dataset_id)
-    episodes, mode = episodes or (10_000 if sampled else 10), mode or ("sampled" if sampled else "mean")
-    configuration.check_evaluation(spec.dataset_id, mode)
+    options = {**config["eval"], **({"episodes": episodes} if episodes else {}), **({"mode": mode} if mode else {})}
+    configuration.check_evaluation(spec.dataset_id, options["mode"])
     eta = config["data"].get("eta", 0.0)  # runs from before there were toy tasks have none
     try:
-        evaluator = make_evaluator(spec, len(seeds), episodes=episodes, mode=mode, eta=eta)
+        evaluator = make_evaluator(spec, len(seeds), episodes=options["episodes"], mode=options["mode"], eta=eta)
     except environments.EnvironmentUnavailable as error:
         raise UserError(f"No rollouts: {error}.") from error
     with contextlib.closing(evaluator):
@@ -99,8 +99,8 @@ def evaluate_checkpoint(path: Path, *, episodes: int | None = None, mode: str | 
         "checkpoint": path.name,
         "update": algorithm.update_count,
         "moment": moment(algorithm),
-        "episodes": episodes,
-        "mode": mode,
+        "episodes": options["episodes"],
+        "mode": options["mode"],
         "rows": rows,
         "digits": kind_of(spec.dataset_id).digits,
     }

@@ -64,12 +64,19 @@ def test_the_behaviour_model_can_be_of_another_kind() -> None:
         ("D4RL/antmaze/medium-diverse-v1", None, 0.9),
         ("mujoco/hopper/medium-v0", None, 0.7),
         ("mujoco/hopper/medium-v0", "antmaze", 0.9),
+        ("mylab/logs-v0", "antmaze/umaze", 0.9),
         ("x/notantmaze/y-v0", None, 0.7),
     ],
 )
 def test_by_family(dataset: str, family: str | None, expectile: float) -> None:
     overrides = [f"dataset={dataset}", *([f"data.family={family}"] if family else [])]
     assert compose_config("algo=iql", *overrides)["algo"]["expectile"] == expectile
+
+
+def test_a_family_in_several_words() -> None:
+    """BDPO's weight of the KL goes by the body and by the size of the maze."""
+    for family, eta in (("mujoco/hopper", 0.2), ("halfcheetah", 0.05), ("antmaze/umaze", 0.5), ("antmaze", 0.2)):
+        assert compose_config("algo=bdpo", "dataset=mylab/logs-v0", f"data.family={family}")["algo"]["eta"] == eta
 
 
 def test_the_command_line_wins_over_the_family() -> None:
@@ -107,7 +114,7 @@ def test_seed_list_refuses(given: Any) -> None:
         ("trainer.precision=16-mixed", "Use trainer.precision=bf16-mixed"),
         ("trainer.precision=64", "trainer.precision=64 is not allowed; it must be 32-true or bf16-mixed"),
         ("parallel=both", "parallel=both is not allowed; it must be one of auto, seeds, data"),
-        ("data.family=antmazee", "data.family=antmazee is not allowed; it must be null or one of default"),
+        ("data.family=antmazee", "data.family=antmazee is not allowed; it must be null, or words like"),
         ("engine.name=jit", "engine.name=jit is not allowed; it must be one of auto, eager, compile, cudagraph"),
         ("engine.products=mkl", "engine.products=mkl is not allowed; it must be auto, blas or onednn"),
         ("eval.processes=0", "eval.processes=0 is not allowed; it must be >= 1 or null"),

@@ -15,11 +15,15 @@ _ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
 
 
 def data_roots() -> list[Path]:
-    """Folders that are searched for data sets: `MINARI_DATASETS_PATH` when it is set, then the clone's `data/`."""
+    """Folders that are searched for data sets: `MINARI_DATASETS_PATH`, else the clone's `data/` and Minari's own folder.
+
+    The clone's `data/` is searched in either case. What is downloaded comes into the first.
+    """
     configured = os.environ.get("MINARI_DATASETS_PATH")
     bundled = Path(__file__).resolve().parents[2] / "data"
-    roots = [Path(configured).expanduser().resolve()] if configured else []
-    return roots + [bundled]
+    if configured:
+        return [Path(configured).expanduser().resolve(), bundled]
+    return [bundled, Path.home() / ".minari" / "datasets"]
 
 
 def local_ids() -> dict[str, Path]:

@@ -171,6 +171,16 @@ def test_an_id_without_version_is_completed_in_the_message(root: Path) -> None:
         minari_io.load("brpo/halfcheetah/medium-replay")
 
 
+def test_minaris_own_folder_is_searched_where_no_other_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(tmp_path / ".minari" / "datasets", "own/x-v0", hand_made())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("MINARI_DATASETS_PATH", raising=False)
+    assert catalog.local_ids()["own/x-v0"] == tmp_path / ".minari" / "datasets" / "own" / "x-v0"
+    assert catalog.find_dataset("own/x-v0").name == "x-v0"
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "elsewhere"))
+    assert "own/x-v0" not in catalog.local_ids()
+
+
 def test_unknown_id_without_network_says_what_is_local(root: Path) -> None:
     with pytest.raises(
         UserError, match=r"could not be downloaded .*Local ids: .*brpo/halfcheetah/medium-replay-v0"
