@@ -146,6 +146,8 @@ def check_config(config: dict[str, Any]) -> None:
     require("engine.matmul_precision", precision, precision in ("highest", "high", "medium"), "highest, high or medium")
     products = config["engine"]["products"]
     require("engine.products", products, products in ("auto", "blas", "onednn"), "auto, blas or onednn")
+    compiled = config["engine"]["compiled"]
+    require("engine.compiled", compiled, compiled == "auto" or isinstance(compiled, bool), "auto, true or false")
     mode = config["eval"]["mode"]
     require("eval.mode", mode, mode in ("mean", "sampled"), "mean or sampled")
     behavior = config["behavior"]
@@ -166,6 +168,11 @@ def check_config(config: dict[str, Any]) -> None:
         )
     require("trainer.precision", trainer.get("precision"), trainer.get("precision") in ("32-true", "bf16-mixed"),
             "32-true or bf16-mixed")  # fmt: skip
+    if compiled is True and trainer["precision"] != "32-true":
+        raise UserError(
+            f"engine.compiled=true does not go together with trainer.precision={trainer['precision']}: gradients of "
+            f"densities, which stay in float32, come out wrong. Use engine.compiled=auto or false."
+        )
 
 
 def check_evaluation(dataset: str, mode: str) -> None:

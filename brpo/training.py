@@ -149,7 +149,10 @@ def train(
         if on_folder is not None and ranks.rank == 0:
             on_folder(folder.path)
         transitions = datamodule.train_transitions.to(trainer.strategy.root_device)
-        algorithm.runner = make_runner(parts.engine, algorithm, transitions, config["engine"], config["batch_size"])
+        precision = config["trainer"]["precision"]
+        algorithm.runner = make_runner(
+            parts.engine, algorithm, transitions, config["engine"], config["batch_size"], precision
+        )
         checkpoint = resumption.checkpoint if resumption else None
         if checkpoint is None:
             parts.pretraining.begin()
