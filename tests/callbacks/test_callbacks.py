@@ -206,13 +206,19 @@ def test_films_are_written_frame_by_frame(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_an_environment_that_cannot_be_rendered_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+
     class Blind(Countdown):
         def render(self) -> Any:
             raise RuntimeError("no display")
 
+        def close(self) -> None:
+            closed.append(self)
+
     monkeypatch.setattr(saved_runs.environments, "maker", lambda specification, render: Blind)
     with pytest.raises(UserError, match="cannot be rendered here .*no display.*MUJOCO_GL=egl"):
         list(saved_runs.film(saved(tmp_path), mode="mean", max_frames=5))
+    assert len(closed) == 1
     assert list((tmp_path / "run" / "videos").iterdir()) == []
 
 
