@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_dir
 
 from brpo import launch
 from brpo.config import check_config, register_resolvers, to_plain
+from brpo.errors import UserError
 from brpo.runs import RunFolder
 from brpo.sweeps import callback as sweeps
 from brpo.sweeps.folder import Job, Status, SweepFolder
@@ -45,6 +46,19 @@ def test_the_run_of_a_job_can_be_continued(tmp_path: Path) -> None:
         config, kept = launch._continued_config(folder, ["max_updates=20"])
     assert kept == ["algo=sfac", "algo.temperature=1", "max_updates=10", "max_updates=20"]
     assert (config["algo"]["temperature"], config["max_updates"]) == (1, 20)
+
+
+def test_a_run_with_a_group_of_its_algorithm_can_be_continued(tmp_path: Path) -> None:
+    """`algo/size=paper` is an option of `algo`; the group of another part of the program is still refused."""
+    register_resolvers()
+    folder, overrides = RunFolder(tmp_path), ["algo=bdpo", "algo/size=paper"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = to_plain(compose("train", overrides=overrides))
+        folder.create(composed, overrides)
+        assert launch._continued_config(folder, ["resume=here"]) == (composed, overrides)
+        folder.create(composed, ["hydra/launcher=basic"])
+        with pytest.raises(UserError, match="holds the override 'hydra/launcher=basic'"):
+            launch._continued_config(folder, [])
 
 
 def sweep_of_two(tmp_path: Path, **second: object) -> SweepFolder:
