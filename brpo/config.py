@@ -20,6 +20,13 @@ RESUME_MAY_CHANGE = (
 ENGINES = ("auto", "eager", "compile", "cudagraph")
 PARALLEL = ("auto", "seeds", "data")
 FAMILIES = ("default", "mujoco", "antmaze", "kitchen", "toy")
+# Options of Lightning's trainer that manual optimization refuses too late or does not heed, and what stands for them.
+NOT_THE_TRAINERS = {
+    "gradient_clip_val": "algo.gradient_clip",
+    "accumulate_grad_batches": "batch_size",
+    "max_steps": "max_updates",
+    "fast_dev_run": "trainer=smoke",
+}
 TRUSTED_MODULES = ("brpo", "torch.optim")
 
 
@@ -161,6 +168,8 @@ def check_config(config: dict[str, Any]) -> None:
     require("data.reward_scale", scale, same_units, "1 on a toy task: temperatures and data.eta are in units of the energy")
     seed_list(config["seeds"])
     trainer = config["trainer"]
+    for name, ours in NOT_THE_TRAINERS.items():
+        require(f"trainer.{name}", trainer.get(name), name not in trainer, f"left out: {ours} is for that")
     if str(trainer.get("precision")) in ("16-mixed", "16", "16-true"):
         raise UserError(
             f"trainer.precision={trainer['precision']} is not allowed: float16 needs a gradient scaler and overflows in "
