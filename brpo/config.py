@@ -23,6 +23,13 @@ FAMILIES = (  # words of data set ids that by_family knows
     "default", "mujoco", "antmaze", "kitchen", "toy", "hopper", "halfcheetah", "walker2d", "umaze", "medium", "large",
     "diverse", "replay", "expert",
 )  # fmt: skip
+# Options of Lightning's trainer that manual optimization refuses too late or does not heed, and what stands for them.
+NOT_THE_TRAINERS = {
+    "gradient_clip_val": "algo.gradient_clip",
+    "accumulate_grad_batches": "batch_size",
+    "max_steps": "max_updates",
+    "fast_dev_run": "trainer=smoke",
+}
 TRUSTED_MODULES = ("brpo", "torch.optim")
 
 
@@ -157,6 +164,8 @@ def check_config(config: dict[str, Any]) -> None:
     require("engine.matmul_precision", precision, precision in ("highest", "high", "medium"), "highest, high or medium")
     products = config["engine"]["products"]
     require("engine.products", products, products in ("auto", "blas", "onednn"), "auto, blas or onednn")
+    compiled = config["engine"]["compiled"]
+    require("engine.compiled", compiled, compiled == "auto" or isinstance(compiled, bool), "auto, true or false")
     mode = config["eval"]["mode"]
     require("eval.mode", mode, mode in ("mean", "sampled"), "mean or sampled")
     behavior = config["behavior"]
@@ -175,6 +184,8 @@ def check_config(config: dict[str, Any]) -> None:
     require("data.reward_scale", scale, same_units, "1 on a toy task: temperatures and data.eta are in units of the energy")
     seed_list(config["seeds"])
     trainer = config["trainer"]
+    for name, ours in NOT_THE_TRAINERS.items():
+        require(f"trainer.{name}", trainer.get(name), name not in trainer, f"left out: {ours} is for that")
     if str(trainer.get("precision")) in ("16-mixed", "16", "16-true"):
         raise UserError(
             f"trainer.precision={trainer['precision']} is not allowed: float16 needs a gradient scaler and overflows in "
@@ -182,6 +193,11 @@ def check_config(config: dict[str, Any]) -> None:
         )
     require("trainer.precision", trainer.get("precision"), trainer.get("precision") in ("32-true", "bf16-mixed"),
             "32-true or bf16-mixed")  # fmt: skip
+    if compiled is True and trainer["precision"] != "32-true":
+        raise UserError(
+            f"engine.compiled=true does not go together with trainer.precision={trainer['precision']}: gradients of "
+            f"densities, which stay in float32, come out wrong. Use engine.compiled=auto or false."
+        )
 
 
 def check_evaluation(dataset: str, mode: str) -> None:

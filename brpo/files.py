@@ -1,8 +1,11 @@
 """Writing files so that a reader sees the old or the new content, never a part of it."""
 
+import errno
 import json
 import os
 from pathlib import Path
+
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without hard links say
 
 
 def write_atomically(path: Path, content: bytes | str, keep: Path | None = None) -> None:
@@ -24,14 +27,24 @@ def write_atomically(path: Path, content: bytes | str, keep: Path | None = None)
             file.flush()
             os.fsync(file.fileno())
         if keep is not None and path.exists():
-            link = keep.with_name(f".{keep.name}.{os.getpid()}.tmp")
-            link.unlink(missing_ok=True)
-            os.link(path, link)
-            os.replace(link, keep)
+            _keep(path, keep)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _keep(path: Path, keep: Path) -> None:
+    """Give a file a second name; where there are no hard links its only one, until `path` is written anew."""
+    link = keep.with_name(f".{keep.name}.{os.getpid()}.tmp")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        link = path
+    os.replace(link, keep)
 
 
 def user_cache() -> Path:

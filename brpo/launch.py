@@ -143,8 +143,8 @@ def _continued_config(folder: runs.RunFolder, overrides: list[str]) -> tuple[dic
 
 
 def _key(override: str) -> str:
-    """The top-level key of an override, `algo` of `+algo.optimizer.lr=1`."""
-    return re.split(r"[.=@]", override.lstrip("+~"))[0]
+    """The top-level key of an override, `algo` of `+algo.optimizer.lr=1` and of `algo/size=paper`."""
+    return re.split(r"[.=@/]", override.lstrip("+~"))[0]
 
 
 def report(result: dict[str, Any]) -> None:

@@ -130,22 +130,22 @@ def film(path: Path, *, mode: str, max_frames: int) -> Iterator[Path]:
         env = environments.maker(algorithm.spec.environment, render=True)()
     except environments.EnvironmentUnavailable as error:
         raise UserError(f"No video: {error}.") from error
-    for member, seed in enumerate(seeds):
-        file = folder / f"{path.stem}-{mode}-seed{seed}.mp4"
-        act = functools.partial(_act_as, algorithm, member, len(seeds), mode)
-        try:
-            with imageio.get_writer(file, fps=int(env.metadata.get("render_fps", 30)), macro_block_size=2) as opened:
-                video: Any = opened
-                for frame in _frames(env, act, max_frames):
-                    video.append_data(frame)
-        except Exception as error:
-            file.unlink(missing_ok=True)
-            raise UserError(
-                f"No video: the environment cannot be rendered here ({type(error).__name__}: {error}). On a machine "
-                f"without a screen set MUJOCO_GL=egl or MUJOCO_GL=osmesa and install that library."
-            ) from error
-        yield file
-    env.close()
+    with contextlib.closing(env):
+        for member, seed in enumerate(seeds):
+            file = folder / f"{path.stem}-{mode}-seed{seed}.mp4"
+            act = functools.partial(_act_as, algorithm, member, len(seeds), mode)
+            try:
+                with imageio.get_writer(file, fps=int(env.metadata.get("render_fps", 30)), macro_block_size=2) as opened:
+                    video: Any = opened
+                    for frame in _frames(env, act, max_frames):
+                        video.append_data(frame)
+            except Exception as error:
+                file.unlink(missing_ok=True)
+                raise UserError(
+                    f"No video: the environment cannot be rendered here ({type(error).__name__}: {error}). On a machine "
+                    f"without a screen set MUJOCO_GL=egl or MUJOCO_GL=osmesa and install that library."
+                ) from error
+            yield file
 
 
 def _act_as(

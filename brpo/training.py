@@ -96,7 +96,6 @@ class Parts:
     datamodule: OfflineDataModule
     algorithm: OfflineAlgorithm
     recorder: Recorder
-    evaluate: Evaluate
     pretraining: Pretraining
     checkpoints: Checkpoints
     trainer: lightning.Trainer
@@ -131,14 +130,16 @@ def train(
     folder = resumption.folder if resumption else runs.new_run_folder(config, configuration.algorithm_name(config))
     folder, resumption = ranks.exchange((folder, resumption))[0]
     signals = Signals()
-    with _stopping_together(ranks):
-        parts = _build(config, datamodule, folder, ranks, signals)
-        if resumption is None or resumption.checkpoint is None:
-            parts.pretraining.look_up()
+    with contextlib.ExitStack() as building:
+        with _stopping_together(ranks):
+            parts = _build(config, datamodule, folder, ranks, signals, building)
+            if resumption is None or resumption.checkpoint is None:
+                parts.pretraining.look_up()
+        held = building.pop_all()
     algorithm, trainer = parts.algorithm, parts.trainer
 
     # Everything that can be wrong with the input has been built; from here on files are written.
-    with contextlib.closing(parts.evaluate), contextlib.ExitStack() as held, signals:
+    with held, signals:
         with _stopping_together(ranks):
             if ranks.rank == 0:
                 held.enter_context(folder.lock())
@@ -152,7 +153,10 @@ def train(
         if on_folder is not None and ranks.rank == 0:
             on_folder(folder.path)
         transitions = datamodule.train_transitions.to(trainer.strategy.root_device)
-        algorithm.runner = make_runner(parts.engine, algorithm, transitions, config["engine"], config["batch_size"])
+        precision = config["trainer"]["precision"]
+        algorithm.runner = make_runner(
+            parts.engine, algorithm, transitions, config["engine"], config["batch_size"], precision
+        )
         checkpoint = resumption.checkpoint if resumption else None
         if checkpoint is None:
             parts.pretraining.begin()
@@ -184,9 +188,14 @@ def _stopping_together(ranks: Ranks) -> Iterator[None]:
 
 
 def _build(
-    config: dict[str, Any], datamodule: OfflineDataModule, folder: runs.RunFolder, ranks: Ranks, signals: Signals
+    config: dict[str, Any],
+    datamodule: OfflineDataModule,
+    folder: runs.RunFolder,
+    ranks: Ranks,
+    signals: Signals,
+    held: contextlib.ExitStack,
 ) -> Parts:
-    """Build everything, and say what is about to be trained."""
+    """Build everything, and say what is about to be trained; `held` closes what has to be closed."""
     spec, evaluation = datamodule.spec, config["eval"]
     seeds = configuration.seed_list(config["seeds"])
     own = seeds[ranks.share(len(seeds))]
@@ -208,6 +217,7 @@ def _build(
         every=evaluation["every"],
         batch=datamodule.diagnostic_batch(len(own)),
     )
+    held.callback(evaluate.close)
     progress = UpdateProgress(recorder, config["max_updates"])
     checkpoints = Checkpoints(folder.checkpoints, recorder, signals, ranks)
     pretraining = Pretraining(config, algorithm, ranks)
@@ -221,7 +231,7 @@ def _build(
     engine, reason = choose(config["engine"]["name"], algorithm, device, config["data"]["storage"], precision)
     group = f", {ranks.world} processes with parallel={ranks.mode}" if ranks.world > 1 else ""
     print(f"engine: {engine} on {device.type} ({reason}){group}", flush=True)
-    return Parts(datamodule, algorithm, recorder, evaluate, pretraining, checkpoints, trainer, engine)
+    return Parts(datamodule, algorithm, recorder, pretraining, checkpoints, trainer, engine)
 
 
 def make_trainer(

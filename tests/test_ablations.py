@@ -60,6 +60,19 @@ def test_another_algorithm_for_a_run_is_refused_with_what_it_has(tmp_path: Path)
             launch._continued_config(folder, ["algo=iql"])
 
 
+def test_a_run_with_a_group_of_its_algorithm_can_be_continued(tmp_path: Path) -> None:
+    """`algo/size=paper` is an option of `algo`; the group of another part of the program is still refused."""
+    register_resolvers()
+    folder, overrides = RunFolder(tmp_path), ["algo=bdpo", "algo/size=paper"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = to_plain(compose("train", overrides=overrides))
+        folder.create(composed, overrides)
+        assert launch._continued_config(folder, ["resume=here"]) == (composed, overrides)
+        folder.create(composed, ["hydra/launcher=basic"])
+        with pytest.raises(UserError, match="holds the override 'hydra/launcher=basic'"):
+            launch._continued_config(folder, [])
+
+
 def sweep_of_two(tmp_path: Path, **second: object) -> SweepFolder:
     folder = SweepFolder(tmp_path / "sweep")
     folder.create([["algo.temperature=1"], ["algo.temperature=3"]], [])

@@ -117,6 +117,14 @@ def test_seed_list_refuses(given: Any) -> None:
         ("data.family=antmazee", "data.family=antmazee is not allowed; it must be null, or words like"),
         ("engine.name=jit", "engine.name=jit is not allowed; it must be one of auto, eager, compile, cudagraph"),
         ("engine.products=mkl", "engine.products=mkl is not allowed; it must be auto, blas or onednn"),
+        (
+            "+trainer.gradient_clip_val=1",
+            "trainer.gradient_clip_val=1 is not allowed; it must be left out: algo.gradient_clip",
+        ),
+        ("+trainer.accumulate_grad_batches=2", "it must be left out: batch_size is for that"),
+        ("+trainer.max_steps=10", "it must be left out: max_updates is for that"),
+        ("+trainer.fast_dev_run=true", "it must be left out: trainer=smoke is for that"),
+        ("engine.compiled=yes please", "engine.compiled=yes please is not allowed; it must be auto, true or false"),
         ("eval.processes=0", "eval.processes=0 is not allowed; it must be >= 1 or null"),
         ("run_dir=1", "run_dir=1 is not allowed; it must be a path"),
         ("eval=5000", "eval=5000 is not allowed"),
@@ -127,6 +135,12 @@ def test_seed_list_refuses(given: Any) -> None:
 def test_check_config_refuses(override: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         config.check_config(compose_config(override))
+
+
+def test_compiled_updates_are_refused_under_bfloat16() -> None:
+    with pytest.raises(UserError, match=r"engine\.compiled=true does not go together with trainer\.precision=bf16-mixed"):
+        config.check_config(compose_config("engine.compiled=true", "trainer.precision=bf16-mixed"))
+    config.check_config(compose_config("trainer.precision=bf16-mixed"))
 
 
 def test_differing_keys() -> None:

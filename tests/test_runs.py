@@ -1,12 +1,13 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from brpo import resume, runs
+from brpo import resume, runs, training
 from brpo.engine.checkpoint_io import encode
 from brpo.errors import UserError
 from brpo.files import write_json
@@ -180,3 +181,14 @@ def test_versions_and_result(here: Path) -> None:
     assert {"python", "torch", "lightning", "gymnasium", "minari"} <= set(found)
     write_json(here / "result.json", {"versions": found})
     assert json.loads((here / "result.json").read_text())["versions"] == found
+
+
+def test_a_refused_run_leaves_no_environments_behind(here: Path, datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    evaluator = SimpleNamespace(close=lambda: closed.append(True))
+    monkeypatch.setattr(training, "_evaluator", lambda *_: evaluator)
+    config = compose_config("algo=bc", "dataset=tests/pendulum/tiny-v0", "trainer=cpu", "engine=cudagraph")
+    with pytest.raises(UserError, match="engine=cudagraph is not possible here"):
+        training.train(config, [])
+    assert closed == [True]
+    assert list(here.iterdir()) == []

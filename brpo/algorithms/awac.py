@@ -79,7 +79,7 @@ class AWAC(OfflineAlgorithm):
         self.record("weight/mean", weight.mean(-1))
         self.record("weight/effective_share", weights.effective_sample_share(weight))
         if self.omega == "exp":
-            self.record("weight/clipped_share", (weight >= self.max_weight).to(weight.dtype).mean(-1))
+            self.record("weight/clipped_share", weights.clipped_share(weight, self.max_weight))
         return losses.weighted_regression(self.actor.log_prob(batch.observations, batch.actions), weight)
 
     @torch.no_grad()

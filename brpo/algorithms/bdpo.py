@@ -8,6 +8,7 @@ Differs from the authors' code:
 - where every transition terminates its episode, no next action is sampled: it would be multiplied by 0.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
@@ -160,7 +161,7 @@ class BDPO(OfflineAlgorithm):
         """The pathwise KL and its profile over the steps, of (N, seeds, n)."""
         profile = penalties.mean(-1)  # (N, seeds)
         self.record("kl/pathwise", profile.sum(0))
-        for n in range(1, self.steps + 1, max(self.steps // MOST_STEPS_RECORDED, 1)):
+        for n in range(1, self.steps + 1, math.ceil(self.steps / MOST_STEPS_RECORDED)):
             self.record(f"kl/step_{n}", profile[self.steps - n])
 
     def value_loss(self, batch: Batch) -> Tensor:

@@ -82,7 +82,7 @@ class EQL(OfflineAlgorithm):
         weight = self.weight(batch, q)  # (seeds, batch)
         self.record("weight/mean", weight.mean(-1))
         self.record("weight/effective_share", weights.effective_sample_share(weight))
-        self.record("weight/clipped_share", (weight >= self.max_weight).to(weight.dtype).mean(-1))
+        self.record("weight/clipped_share", weights.clipped_share(weight, self.max_weight))
         return losses.weighted_regression(self.actor.log_prob(batch.observations, batch.actions), weight)
 
     @torch.no_grad()

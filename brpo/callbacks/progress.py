@@ -26,7 +26,6 @@ class UpdateProgress(ProgressBar):
         self.console = Console()
         self.bar: Progress | None = None
         self.enabled = True
-        self._shown_score = ""
         self._rate = 0.0
         self._line_at = 0.0
 

@@ -2,6 +2,7 @@
 
 import signal
 from types import FrameType
+from typing import Any
 
 
 class Signals:
@@ -11,7 +12,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
         for number in self.HANDLED:
@@ -27,7 +28,7 @@ class Signals:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that is not Python's
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)

@@ -66,7 +66,12 @@ def _graph_obstacle(algorithm: OfflineAlgorithm, device: torch.device, storage: 
 
 
 def make_runner(
-    name: str, algorithm: OfflineAlgorithm, transitions: Transitions, engine: dict[str, Any], batch_size: int
+    name: str,
+    algorithm: OfflineAlgorithm,
+    transitions: Transitions,
+    engine: dict[str, Any],
+    batch_size: int,
+    precision: str = "32-true",
 ) -> EagerRunner:
     """The runner of an engine. `compile` replaces the algorithm's update by a compiled one, `cudagraph` may do so too.
 
@@ -76,9 +81,11 @@ def make_runner(
         transitions: on the same device.
         engine: the options of the configuration.
         batch_size: transitions of an update, for each seed.
+        precision: Lightning's. Compiled updates go with 32-true alone; `auto` then captures eager ones.
     """
     if name == "cudagraph":
-        if engine["compiled"] is True or (engine["compiled"] == "auto" and algorithm.max_updates >= WORTH_COMPILING):
+        pays = algorithm.max_updates >= WORTH_COMPILING and precision == "32-true"
+        if engine["compiled"] is True or (engine["compiled"] == "auto" and pays):
             compile_update(algorithm, engine["backend"], or_eager=engine["compiled"] == "auto")
         return graphs.GraphRunner(transitions, batch_size, engine["chunk"])
     if name == "compile":

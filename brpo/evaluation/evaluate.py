@@ -12,8 +12,6 @@ from brpo.evaluation import scores
 from brpo.evaluation.rollout import Act, Episodes, Rollouts
 from brpo.types import DataSpec
 
-MODES = ("mean", "sampled")
-
 
 @dataclass(frozen=True)
 class Summary:

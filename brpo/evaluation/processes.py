@@ -1,5 +1,6 @@
 """Environments side by side in several processes, each of which steps a group of them."""
 
+import atexit
 import contextlib
 import multiprocessing
 from collections.abc import Callable
@@ -32,6 +33,7 @@ class ProcessEnvs:
         self.groups = np.array_split(np.arange(count), processes)
         self.connections: list[Connection] = []
         self.processes = []
+        atexit.register(self.close)  # else the interpreter would send them SIGTERM at its end, and wait
         for group in self.groups:
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(there, cloudpickle.dumps(make), len(group)), daemon=True)
@@ -65,6 +67,7 @@ class ProcessEnvs:
 
     def close(self) -> None:
         """End the processes."""
+        atexit.unregister(self.close)
         for connection in self.connections:
             with contextlib.suppress(OSError):
                 connection.send(("close", None))
@@ -79,7 +82,8 @@ def _serve(connection: Connection, make: bytes, count: int) -> None:
     """The other side: step a group until told to close, or until the leading process is gone."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the leading process decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and SLURM reach all; the leading process decides
+        signal.signal(number, signal.SIG_IGN)
     try:
         envs = gymnasium.vector.SyncVectorEnv([cloudpickle.loads(make)] * count, copy=False)
         while True:

@@ -42,6 +42,11 @@ def effective_sample_share(weight: Float[Tensor, "seeds batch"]) -> Float[Tensor
     return weight.mean(-1).square() / weight.square().mean(-1).clamp(min=1e-30)
 
 
+def clipped_share(weight: Float[Tensor, "seeds batch"], max_weight: float) -> Float[Tensor, " seeds"]:
+    """Share of the weights that are at their upper clip; the exponential of its logarithm may miss it by a rounding."""
+    return (weight >= max_weight * (1.0 - 1e-5)).to(weight.dtype).mean(-1)
+
+
 def capped_ratio(log_ratio: Float[Tensor, "*n"], max_ratio: float) -> Float[Tensor, "*n"]:
     """`exp(log_ratio)`, continued by its tangent in log_ratio beyond `max_ratio`: `max_ratio (1 + log(rho/max_ratio))`.
 

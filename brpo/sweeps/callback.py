@@ -110,7 +110,7 @@ class Sweep:
     def release_signals(self) -> None:
         """What was there before."""
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that is not Python's
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.interrupted = True

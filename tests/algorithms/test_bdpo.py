@@ -37,6 +37,15 @@ def test_the_pathwise_kl_starts_at_zero() -> None:
     assert bdpo.latest["kl/pathwise"].tolist() == [0.0]
 
 
+@pytest.mark.parametrize(("steps", "shown"), [(1, 1), (5, 5), (10, 10), (15, 8), (50, 10)])
+def test_ten_steps_of_the_kl_are_recorded_at_most(steps: int, shown: int) -> None:
+    bdpo = make(sizes={"steps": 2, "critic_only": 0})
+    bdpo.steps = steps
+    bdpo.record_penalties(torch.ones(steps, 1, 3))
+    assert bdpo.latest["kl/pathwise"].tolist() == [float(steps)]
+    assert len([name for name in bdpo.latest if name.startswith("kl/step_")]) == shown
+
+
 def test_actor_and_behaviour_wait() -> None:
     """Critics alone before update 3, then the others in every second update."""
     bdpo = make("algo.critic_only=3", "algo.policy_delay=2", sizes={"critic_only": 3})

@@ -46,6 +46,20 @@ def test_ignored_signals_stay_ignored() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_handler_that_is_not_pythons_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python knows it as None, which it does not take back."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(signal, "getsignal", lambda number: None)
+            signals = Signals().__enter__()
+        signals.__exit__()
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Log:
     """Collects what a SummaryWriter is given."""
 
@@ -192,13 +206,19 @@ def test_films_are_written_frame_by_frame(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_an_environment_that_cannot_be_rendered_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+
     class Blind(Countdown):
         def render(self) -> Any:
             raise RuntimeError("no display")
 
+        def close(self) -> None:
+            closed.append(self)
+
     monkeypatch.setattr(saved_runs.environments, "maker", lambda specification, render: Blind)
     with pytest.raises(UserError, match="cannot be rendered here .*no display.*MUJOCO_GL=egl"):
         list(saved_runs.film(saved(tmp_path), mode="mean", max_frames=5))
+    assert len(closed) == 1
     assert list((tmp_path / "run" / "videos").iterdir()) == []
 
 

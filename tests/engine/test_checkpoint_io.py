@@ -75,6 +75,19 @@ def test_last_keeps_its_predecessor(tmp_path: Path) -> None:
     assert not last.exists()
 
 
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_last_keeps_its_predecessor_without_hard_links(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    last = tmp_path / "last.ckpt"
+    for updates in (1, 2, 3):
+        DigestCheckpointIO().save_checkpoint({**CONTENT, "brpo": {"updates": updates}}, last)
+    assert [read(tmp_path / name)["brpo"]["updates"] for name in ("last.ckpt", "previous.ckpt")] == [3, 2]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_full_disk_leaves_the_previous_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     io, last = DigestCheckpointIO(), tmp_path / "last.ckpt"
     io.save_checkpoint(CONTENT, last)

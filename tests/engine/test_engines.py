@@ -180,6 +180,19 @@ def test_cudagraph_says_where_it_is_not_possible(
         choose("cudagraph", averaging(algorithm) if averages else algorithm, torch.device(device), storage)
 
 
+@pytest.mark.parametrize(("precision", "compiled"), [("32-true", True), ("bf16-mixed", False)])
+def test_a_graph_captures_no_compiled_updates_under_bfloat16(
+    precision: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their gradients of what is kept in float32 come out wrong."""
+    algorithm, asked = make_algorithm("bc"), []
+    algorithm.max_updates = 1_000_000
+    monkeypatch.setattr("brpo.engine.choose.compile_update", lambda *_, **__: asked.append(True))
+    options = {"name": "auto", "chunk": 10, "backend": "inductor", "compiled": "auto"}
+    make_runner("cudagraph", algorithm, DATA, options, 8, precision)
+    assert bool(asked) == compiled
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("engine", "compiled"), [("compile", False), ("cudagraph", False), ("cudagraph", True)])

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+import signal
 from typing import Any
 
 import gymnasium
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from brpo.evaluation import environments, rollout, scores
+from brpo.evaluation.processes import ProcessEnvs
 from brpo.evaluation.rollout import Rollouts
 
 
@@ -72,6 +75,18 @@ def test_processes_roll_out_as_one() -> None:
     with pytest.raises(RuntimeError, match="an evaluation environment failed: ValueError: out of order"):
         failing.run(act)
     failing.close()
+
+
+def test_processes_outlive_a_signal_that_reaches_all() -> None:
+    """As SLURM sends it, in the middle of an evaluation: the leading process gives it up in order."""
+    envs = ProcessEnvs(Countdown, 2, 2)
+    envs.reset([3, 3])
+    for process in envs.processes:
+        os.kill(process.pid, signal.SIGTERM)
+    assert envs.step(np.zeros((2, 1), np.float32))[0].tolist() == [[1.0], [1.0]]
+    started = list(envs.processes)
+    envs.close()
+    assert not any(process.is_alive() for process in started)
 
 
 @pytest.mark.parametrize(("environments", "cores", "processes"), [(10, 2, 1), (4, 64, 1), (10, 8, 2), (160, 16, 15)])

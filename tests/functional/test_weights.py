@@ -36,6 +36,15 @@ def test_effective_sample_share_by_hand() -> None:
     assert weights.effective_sample_share(torch.tensor([[2.0, 2, 2, 2], [4.0, 0, 0, 0]])).tolist() == [1.0, 0.25]
 
 
+@given(st.floats(0.01, 1e9), st.sampled_from([torch.float32, torch.float64]))
+@settings(deadline=None)
+def test_a_clipped_exponential_counts_as_clipped(max_weight: float, dtype: torch.dtype) -> None:
+    """Whatever `exp(log(max_weight))` rounds to, as at 20 in float64."""
+    below = math.log(max_weight) - 0.01
+    weight = weights.clipped_exp(torch.tensor([[1000.0, below, -1000.0, 900.0]], dtype=dtype), max_weight)
+    assert weights.clipped_share(weight, max_weight).tolist() == [0.5]
+
+
 @given(st.floats(-30, 30), st.floats(0.5, 50))
 @settings(deadline=None)
 def test_capped_ratio_is_the_exponential_below_and_its_tangent_above(log_ratio: float, max_ratio: float) -> None:
