@@ -173,10 +173,11 @@ def test_toy_tasks_have_values_of_their_own() -> None:
     algo, cloning = composed["algo"], compose_config("algo=diffusion_bc", "dataset=toy/rings")["algo"]
     assert (algo["eta"], algo["rho_lcb"], algo["acting"]["candidates"], composed["data"]["reward_scale"]) == (0.1, 0, 1, 1)
     assert (algo["actor"]["steps"], algo["actor"]["clip"]) == (50, None)
+    assert (algo["actor"]["input_scale"], algo["value"]["input_scale"]) == (4.5, 4.5)
     assert algo["actor"] == cloning["actor"]
     assert (composed["batch_size"], composed["eval"]["every"]) == (512, 70)
     plain, other = compose_config("algo=bdpo"), compose_config("algo=bc")
-    assert plain["algo"]["actor"]["clip"] == 1.0
+    assert (plain["algo"]["actor"]["clip"], plain["algo"]["actor"]["input_scale"]) == (1.0, 1.0)
     assert all(plain[key] == other[key] for key in ("max_updates", "batch_size", "eval"))
 
 
