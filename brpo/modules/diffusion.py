@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from brpo.functional import diffusion
 from brpo.functional.activations import mish
 from brpo.functional.diffusion import ReverseStep, Schedule
-from brpo.modules.mlp import MLP, StackedLinear
+from brpo.modules.mlp import MLP, StackedLinear, positive_scale
 from brpo.types import DataSpec
 
 
@@ -265,14 +265,3 @@ class DiffusionValue(nn.Module):
     ) -> Float[Tensor, "seeds critics batch"]:
         """V_n of every critic; n is one step in 0..N, or (seeds, batch) of them."""
         return self.network(torch.cat([observations, self.input_scale * noisy], dim=-1), n).squeeze(-1)
-
-
-def positive_scale(value: float) -> float:
-    """The factor on a network's input.
-
-    Raises:
-        ValueError: it is not positive.
-    """
-    if not (isinstance(value, int | float) and value > 0):
-        raise ValueError(f"input_scale must be positive, got {value}.")
-    return float(value)

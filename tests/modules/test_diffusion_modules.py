@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from brpo.modules.critics import QEnsemble
 from brpo.modules.diffusion import DiffusionActor, DiffusionValue, TimedMLP
 from brpo.modules.mlp import MLP, initialize
 from tests.helpers import make_spec
@@ -123,6 +124,16 @@ def test_the_input_scale_reaches_the_noisy_action_alone() -> None:
     initialize(v, torch.arange(2), "value")
     scaled_v.load_state_dict(v.state_dict())
     assert torch.equal(scaled_v(observations, noisy, n), v(observations, 4.5 * noisy, n))
+
+
+def test_q_sees_actions_times_its_scale() -> None:
+    """Every critic, and the first one alone."""
+    q, scaled_q = (QEnsemble(SPEC, 2, critics=3, hidden=(8,), activation="mish", input_scale=c).double() for c in (1.0, 4.5))
+    initialize(q, torch.arange(2), "critic")
+    scaled_q.load_state_dict(q.state_dict())
+    observations, actions = normal(2, 6, 3), normal(2, 6, 2)
+    assert torch.equal(scaled_q(observations, actions), q(observations, 4.5 * actions))
+    assert torch.equal(scaled_q.first(observations, actions), q.first(observations, 4.5 * actions))
 
 
 @pytest.mark.parametrize(
