@@ -105,10 +105,11 @@ def _cells(found: dict[str, dict[str, Any]], others: list[str]) -> list[str]:
 
 
 def _spread(line: dict[str, Any], name: str, digits: int = 4) -> str:
-    """Mean ± standard deviation over the seeds."""
+    """Mean ± standard deviation over the seeds; the number alone where there is one seed."""
     if not line.get(name):
         return MISSING
-    return f"{float(line[name]):.{digits}f} ± {float(line[f'{name}_std']):.{digits}f}"
+    mean = f"{float(line[name]):.{digits}f}"
+    return mean if int(line["seeds"]) == 1 else f"{mean} ± {float(line[f'{name}_std']):.{digits}f}"
 
 
 def numbers_of(run: Path) -> dict[str, Any]:
