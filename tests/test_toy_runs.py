@@ -104,6 +104,29 @@ def test_bdpo_draws_its_paths_and_knows_what_its_start_is_worth(tmp_path: Path, 
         experiment.table([tmp_path], tmp_path / "none.csv")
 
 
+def test_the_table_holds_bdpo_against_three_limits() -> None:
+    """By hand: 0.06 / (1.5 x 0.02 + 0.05) = 0.75, 0.06 / (0.2 / 2) = 0.6, and 0.84 is 4.5 % below 0.88."""
+
+    def line(task: str, algorithm: str, distance: str, value: str = "", seeds: int = 3) -> dict[str, Any]:
+        spread = {"sliced_wasserstein_std": "0.0010", "start_value_std": "0.0020", "mode_error": ""}
+        numbers = {"sliced_wasserstein": distance, "start_value": value, "noise_floor": "0.0200", "start_exact": "0.8800"}
+        return {"task": task, "algorithm": algorithm, "seeds": seeds, "cpu_minutes": "2.5", **numbers, **spread}
+
+    lines = [
+        line("toy/a", "bdpo", "0.0600", "0.8400"),
+        line("toy/a", "sfac", "0.2000"),
+        line("toy/b", "sfac", "0.1000", seeds=1),
+    ]
+    lines.append(line("toy/a", "diffusion_bc", "0.3000"))
+    titles, _, first, second = (
+        [cell.strip() for cell in row.split("|")[1:-1]] for row in experiment.markdown(lines).split("\n")
+    )
+    assert titles[2:7] == ["bdpo", "diffusion_bc", "sfac", "(a)", "(b)"]
+    assert first == ["a", "0.0200", "0.0600 ± 0.0010", "0.3000 ± 0.0010", "0.2000 ± 0.0010", "0.75", "0.60",
+                     "0.880", "0.840 ± 0.002", "-4.5 %", "-", "2.5, 2.5, 2.5"]  # fmt: skip
+    assert second == ["b", "0.0200", "-", "-", "0.1000", "-", "-", "0.880", "-", "-", "-", "-, -, 2.5"]
+
+
 def test_one_picture_of_several_runs(tmp_path: Path, datasets: Path) -> None:
     """A row for each task, a panel for each run; a second run of an algorithm gets a number."""
     run(tmp_path / "a", "bc", "max_updates=1")

@@ -8,6 +8,7 @@ python -m brpo.experiments.toy table RUN RUN ...      # what they reached, in nu
 import csv
 import io
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,8 @@ from brpo.files import write_atomically
 from brpo.runs import RunFolder
 
 ETA = 0.06  # of the targets, arXiv:2502.04778
+SUBJECT = "bdpo"  # the algorithm that the table is about
+MISSING = "-"
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -50,7 +53,10 @@ def table(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
     output: Path = Path("toy_runs.csv"),
 ) -> None:
-    """Write a line for each run: the last evaluation, mean and standard deviation over its seeds, and CPU minutes."""
+    """Write a line for each run: the last evaluation, mean and standard deviation over its seeds, and CPU minutes.
+
+    Prints the comparison of BDPO with the other algorithms as Markdown, where there are runs of both (see `markdown`).
+    """
     lines = [numbers_of(run) for run in runs]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
@@ -58,6 +64,52 @@ def table(
     writer.writerows(lines)
     write_atomically(output, text.getvalue().encode())
     print(output)
+    if any(line["algorithm"] == SUBJECT for line in lines):
+        print(markdown(lines))
+
+
+def markdown(lines: list[dict[str, Any]]) -> str:
+    """A table with a row for each task: distances of all algorithms, and how far BDPO is from three limits (ours).
+
+    (a) its distance over 1.5 times the noise floor + 0.05; (b) its distance over half of the smallest of the others;
+    (c) the error of V_N at the start, relative to the exact one, of which 5 % are the limit. At most 1 is wanted of (a) and
+    (b). `-` where a run is missing; of several runs of an algorithm on a task, the last one counts.
+
+    Args:
+        lines: of `numbers_of`.
+    """
+    by_task: dict[str, dict[str, dict[str, Any]]] = {}
+    for line in lines:
+        by_task.setdefault(line["task"], {})[line["algorithm"]] = line
+    others = sorted({line["algorithm"] for line in lines} - {SUBJECT})
+    titles = ["task", "floor", SUBJECT, *others, "(a)", "(b)", "V_N: exact", "learned", "(c)"]
+    titles += ["wrong mode shares", f"CPU minutes ({', '.join([SUBJECT, *others])})"]
+    rows = [titles, ["---"] * len(titles)]
+    rows += [[task.removeprefix(toy.PREFIX), *_cells(found, others)] for task, found in by_task.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cells(found: dict[str, dict[str, Any]], others: list[str]) -> list[str]:
+    """The cells of a task after its name; `found` has a line for each algorithm that ran."""
+    ours, any_line = found.get(SUBJECT, {}), next(iter(found.values()))
+    rivals = [float(found[name]["sliced_wasserstein"]) for name in others if name in found]
+    distances = [_spread(found.get(name, {}), "sliced_wasserstein") for name in (SUBJECT, *others)]
+    floor, distance = float(any_line["noise_floor"]), float(ours.get("sliced_wasserstein") or "nan")
+    limits = [distance / (1.5 * floor + 0.05), distance / (0.5 * min(rivals)) if rivals else math.nan]
+    exact, learned = float(any_line["start_exact"]), float(ours.get("start_value") or "nan")
+    minutes = [str(found[name]["cpu_minutes"]) if name in found else MISSING for name in (SUBJECT, *others)]
+    shares = [f"{value:.2f}" if math.isfinite(value) else MISSING for value in limits]
+    error = f"{100 * (learned / exact - 1):+.1f} %" if math.isfinite(learned) else MISSING
+    return [f"{floor:.4f}", *distances, *shares, f"{exact:.3f}", _spread(ours, "start_value", 3), error,
+            _spread(ours, "mode_error", 3), ", ".join(minutes)]  # fmt: skip
+
+
+def _spread(line: dict[str, Any], name: str, digits: int = 4) -> str:
+    """Mean ± standard deviation over the seeds; the number alone where there is one seed."""
+    if not line.get(name):
+        return MISSING
+    mean = f"{float(line[name]):.{digits}f}"
+    return mean if int(line["seeds"]) == 1 else f"{mean} ± {float(line[f'{name}_std']):.{digits}f}"
 
 
 def numbers_of(run: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from brpo.modules.mlp import MLP
+from brpo.modules.mlp import MLP, positive_scale
 from brpo.types import DataSpec
 
 
@@ -20,6 +20,7 @@ class QEnsemble(nn.Module):
         hidden: sizes of the hidden layers.
         activation: name of the activation.
         layer_norm: normalize what goes into each activation.
+        input_scale: > 0, factor on the action as the network sees it.
     """
 
     def __init__(
@@ -31,10 +32,12 @@ class QEnsemble(nn.Module):
         hidden: Sequence[int],
         activation: str,
         layer_norm: bool = False,
+        input_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if critics < 1:
             raise ValueError(f"critics must be at least 1, got {critics}.")
+        self.input_scale = positive_scale(input_scale)
         inputs, shape = spec.observation_dim + spec.action_dim, (seeds, critics)
         self.network = MLP(shape, inputs, 1, hidden=hidden, activation=activation, layer_norm=layer_norm)
 
@@ -42,13 +45,17 @@ class QEnsemble(nn.Module):
         self, observations: Float[Tensor, "seeds batch o"], actions: Float[Tensor, "seeds batch a"]
     ) -> Float[Tensor, "seeds critics batch"]:
         """Q of every critic."""
-        return self.network(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+        return self.network(self._inputs(observations, actions)).squeeze(-1)
 
     def first(
         self, observations: Float[Tensor, "seeds batch o"], actions: Float[Tensor, "seeds batch a"]
     ) -> Float[Tensor, "seeds batch"]:
         """Q of the first critic, its weights held fixed: what a policy is improved by."""
-        return self.network.first(torch.cat([observations, actions], dim=-1)).squeeze(-1)
+        return self.network.first(self._inputs(observations, actions)).squeeze(-1)
+
+    def _inputs(self, observations: Tensor, actions: Tensor) -> Tensor:
+        scaled = actions if self.input_scale == 1.0 else self.input_scale * actions
+        return torch.cat([observations, scaled], dim=-1)
 
 
 class ValueFunction(nn.Module):

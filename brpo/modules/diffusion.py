@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from brpo.functional import diffusion
 from brpo.functional.activations import mish
 from brpo.functional.diffusion import ReverseStep, Schedule
-from brpo.modules.mlp import MLP, StackedLinear
+from brpo.modules.mlp import MLP, StackedLinear, positive_scale
 from brpo.types import DataSpec
 
 
@@ -111,6 +111,7 @@ class DiffusionActor(nn.Module):
         activation: name of the activation.
         sampler: how `sample` steps: `ddpm` with noise, `ddim` without.
         sampling_steps: in 1..N, how many steps `sample` takes; None takes all.
+        input_scale: > 0, factor on x_n as the network sees it; the diffusion itself stays as it is. Ours.
 
     Raises:
         ValueError: an option is out of range.
@@ -131,10 +132,12 @@ class DiffusionActor(nn.Module):
         activation: str,
         sampler: str = "ddpm",
         sampling_steps: int | None = None,
+        input_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if clip is not None and not (isinstance(clip, int | float) and clip > 0):
             raise ValueError(f"The clip of the clean estimate must be positive or null, got {clip}.")
+        self.input_scale = positive_scale(input_scale)
         self.schedule, self.clip, self.action_dim = Schedule.of(noise_schedule, steps), clip, spec.action_dim
         self.network = TimedMLP(
             (seeds,),
@@ -156,7 +159,7 @@ class DiffusionActor(nn.Module):
         self, observations: Float[Tensor, "seeds batch o"], noisy: Float[Tensor, "seeds batch a"], n: int | Tensor
     ) -> Float[Tensor, "seeds batch a"]:
         """The noise predicted in x_n; n is one step in 1..N, or (seeds, batch) of them."""
-        return self.network(torch.cat([observations, noisy], dim=-1), n)
+        return self.network(torch.cat([observations, self.input_scale * noisy], dim=-1), n)
 
     def steps_at(self, n: Int[Tensor, "seeds batch"]) -> ReverseStep:
         """DDPM's step from each row's n to n - 1."""
@@ -222,6 +225,7 @@ class DiffusionValue(nn.Module):
         hidden: sizes of the hidden layers.
         activation: name of the activation.
         layer_norm: normalize what goes into each activation.
+        input_scale: as the actor's.
 
     Raises:
         ValueError: an option is out of range.
@@ -238,10 +242,12 @@ class DiffusionValue(nn.Module):
         hidden: Sequence[int],
         activation: str,
         layer_norm: bool,
+        input_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if critics < 1:
             raise ValueError(f"critics must be at least 1, got {critics}.")
+        self.input_scale = positive_scale(input_scale)
         self.network = TimedMLP(
             (seeds, critics),
             spec.observation_dim + spec.action_dim,
@@ -258,4 +264,4 @@ class DiffusionValue(nn.Module):
         self, observations: Float[Tensor, "seeds batch o"], noisy: Float[Tensor, "seeds batch a"], n: int | Tensor
     ) -> Float[Tensor, "seeds critics batch"]:
         """V_n of every critic; n is one step in 0..N, or (seeds, batch) of them."""
-        return self.network(torch.cat([observations, noisy], dim=-1), n).squeeze(-1)
+        return self.network(torch.cat([observations, self.input_scale * noisy], dim=-1), n).squeeze(-1)

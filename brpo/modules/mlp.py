@@ -212,3 +212,14 @@ def initialize(module: nn.Module, seeds: Tensor, name: str) -> None:
     for path, layer in module.named_modules():
         if isinstance(layer, StackedLinear):
             layer.initialize(streams.key(seeds, streams.purpose(f"init/{name}.{path}")))
+
+
+def positive_scale(value: float) -> float:
+    """The factor on a network's input.
+
+    Raises:
+        ValueError: it is not positive.
+    """
+    if not (isinstance(value, int | float) and value > 0):
+        raise ValueError(f"input_scale must be positive, got {value}.")
+    return float(value)

@@ -176,16 +176,19 @@ def test_sizes() -> None:
 
 
 def test_toy_tasks_have_values_of_their_own() -> None:
-    """The paper's 50 steps without a clip, temperature and rewards of the task; the behaviour model is cloning's."""
+    """50 steps in the source's units, no clip; temperature and rewards of the task; the behaviour model is cloning's."""
     composed = compose_config("algo=bdpo", "dataset=toy/rings", "data.eta=0.1", "eval.every=70")
     check_config(composed)
     algo, cloning = composed["algo"], compose_config("algo=diffusion_bc", "dataset=toy/rings")["algo"]
     assert (algo["eta"], algo["rho_lcb"], algo["acting"]["candidates"], composed["data"]["reward_scale"]) == (0.1, 0, 1, 1)
     assert (algo["actor"]["steps"], algo["actor"]["clip"]) == (50, None)
+    assert (algo["actor"]["noise_schedule"], algo["actor"]["input_scale"]) == ("vp_toy", 4.5)
+    assert (algo["value"]["input_scale"], algo["critic"]["input_scale"]) == (4.5, 4.5)
     assert algo["actor"] == cloning["actor"]
     assert (composed["batch_size"], composed["eval"]["every"]) == (512, 70)
     plain, other = compose_config("algo=bdpo"), compose_config("algo=bc")
-    assert plain["algo"]["actor"]["clip"] == 1.0
+    actor = plain["algo"]["actor"]
+    assert (actor["clip"], actor["noise_schedule"], actor["input_scale"]) == (1.0, "vp", 1.0)
     assert all(plain[key] == other[key] for key in ("max_updates", "batch_size", "eval"))
 
 

@@ -42,6 +42,14 @@ def test_linear_and_cosine_by_hand() -> None:
     assert Schedule.of("cosine", 10).alpha_bars[5] == pytest.approx(half / start)
 
 
+@pytest.mark.parametrize("steps", [1, 5, 50])
+def test_vp_toy_is_vp_of_points_that_are_larger(steps: int) -> None:
+    """Signal over noise at every n is that of 4.5 times the point under vp."""
+    toy, vp = (Schedule.of(name, steps).alpha_bars[1:] for name in ("vp_toy", "vp"))
+    for ours, theirs in zip(toy, vp, strict=True):
+        assert math.sqrt(ours / (1 - ours)) == pytest.approx(4.5 * math.sqrt(theirs / (1 - theirs)), rel=1e-9)
+
+
 def test_recorded_schedule_embedding_and_aggregation() -> None:
     schedule = Schedule.of("vp", 5)
     assert torch.allclose(torch.tensor(schedule.betas), recorded("schedule/betas"), rtol=1e-5)
@@ -214,3 +222,9 @@ def test_a_long_chain_of_a_perfect_model_ends_in_the_data_distribution() -> None
     chain = joint(gaussian(0.4, 0.3, schedule), diffusion.reverse_path(schedule, "ddpm", None)[:-1])
     assert chain.mean[-1].item() == pytest.approx(0.4, abs=0.01)
     assert chain.variance[-1].sqrt().item() == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize(("name", "width"), [("vp", 0.0631), ("vp_toy", 0.0140)])
+def test_the_first_step_is_as_wide_as_its_schedule_says(name: str, width: float) -> None:
+    """Structure of the data that is finer is lost on the way: a toy task's is 0.02 wide."""
+    assert math.sqrt(Schedule.of(name, 50).betas[1]) == pytest.approx(width, rel=0.01)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from brpo.modules.critics import QEnsemble
 from brpo.modules.diffusion import DiffusionActor, DiffusionValue, TimedMLP
 from brpo.modules.mlp import MLP, initialize
 from tests.helpers import make_spec
@@ -112,9 +113,33 @@ def test_diffusion_values_have_one_for_each_seed_critic_and_row() -> None:
     assert value(torch.randn(2, 5, 3), torch.randn(2, 5, 2), torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 3, 5)
 
 
+def test_the_input_scale_reaches_the_noisy_action_alone() -> None:
+    """A network that sees 4.5 x_n is the plain one at 4.5 x_n; observations and the steps themselves are as they were."""
+    plain, scaled = make_actor(), make_actor(input_scale=4.5)
+    observations, noisy, n = normal(2, 6, 3), normal(2, 6, 2), torch.tensor([[1, 5, 2, 1, 2, 4]]).expand(2, -1)
+    assert torch.equal(scaled(observations, noisy, n), plain(observations, 4.5 * noisy, n))
+    assert scaled.full_path == plain.full_path
+    options: dict[str, Any] = {"critics": 3, "steps": 5, "time_dim": 8, "hidden": (8,), "activation": "mish"}
+    v, scaled_v = (DiffusionValue(SPEC, 2, **options, layer_norm=True, input_scale=c).double() for c in (1.0, 4.5))
+    initialize(v, torch.arange(2), "value")
+    scaled_v.load_state_dict(v.state_dict())
+    assert torch.equal(scaled_v(observations, noisy, n), v(observations, 4.5 * noisy, n))
+
+
+def test_q_sees_actions_times_its_scale() -> None:
+    """Every critic, and the first one alone."""
+    q, scaled_q = (QEnsemble(SPEC, 2, critics=3, hidden=(8,), activation="mish", input_scale=c).double() for c in (1.0, 4.5))
+    initialize(q, torch.arange(2), "critic")
+    scaled_q.load_state_dict(q.state_dict())
+    observations, actions = normal(2, 6, 3), normal(2, 6, 2)
+    assert torch.equal(scaled_q(observations, actions), q(observations, 4.5 * actions))
+    assert torch.equal(scaled_q.first(observations, actions), q.first(observations, 4.5 * actions))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"input_scale": 0.0}, "input_scale must be positive, got 0.0"),
         ({"clip": 0.0}, "must be positive or null"),
         ({"noise_schedule": "vq"}, "Unknown noise schedule 'vq'. Known: cosine, linear, vp"),
         ({"sampler": "euler"}, "Unknown sampler 'euler'. Known: ddpm, ddim"),
