@@ -8,6 +8,8 @@ from typing import Any
 
 from brpo.reports.seed_result import SeedResult
 
+TARGET = "_target_"  # an option's name for a class
+
 
 @dataclass(frozen=True)
 class Naming:
@@ -67,9 +69,22 @@ def _naming(algo: str, results: Sequence[SeedResult]) -> Naming:
 
 
 def _differing(results: Sequence[SeedResult]) -> set[str]:
-    """Options that have several values in some results. One that a result does not know is the same as null."""
+    """Options that have several values in some results. One that a result does not know is the same as null.
+
+    But for options that came with a later version (outside `algo`: an older algorithm did not have its part of the method),
+    and those of another class, which its `_target_` tells.
+    """
     keys = {key for result in results for key in result.options}
-    return {key for key in keys if len({_text(result.options.get(key)) for result in results}) > 1}
+    differing = {key for key in keys if len({_text(result.options.get(key)) for result in results}) > 1}
+    return {key for key in differing if not _implied(key, differing, results)}
+
+
+def _implied(key: str, differing: set[str], results: Sequence[SeedResult]) -> bool:
+    """Not known to some results, with one value in all others, where another option or the version says as much."""
+    known = {_text(result.options[key]) for result in results if key in result.options}
+    lacking = any(key not in result.options for result in results)
+    told = f"{key.rpartition('.')[0]}.{TARGET}" in differing or not key.startswith("algo.")
+    return lacking and len(known) == 1 and told
 
 
 def _without_twins(keys: Sequence[str], results: Sequence[SeedResult]) -> tuple[str, ...]:
@@ -83,7 +98,8 @@ def _without_twins(keys: Sequence[str], results: Sequence[SeedResult]) -> tuple[
 
 
 def _short(key: str, keys: Sequence[str]) -> str:
-    """The shortest end of a key that no other key has."""
+    """The shortest end of a key that no other key has; a class is called by its part, `actor`."""
+    key, keys = key.removesuffix(f".{TARGET}"), [other.removesuffix(f".{TARGET}") for other in keys]
     parts = key.split(".")
     ends = (".".join(parts[place:]) for place in reversed(range(len(parts))))
     return next(end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1)
@@ -104,7 +120,9 @@ def _between_data_sets(algo: str, key: str, results: Sequence[SeedResult]) -> st
 
 
 def _values(result: SeedResult, keys: Sequence[str]) -> tuple[str, ...]:
-    return tuple(_text(result.options.get(key)) for key in keys)
+    """In words; of a class its name without its modules."""
+    texts = [_text(result.options.get(key)) for key in keys]
+    return tuple(text.rpartition(".")[2] if key.endswith(TARGET) else text for key, text in zip(keys, texts, strict=True))
 
 
 def _text(value: Any) -> str:

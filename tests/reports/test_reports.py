@@ -115,6 +115,26 @@ def test_an_option_that_follows_the_data_set_is_no_method(tmp_path: Path) -> Non
     assert note == "bc: `algo.expectile` differs between data sets: 0.7 on a-v0; 0.9 on b-v0."
 
 
+def test_another_class_is_named_and_what_it_alone_has_is_not(tmp_path: Path) -> None:
+    """Options of the class itself are named where they differ."""
+    make_run(tmp_path / "a", {0: [1.0]}, actor={"_target_": "brpo.modules.actors.GaussianActor"})
+    make_run(tmp_path / "b", {0: [1.0]}, actor={"_target_": "brpo.modules.actors.MixtureActor", "components": 5})
+    assert names(tmp_path) == ["bc actor=GaussianActor", "bc actor=MixtureActor"]
+    make_run(tmp_path / "c", {0: [1.0]}, actor={"_target_": "brpo.modules.actors.MixtureActor", "components": 2})
+    assert names(tmp_path) == ["bc actor=GaussianActor components=null", "bc components=2", "bc components=5"]
+
+
+def test_an_option_that_older_runs_lack_is_no_method(tmp_path: Path) -> None:
+    """Outside the algorithm's own: as `behavior` or `data.eta`, which came with later versions."""
+    make_run(tmp_path / "old", {0: [1.0]})
+    make_run(tmp_path / "new", {1: [2.0]})
+    path = tmp_path / "new" / "result.json"
+    path.write_text(
+        json.dumps({**(result := json.loads(path.read_text())), "config": {**result["config"], "behavior": "auto"}})
+    )
+    assert names(tmp_path) == ["bc"]
+
+
 def test_an_option_that_follows_another_is_not_said_twice(tmp_path: Path) -> None:
     make_run(tmp_path / "a", {0: [1.0]}, divergence="kl", target_divergence="kl")
     make_run(tmp_path / "b", {0: [1.0]}, divergence="gan", target_divergence="gan")
