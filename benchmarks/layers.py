@@ -20,6 +20,7 @@ from torch import Tensor
 
 from brpo.engine.optimizers import FusedAdamStep, adam_scales, scales
 from brpo.functional import perceptron
+from brpo.functional.activations import mish
 from brpo.modules.mlp import MLP, initialize
 
 BATCH, WIDTH, ACTIONS, INPUTS = 256, 256, 6, 17
@@ -86,6 +87,16 @@ def networks() -> dict[str, tuple[Way, Way]]:
     return ways
 
 
+def activation() -> dict[str, tuple[Way, Way]]:
+    """Mish forward and backward: torch's, and by one sigmoid."""
+    inputs, gradient = draw(BATCH, WIDTH).requires_grad_(), draw(BATCH, WIDTH)
+
+    def through(function: Callable[[Tensor], Tensor]) -> Way:
+        return lambda: torch.autograd.grad(function(inputs), inputs, gradient)
+
+    return {"Mish, forward and backward: torch's | one sigmoid": (through(torch.nn.functional.mish), through(mish))}
+
+
 def whole_update() -> dict[str, tuple[Way, Way]]:
     """Ten updates of IQL with its networks layer by layer, and in one node."""
     algorithm, _ = build(composed("algo=iql", "trainer=cpu", "engine=eager", "engine.products=blas"))
@@ -147,7 +158,7 @@ def main(rounds: int = 150, calls: int = 20) -> None:
     """Print times and ratios."""
     composed("trainer=cpu", "engine.products=blas")  # threads and products, as train.py sets them
     print(machine())
-    for make in (last_layer_of_two_critics, narrow_outputs, networks, adam, compiled_powers, whole_update):
+    for make in (last_layer_of_two_critics, narrow_outputs, networks, activation, adam, compiled_powers, whole_update):
         each = calls if make is not whole_update else 1
         for name, (plain, ours) in make().items():
             times = rotated({"plain": partial(duration, plain, each), "ours": partial(duration, ours, each)}, rounds)

@@ -25,13 +25,8 @@ from brpo.runs import RunFolder
 from brpo.types import DataSpec
 
 FORMAT = 1  # another number wherever the same recipe comes to other weights
-NOT_SEEN = (
-    "storage",
-    "family",
-    "reward_scale",
-    "reward_shift",
-    "eta",
-)  # options of `data` that change nothing for the model
+# Options of `data` that change nothing for the model.
+NOT_SEEN = ("storage", "family", "reward_scale", "reward_shift", "eta")
 SEEN = ("observation_mean", "observation_std", "action_low", "action_high")  # the units that its inputs have
 
 Recipe = dict[str, Any]

@@ -150,9 +150,8 @@ def check_config(config: dict[str, Any]) -> None:
         ("eval.episodes", config["eval"]["episodes"]),
         ("engine.chunk", config["engine"]["chunk"]),
     ):
-        written = (
-            f", as {value:.0f}" if isinstance(value, float) and value >= 1 and value.is_integer() else ""
-        )  # 1e5 is a float
+        exponential = isinstance(value, float) and value >= 1 and value.is_integer()  # 1e5 is a float
+        written = f", as {value:.0f}" if exponential else ""
         whole = isinstance(value, int) and not isinstance(value, bool)
         require(key, value, whole and value >= 1, f"a whole number >= 1{written}")
     for key, value in (

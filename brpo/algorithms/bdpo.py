@@ -239,9 +239,7 @@ class BDPO(OfflineAlgorithm):
     @torch.no_grad()
     def generation_paths(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """As the base, by the actor's average: plain samples, whatever the number of candidates."""
-        actor, keys = self.actor_target.module, streams.key(self.seeds, streams.purpose("generation"))
-        noise = streams.normal(keys, (observations.shape[1], actor.noise_dim), observations.dtype)
-        return actor.generation(self.normalize(observations), noise)
+        return self.actor_target.module.generation(self.normalize(observations), self.seeds)
 
     @torch.no_grad()
     def generation_value(self, observations: Tensor, points: Tensor, position: int) -> Tensor:

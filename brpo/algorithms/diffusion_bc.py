@@ -61,9 +61,7 @@ class DiffusionBC(OfflineAlgorithm):
     @torch.no_grad()
     def generation_paths(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """As the base, by the average of the weights."""
-        actor, keys = self.actor_target.module, streams.key(self.seeds, streams.purpose("generation"))
-        noise = streams.normal(keys, (observations.shape[1], actor.noise_dim), observations.dtype)
-        return actor.generation(self.normalize(observations), noise)
+        return self.actor_target.module.generation(self.normalize(observations), self.seeds)
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         """Denoising error of the average on held-out actions, the steps in turn."""

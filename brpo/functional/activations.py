@@ -12,8 +12,8 @@ LARGEST = 20.0  # from here on mish(x) = x in float64 too
 def mish(inputs: Tensor) -> Tensor:
     """`x tanh(log(1 + exp(x)))`, elementwise. Source: Misra (2019), arXiv:1908.08681.
 
-    On a CPU as `x u / (2 - u)` with `u = s (2 - s)` and `s = sigmoid(x)`, the same function, for which torch's sigmoid takes
-    half the time of its exponential; in a compiled graph as `x h / (1 + h)` with `h = w + w^2/2` and `w = exp(x)`. On other
+    On a CPU as `x u / (2 - u)` with `u = s (2 - s)` and `s = sigmoid(x)`, the same function, which
+    benchmarks/layers.py measures; in a compiled graph as `x h / (1 + h)` with `h = w + w^2/2` and `w = exp(x)`. On other
     devices, and for types of less precision, torch's own.
     """
     if inputs.device.type != "cpu" or inputs.dtype not in (torch.float32, torch.float64):

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from brpo.functional import diffusion
+from brpo.functional import diffusion, streams
 from brpo.functional.activations import mish
 from brpo.functional.diffusion import ReverseStep, Schedule
 from brpo.modules.mlp import MLP, StackedLinear, positive_scale
@@ -199,9 +199,11 @@ class DiffusionActor(nn.Module):
         return self.denoise(observations, noise)[-1].clamp(-1.0, 1.0)
 
     def generation(
-        self, observations: Float[Tensor, "seeds batch o"], noise: Float[Tensor, "seeds batch k"]
+        self, observations: Float[Tensor, "seeds batch o"], seeds: Int[Tensor, " seeds"]
     ) -> tuple[Float[Tensor, "seeds steps batch a"], Float[Tensor, "steps"]]:
-        """How `sample` comes to its actions: all points from noise to action, and abar of each, 1 at the action."""
+        """How `sample` comes to actions, from noise of the seeds: all points to the action, and abar of each, 1 there."""
+        keys = streams.key(seeds, streams.purpose("generation"))
+        noise = streams.normal(keys, (observations.shape[1], self.noise_dim), observations.dtype)
         *way, last = self.denoise(observations, noise)
         alpha_bars = [self.schedule.alpha_bars[n] for n, _ in self.path]
         return torch.stack([*way, last.clamp(-1.0, 1.0)], dim=1), noise.new_tensor([*alpha_bars, 1.0])
