@@ -78,7 +78,11 @@ POLICIES = {
     "bc mixture": ["algo=bc", "actor=mixture"],
 }
 MODES = {algo: [f"algo={algo}"] for algo in ("sfac", "awac", "iql", "sql", "xql", "eql", "bc")}  # td3_bc has one action only
-DIFFUSION = {"bdpo": ["algo=bdpo"], "diffusion_bc": ["algo=diffusion_bc", "max_updates=20000"]}  # as bdpo's pre-training
+EPISODES = "eval.episodes=30"  # of the end alone: sampled actions differ more from episode to episode
+DIFFUSION = {
+    "bdpo": ["algo=bdpo", EPISODES],
+    "diffusion_bc": ["algo=diffusion_bc", "max_updates=20000", EPISODES],
+}  # as bdpo's pre-training
 BUDGET = ["eval.every=10000", "eval.episodes=10"]
 QUESTIONS = {  # rows, data sets, updates; three seeds
     "symmetry": (SYMMETRY, REPLAY[1:3], 50000),

@@ -76,7 +76,8 @@ def test_by_family(dataset: str, family: str | None, expectile: float) -> None:
 def test_a_family_in_several_words() -> None:
     """BDPO's weight of the KL goes by the body and by the size of the maze."""
     for family, eta in (("mujoco/hopper", 0.2), ("halfcheetah", 0.05), ("antmaze/umaze", 0.5), ("antmaze", 0.2)):
-        assert compose_config("algo=bdpo", "dataset=mylab/logs-v0", f"data.family={family}")["algo"]["eta"] == eta
+        composed = compose_config("algo=bdpo", "algo/size=paper", "dataset=mylab/logs-v0", f"data.family={family}")
+        assert composed["algo"]["eta"] == eta
 
 
 def test_the_command_line_wins_over_the_family() -> None:
