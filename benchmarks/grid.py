@@ -78,11 +78,13 @@ POLICIES = {
     "bc mixture": ["algo=bc", "actor=mixture"],
 }
 MODES = {algo: [f"algo={algo}"] for algo in ("sfac", "awac", "iql", "sql", "xql", "eql", "bc")}  # td3_bc has one action only
-EPISODES = "eval.episodes=30"  # of the end alone: sampled actions differ more from episode to episode
+EPISODES = "eval.episodes=30"  # sampled actions differ more from episode to episode
+CLONING = ["algo=diffusion_bc", "max_updates=20000", EPISODES]  # as many updates as bdpo's pre-training
 DIFFUSION = {
     "bdpo": ["algo=bdpo", EPISODES],
-    "diffusion_bc": ["algo=diffusion_bc", "max_updates=20000", EPISODES],
-}  # as bdpo's pre-training
+    "diffusion_bc small": [*CLONING, "algo.actor.hidden=[128,128,128]"],  # bdpo's networks at size=small
+    "diffusion_bc": CLONING,
+}
 BUDGET = ["eval.every=10000", "eval.episodes=10"]
 QUESTIONS = {  # rows, data sets, updates; three seeds
     "symmetry": (SYMMETRY, REPLAY[1:3], 50000),
