@@ -1,6 +1,7 @@
 """Fixtures: small data sets made on the spot, and a command-line runner. No network, no GPU, no shared files."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from minari.data_collector import EpisodeBuffer
 from tests.commands import CommandServer
 
 ROOT = Path(__file__).resolve().parents[1]
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # under nohup and in a shell's background; processes would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # results do not depend on the machine, and small networks gain nothing from more
 
 

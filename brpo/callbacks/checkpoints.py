@@ -1,5 +1,6 @@
 """Writes `last`, `previous` and `best` checkpoints, and the last one of an interrupted run."""
 
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -46,22 +47,23 @@ class Checkpoints(Callback):
         """
         self.signals.install()  # Lightning has put its own SIGTERM handler around ours by now; it would exit with 0
         self._save_best(trainer, pl_module)
-        self._stop_if_signalled(pl_module)
+        self._stop_if(self.signals.received, pl_module)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time, or if a signal arrived."""
+        received = self.signals.received  # read once: one that arrives while the ranks confer is the next chunk's
         overdue = self.ranks.rank == 0 and time.monotonic() - self.saved_at >= self.every_seconds
-        if self.ranks.any(overdue or self.signals.received is not None):
+        if self.ranks.any(overdue or received is not None):
             self._save(trainer)
-        self._stop_if_signalled(pl_module)
+        self._stop_if(received, pl_module)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Save after the evaluation; the best one also as `best.ckpt`."""
         self._save_best(trainer, pl_module)  # first: a kill in between leaves the evaluation to be made again
         self._save(trainer)
-        self._stop_if_signalled(pl_module)
+        self._stop_if(self.signals.received, pl_module)
 
     def _save_best(self, trainer: lightning.Trainer, algorithm: Any) -> None:
         if algorithm.update_count and self.recorder.best_update == algorithm.update_count:
@@ -81,11 +83,11 @@ class Checkpoints(Callback):
                 f"Make room or choose another folder with run_dir=PATH, then continue with resume=auto."
             ) from error
 
-    def _stop_if_signalled(self, algorithm: Any) -> None:
+    def _stop_if(self, received: signal.Signals | None, algorithm: Any) -> None:
         error = None
-        if self.signals.received is not None:
+        if received is not None:
             error = Interrupted(
-                f"{self.signals.received.name} at {algorithm.moment(algorithm.update_count)}; saved {self.last}. "
+                f"{received.name} at {algorithm.moment(algorithm.update_count)}; saved {self.last}. "
                 f"Continue with: python train.py resume={self.folder.parent}"
             )
         self.ranks.fail_together(error)

@@ -17,6 +17,7 @@ from brpo.callbacks.profile import Profile
 from brpo.callbacks.recorder import Recorder
 from brpo.callbacks.signals import Signals
 from brpo.engine.checkpoint_io import encode
+from brpo.engine.ranks import Ranks
 from brpo.errors import Interrupted, UserError
 from brpo.evaluation.evaluate import RolloutEvaluator, evaluate
 from brpo.evaluation.rollout import Rollouts
@@ -123,6 +124,26 @@ def test_an_interrupted_make_up_evaluation_is_not_trained_over(tmp_path: Path) -
     recorder.rows = [row(10, 0, 1.0, episodes=1)]
     checkpoints.on_train_start(trainer, algorithm)
     assert saved == ["best.ckpt"]  # the evaluation that was made up for is the best so far
+
+
+def test_a_signal_while_the_ranks_confer_stops_after_the_next_chunk(tmp_path: Path) -> None:
+    """Stopping at once would leave the run without the checkpoint that the message promises."""
+
+    class Conferring(Ranks):
+        def any(self, flag: bool) -> bool:
+            signals.received = signal.SIGTERM
+            return flag
+
+    algorithm, signals, saved = make_algorithm("bc"), Signals(), []
+    checkpoints = Checkpoints(tmp_path, Recorder(RunFolder(tmp_path)), signals, Conferring(0, 1, "seeds"))
+    trainer: Any = FakeTrainer()
+    trainer.log.flush = lambda: None
+    trainer.save_checkpoint = lambda path: saved.append(path.name)
+    checkpoints.on_train_batch_end(trainer, algorithm, None, None, 0)
+    assert saved == []
+    with pytest.raises(Interrupted, match="SIGTERM at update 0; saved"):
+        checkpoints.on_train_batch_end(trainer, algorithm, None, None, 1)
+    assert saved == ["last.ckpt"]
 
 
 def make_evaluate(recorder: Recorder, signals: Signals) -> Evaluate:
