@@ -1,6 +1,5 @@
 """What every algorithm shares: seeds, optimizers, one gradient step per part, records, and acting in environment units."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from brpo.engine.optimizers import FusedAdamStep
 from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import UserError
 from brpo.functional import gradients, streams
+from brpo.functional.schedules import SCHEDULES
 from brpo.modules.mlp import initialize
 from brpo.types import Batch, DataSpec
 
@@ -24,19 +24,6 @@ class Runner(Protocol):
     def run(self, algorithm: "OfflineAlgorithm", start: int, stop: int) -> None:
         """Make the updates [start, stop)."""
         ...
-
-
-def constant(progress: float) -> float:
-    """Learning-rate factor 1."""
-    return 1.0
-
-
-def cosine(progress: float) -> float:
-    """Learning-rate factor that falls from 1 to 0 along half a cosine; `progress` in [0, 1]."""
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "cosine": cosine}
 
 
 class OfflineAlgorithm(lightning.LightningModule):

@@ -4,8 +4,9 @@ import math
 import pytest
 import torch
 
-from brpo.algorithms.base import OfflineAlgorithm, cosine
+from brpo.algorithms.base import OfflineAlgorithm
 from brpo.errors import TrainingDiverged, UserError
+from brpo.functional.schedules import cosine
 from tests.helpers import make_algorithm, make_spec, random_batch
 
 
