@@ -1,15 +1,18 @@
 """Runs a grid of trainings one after another and reports it; finished cells are skipped, broken ones resumed.
 
+Cells whose results lie in docs/results are finished too (`--again` trains them), so that a grid can be filled over
+several sittings and machines; `--store` puts there what the report is made of.
+
     python benchmarks/grid.py comparison        # docs/results.md
     python benchmarks/grid.py symmetry          # docs/results.md: Sf-AC without its symmetry term
     python benchmarks/grid.py policies          # docs/results.md: mixtures as policy and behaviour model
     python benchmarks/grid.py modes             # docs/results.md: runs to be evaluated by `brpo evaluate --mode`
     python benchmarks/grid.py diffusion         # docs/results.md: BDPO and diffusion cloning
     python benchmarks/grid.py search            # docs/sfac.md
-    python benchmarks/grid.py comparison --table --target docs/results   # nothing is run; the report alone
+    python benchmarks/grid.py comparison --table        # nothing is run; the report alone
 
 The shared data sets are looked for in MINARI_DATASETS_PATH. `--only` picks cells by a regular expression, so that
-several of these can run side by side; `--table` prints without training.
+several of these can run side by side.
 """
 
 import os
@@ -21,9 +24,13 @@ from typing import Annotated
 
 import typer
 
-from brpo.reports.report import report
+from brpo.reports import compact, run_folders
+from brpo.reports.comparison import compare
+from brpo.reports.report import Report
+from brpo.reports.run_folders import Found
 
 ROOT = Path(__file__).resolve().parents[1]
+STORED = ROOT / "docs" / "results"
 MEDIUM = ("brpo/hopper/medium-v0", "brpo/walker2d/medium-v0", "brpo/halfcheetah/medium-v0")
 BUNDLED = "brpo/halfcheetah/medium-replay-v0"
 REPLAY = (BUNDLED, *(dataset.replace("medium", "replay") for dataset in MEDIUM))
@@ -125,26 +132,42 @@ def folder(grid: str, row: str, dataset: str) -> Path:
     return ROOT / "runs" / "grid" / grid / re.sub(r"[^a-z0-9.]+", "-", row.lower()) / dataset.replace("/", "-")
 
 
+def stored(grid: str) -> Found:
+    """What lies in docs/results of a grid."""
+    return run_folders.find([STORED / grid]) if (STORED / grid / compact.RUNS).exists() else Found()
+
+
+def results(grid: str, older: Found) -> Found:
+    """Results of the runs at hand, and the older ones of runs that are not."""
+    runs = ROOT / "runs" / "grid" / grid
+    found = run_folders.find([runs]) if runs.is_dir() else Found()
+    names = {result.run for result in found.results}
+    return Found([*found.results, *(result for result in older.results if result.run not in names)], found.missing)
+
+
 def main(
     grid: str,
     extra: Annotated[list[str] | None, typer.Argument(help="Overrides of every cell, such as engine=compile.")] = None,
-    only: str = "",
-    table: bool = False,
+    only: Annotated[str, typer.Option(help="Regular expression for 'row on data set'.")] = "",
+    table: Annotated[bool, typer.Option(help="Train nothing.")] = False,
+    again: Annotated[bool, typer.Option(help="Train also what docs/results has, and leave that out.")] = False,
+    store: Annotated[bool, typer.Option(help="Write the report and its numbers to docs/results.")] = False,
     threads: int = 1,
-    target: Path | None = None,
 ) -> None:
-    """Run the cells of a grid that are not finished and print the report, and write it to a folder if one is given."""
+    """Train the cells of a grid that are not finished and print the report."""
+    older = Found() if again else stored(grid)
+    names = {result.run for result in older.results}
     for (row, dataset), overrides in cells(grid).items():
-        if (folder(grid, row, dataset) / "result.json").exists():
-            continue
-        if table or not re.search(only, f"{row} on {dataset}"):
+        run = folder(grid, row, dataset)
+        finished = (run / "result.json").exists() or run_folders.label(run) in names
+        if finished or table or not re.search(only, f"{row} on {dataset}"):
             continue
         command = [
             sys.executable,
             "train.py",
             *overrides,
             *(extra or []),
-            f"run_dir={folder(grid, row, dataset)}",
+            f"run_dir={run}",
             "resume=auto",
         ]
         print(" ".join(command), flush=True)
@@ -153,10 +176,13 @@ def main(
             if code == 130:
                 raise typer.Exit(130)
             print(f"{row} on {dataset} ended with exit code {code}", flush=True)
-    found = report([ROOT / "runs" / "grid" / grid])
-    print(found.markdown())
-    if target is not None:
-        found.write(target / grid)
+    found = results(grid, older)
+    if not found.results:
+        raise typer.BadParameter(f"no cell of {grid} is finished yet")
+    report = Report(found, *compare(found.results))
+    print(report.markdown())
+    if store:
+        report.write(STORED / grid)
 
 
 if __name__ == "__main__":

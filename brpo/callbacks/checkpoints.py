@@ -85,9 +85,11 @@ class Checkpoints(Callback):
 
     def _stop_if(self, received: signal.Signals | None, algorithm: Any) -> None:
         error = None
-        if received is not None:
+        if received is not None and self.last.exists():
             error = Interrupted(
                 f"{received.name} at {algorithm.moment(algorithm.update_count)}; saved {self.last}. "
                 f"Continue with: python train.py resume={self.folder.parent}"
             )
+        elif received is not None:
+            error = Interrupted(f"{received.name} before the first chunk of updates; there is nothing to save yet.")
         self.ranks.fail_together(error)

@@ -117,7 +117,10 @@ def test_an_interrupted_make_up_evaluation_is_not_trained_over(tmp_path: Path) -
     saved: list[str] = []
     trainer: Any = type("Trainer", (), {"save_checkpoint": lambda self, path: saved.append(path.name)})()
     signals.received = signal.SIGINT
-    with pytest.raises(Interrupted, match="SIGINT at update 10"):
+    with pytest.raises(Interrupted, match="SIGINT before the first chunk of updates; there is nothing to save"):
+        checkpoints.on_train_start(trainer, algorithm)
+    (tmp_path / "last.ckpt").touch()  # what the run was resumed from
+    with pytest.raises(Interrupted, match="SIGINT at update 10; saved .*last.ckpt"):
         checkpoints.on_train_start(trainer, algorithm)
     assert saved == []
     signals.received = None
@@ -138,7 +141,7 @@ def test_a_signal_while_the_ranks_confer_stops_after_the_next_chunk(tmp_path: Pa
     checkpoints = Checkpoints(tmp_path, Recorder(RunFolder(tmp_path)), signals, Conferring(0, 1, "seeds"))
     trainer: Any = FakeTrainer()
     trainer.log.flush = lambda: None
-    trainer.save_checkpoint = lambda path: saved.append(path.name)
+    trainer.save_checkpoint = lambda path: (saved.append(path.name), path.touch())
     checkpoints.on_train_batch_end(trainer, algorithm, None, None, 0)
     assert saved == []
     with pytest.raises(Interrupted, match="SIGTERM at update 0; saved"):
