@@ -1,0 +1,204 @@
+"""How near a chain of Gaussian steps can come to the toy targets: BDPO with perfect networks, solved on grids.
+
+    python benchmarks/toy_limit.py [TASK...] [--schedule vp_toy] [--steps 50] [--cells 768]
+    python benchmarks/toy_limit.py --run RUN        # also what a trained behaviour model allows, re-weighted
+
+A step of the actor has the variance of the behaviour's and chooses its mean, which is not the form of the exact posterior.
+The best such chain follows from the last step backwards (V_0 the energy, the last step without noise):
+
+    V_n(x) = max_m  E V_{n-1}(m + sqrt(beta_n) z) - eta |m - m_D(x)|^2 / (2 beta_n)
+
+with m_D the mean of the exact behaviour's step, out of the data's density on the grid. Ours.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from common import machine
+from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.spatial import cKDTree
+
+from brpo import saved_runs
+from brpo.datasets import toy
+from brpo.evaluation.distances import resample, sliced_wasserstein, tilted_weights
+from brpo.evaluation.toy import Target
+from brpo.experiments.toy import ETA
+from brpo.functional.diffusion import Schedule
+
+DENSITY = 2_000_000  # points that the density is made of
+SAMPLES = 10_000  # of the chain; its value is the mean over as many starts
+EDGE = 1.3  # the grid of clean actions reaches from -EDGE to EDGE
+Energy = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values (cells, cells) on a square from -edge to edge, with linear interpolation; constant beyond it."""
+
+    values: np.ndarray
+    edge: float
+
+    @property
+    def spacing(self) -> float:
+        """Distance of neighbouring cells."""
+        return 2.0 * self.edge / (len(self.values) - 1)
+
+    def at(self, points: np.ndarray) -> np.ndarray:
+        """Values at points (..., 2)."""
+        places = np.moveaxis((points + self.edge) / self.spacing, -1, 0)
+        return map_coordinates(self.values, places, order=1, mode="nearest")
+
+
+@dataclass(frozen=True)
+class Step:
+    """The best step from n to n - 1.
+
+    Attributes:
+        mean: of the behaviour's step at x_n, its two entries.
+        gain: what a mean m is worth before its penalty, at its best: the maximum over where the actor moves it.
+        std: of the noise that is added, 0 at the last step.
+        shift: `beta_n / eta`: the actor adds this times the slope of `gain` to the behaviour's mean.
+    """
+
+    mean: tuple[Grid, Grid]
+    gain: Grid
+    std: float
+    shift: float
+
+    def behavior(self, noisy: np.ndarray) -> np.ndarray:
+        """The behaviour's mean at x_n (n, 2)."""
+        return np.stack([entry.at(noisy) for entry in self.mean], axis=-1)
+
+    def actor(self, noisy: np.ndarray) -> np.ndarray:
+        """The best mean at x_n (n, 2)."""
+        mean = self.behavior(noisy)
+        slopes = [Grid(slope, self.gain.edge).at(mean) for slope in np.gradient(self.gain.values, self.gain.spacing)]
+        return mean + self.shift * np.stack(slopes, axis=-1)
+
+
+def mesh(edge: float, cells: int) -> np.ndarray:
+    """Points of a grid, (cells, cells, 2)."""
+    line = np.linspace(-edge, edge, cells)
+    return np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1)
+
+
+def best_moves(values: Grid, eta: float, beta: float) -> Grid:
+    """`max_d values(m + d) - eta |d|^2 / (2 beta)` for every m: one axis after the other, as the square splits."""
+    span, cells = float(np.ptp(values.values)), len(values.values)
+    reach = min(int(np.sqrt(2.0 * beta * span / eta) / values.spacing) + 1, cells)  # a longer way costs more than any gain
+    best = values.values
+    for _ in range(2):
+        padded = np.pad(best, [(reach, reach), (0, 0)], mode="edge")
+        costs = eta * (np.arange(-reach, reach + 1) * values.spacing) ** 2 / (2.0 * beta)
+        best = reduce(np.maximum, (padded[k : k + cells] - cost for k, cost in enumerate(costs))).T  # then the other axis
+    return Grid(best, values.edge)
+
+
+def clean_mean(points: np.ndarray, bar: float, edge: float, cells: int) -> np.ndarray:
+    """`E[x_0 | x_n]` of the data at every point of a grid of x_n, (cells, cells, 2)."""
+    spacing = 2.0 * edge / (cells - 1)
+    places = np.rint((points * np.sqrt(bar) + edge) / spacing).astype(np.int64).clip(0, cells - 1)
+    counts = np.bincount(places[:, 0] * cells + places[:, 1], minlength=cells**2).reshape(cells, cells) / len(points)
+    at, width = mesh(edge, cells), np.sqrt(1.0 - bar) / spacing
+    density = gaussian_filter(counts, width, mode="constant", truncate=6.0)
+    weighted = [gaussian_filter(counts * at[..., axis], width, mode="constant", truncate=6.0) for axis in (0, 1)]
+    mean = np.stack(weighted, axis=-1) / np.maximum(density, 1e-300)[..., None]
+    if (far := density < 1e-14).any():  # no data near: the nearest of it
+        some = cKDTree(points[:20_000] * np.sqrt(bar))
+        mean[far] = some.data[some.query(at[far])[1]]
+    return mean / np.sqrt(bar)
+
+
+def solve(points: np.ndarray, energy: Energy, eta: float, schedule: Schedule, cells: int) -> tuple[list[Step], Grid]:
+    """The best steps, n = 1 first, and V_N."""
+    following = Grid(energy(mesh(EDGE, cells).reshape(-1, 2)).reshape(cells, cells).astype(np.float64), EDGE)
+    steps = []
+    for n in range(1, schedule.steps + 1):
+        bar, beta, plan = schedule.alpha_bars[n], schedule.betas[n], schedule.step(n)
+        if plan.std > 0:
+            blurred = gaussian_filter(following.values, plan.std / following.spacing, mode="nearest", truncate=4.5)
+            following = Grid(blurred, following.edge)
+        gain = best_moves(following, eta, beta)
+        edge = max(EDGE * np.sqrt(bar) + 4.3 * np.sqrt(1.0 - bar), EDGE)
+        mean = plan.from_clean * clean_mean(points, bar, edge, cells) + plan.from_noisy * mesh(edge, cells)
+        steps.append(Step((Grid(mean[..., 0], edge), Grid(mean[..., 1], edge)), gain, float(plan.std), beta / eta))
+        following = Grid(gain.at(mean), edge)
+    return steps, following
+
+
+def samples(steps: list[Step], start: np.ndarray, noise: np.random.Generator, behavior: bool = False) -> np.ndarray:
+    """Actions of the best chain, or of the behaviour's, from starts (n, 2)."""
+    noisy = start
+    for step in reversed(steps):
+        mean = step.behavior(noisy) if behavior else step.actor(noisy)
+        noisy = mean + step.std * noise.standard_normal(start.shape)
+    return noisy
+
+
+def limits(dataset_id: str, eta: float, schedule: Schedule, cells: int) -> list[str]:
+    """A line of the table."""
+    target, noise = Target.of(dataset_id, eta), np.random.default_rng(0)
+    points = toy.sample(dataset_id, DENSITY, seed=toy.SEED + 1).astype(np.float64)
+    steps, last = solve(points, lambda at: toy.energy(dataset_id, at), eta, schedule, cells)
+    start = noise.standard_normal((SAMPLES, 2))
+    value, reference = float(last.at(start).mean()), target.draw(SAMPLES, "reference")
+    distance = sliced_wasserstein(samples(steps, start, noise), reference)
+    floor = sliced_wasserstein(target.draw(SAMPLES, "second"), reference)
+    change = f"{100 * (value / target.value - 1):+.1f} %"
+    return [
+        dataset_id.removeprefix(toy.PREFIX),
+        f"{floor:.4f}",
+        f"{distance:.4f}",
+        f"{target.value:.3f}",
+        f"{value:.3f}",
+        change,
+    ]
+
+
+@torch.no_grad()
+def reweighted(run: Path, rounds: int = 10) -> tuple[str, float]:
+    """The task of a run, and how far samples of its behaviour model (the first seed's), re-weighted, are from the target.
+
+    What the actor would reach if it made the optimum of its own behaviour model.
+    """
+    algorithm, config = saved_runs.load_algorithm(saved_runs.checkpoint_of(run, "last"))
+    target, model = Target.of(algorithm.spec.dataset_id, config["data"]["eta"]), algorithm.behavior_target.module
+    generator, drawn = torch.Generator().manual_seed(0), []
+    for _ in range(rounds):
+        noise = torch.randn(algorithm.seeds.numel(), SAMPLES, model.noise_dim, generator=generator)
+        drawn.append(model.sample(torch.zeros(algorithm.seeds.numel(), SAMPLES, 1), noise)[0].numpy())
+    points = np.concatenate(drawn)
+    weights = tilted_weights(toy.energy(target.dataset_id, points), config["data"]["eta"])
+    chosen = points[resample(weights, np.random.default_rng(0).uniform(size=SAMPLES))]
+    return target.dataset_id, sliced_wasserstein(chosen, target.draw(SAMPLES, "reference"))
+
+
+def main(
+    tasks: Annotated[list[str] | None, typer.Argument(help="All of them, unless given.")] = None,
+    schedule: str = "vp_toy",
+    steps: int = 50,
+    eta: float = ETA,
+    cells: int = 768,
+    run: Annotated[list[Path] | None, typer.Option(help="Run folders of BDPO; no table then.")] = None,
+) -> None:
+    """Print what is asked for."""
+    print(machine())
+    if run:
+        print("| run | task | its behaviour model, re-weighted |\n|---|---|---|")
+        for folder in run:
+            task, distance = reweighted(folder)
+            print(f"| {folder.name} | {task} | {distance:.4f} |")
+        return
+    print("| task | floor | best chain | V_N: exact | best chain | change |\n|---|---|---|---|---|---|")
+    for dataset_id in [toy.PREFIX + task.removeprefix(toy.PREFIX) for task in tasks or toy.ids()]:
+        print(f"| {' | '.join(limits(dataset_id, eta, Schedule.of(schedule, steps), cells))} |", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
