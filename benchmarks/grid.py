@@ -86,7 +86,7 @@ POLICIES = {
 }
 MODES = {algo: [f"algo={algo}"] for algo in ("sfac", "awac", "iql", "sql", "xql", "eql", "bc")}  # td3_bc has one action only
 EPISODES = "eval.episodes=30"  # sampled actions differ more from episode to episode
-CLONING = ["algo=diffusion_bc", "max_updates=20000", EPISODES]  # as many updates as bdpo's pre-training
+CLONING = ["algo=diffusion_bc", "max_updates=50000", EPISODES]  # as many updates as bdpo's pre-training
 DIFFUSION = {
     "bdpo": ["algo=bdpo", EPISODES],
     "diffusion_bc small": [*CLONING, "algo.actor.hidden=[128,128,128]"],  # bdpo's networks at size=small

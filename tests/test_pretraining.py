@@ -151,6 +151,7 @@ def test_divergence_and_signals_in_the_pretraining(datasets: Path, tmp_path: Pat
     algorithm.begin_pretraining()
     signals.received = signal.SIGTERM
     checkpoints = Checkpoints(tmp_path, Recorder(RunFolder(tmp_path)), signals)
+    checkpoints.last.touch()  # what the run was resumed from
     with pytest.raises(Interrupted, match="SIGTERM at pre-training update 0; saved"):
         checkpoints.on_train_start(None, algorithm)  # type: ignore[arg-type]
 

@@ -169,7 +169,7 @@ def test_sizes() -> None:
     assert (paper["samples"], paper["critic"]["critics"], paper["actor"]["hidden"]) == (10, 10, [256] * 4)
     assert (small["samples"], small["critic"]["critics"], small["actor"]["hidden"]) == (4, 4, [128] * 3)
     assert (paper["pretrain_updates"], paper["critic_only"], paper["learning_rates"]["actor"]) == (2_000_000, 50_000, 1e-5)
-    assert (small["pretrain_updates"], small["critic_only"], small["learning_rates"]["actor"]) == (20_000, 4000, 1e-4)
+    assert (small["pretrain_updates"], small["critic_only"], small["learning_rates"]["actor"]) == (50_000, 4000, 1e-4)
     assert [
         compose_config("algo=bdpo", f"dataset=mujoco/{env}/medium-v0")["algo"]["eta"] for env in ("hopper", "walker2d")
     ] == [1, 0.75]
