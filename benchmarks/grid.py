@@ -100,6 +100,8 @@ QUESTIONS = {  # rows, data sets, updates; three seeds
     "diffusion": (DIFFUSION, MEDIUM + REST[:3], 10000),
 }
 
+BESIDE = {"symmetry": ("sfac",), "policies": ("sfac", "bc")}  # what stands beside them in a report: rows of the comparison
+
 
 def cells(grid: str) -> dict[tuple[str, str], list[str]]:
     """(row, data set) -> overrides."""
@@ -138,11 +140,18 @@ def stored(grid: str) -> Found:
 
 
 def results(grid: str, older: Found) -> Found:
-    """Results of the runs at hand, and the older ones of runs that are not."""
+    """Results of the runs at hand; the older ones of runs that are not; and what stands beside them."""
     runs = ROOT / "runs" / "grid" / grid
     found = run_folders.find([runs]) if runs.is_dir() else Found()
+    datasets = {dataset for _, dataset in cells(grid)}
+    beside = [
+        result
+        for result in stored("comparison").results
+        if result.algo in BESIDE.get(grid, ()) and result.dataset in datasets
+    ]
     names = {result.run for result in found.results}
-    return Found([*found.results, *(result for result in older.results if result.run not in names)], found.missing)
+    others = {(result.run, result.seed): result for result in [*beside, *older.results] if result.run not in names}
+    return Found([*found.results, *others.values()], found.missing)
 
 
 def main(
