@@ -130,8 +130,8 @@ def cells(grid: str) -> dict[tuple[str, str], list[str]]:
 
 
 def folder(grid: str, row: str, dataset: str) -> Path:
-    """Run folder of a cell."""
-    return ROOT / "runs" / "grid" / grid / re.sub(r"[^a-z0-9.]+", "-", row.lower()) / dataset.replace("/", "-")
+    """Run folder of a cell, from ROOT."""
+    return Path("runs") / "grid" / grid / re.sub(r"[^a-z0-9.]+", "-", row.lower()) / dataset.replace("/", "-")
 
 
 def stored(grid: str) -> Found:
@@ -141,14 +141,11 @@ def stored(grid: str) -> Found:
 
 def results(grid: str, older: Found) -> Found:
     """Results of the runs at hand; the older ones of runs that are not; and what stands beside them."""
-    runs = ROOT / "runs" / "grid" / grid
+    runs = Path("runs") / "grid" / grid
     found = run_folders.find([runs]) if runs.is_dir() else Found()
     datasets = {dataset for _, dataset in cells(grid)}
-    beside = [
-        result
-        for result in stored("comparison").results
-        if result.algo in BESIDE.get(grid, ()) and result.dataset in datasets
-    ]
+    comparison = stored("comparison").results if grid in BESIDE else []
+    beside = [result for result in comparison if result.algo in BESIDE[grid] and result.dataset in datasets]
     names = {result.run for result in found.results}
     others = {(result.run, result.seed): result for result in [*beside, *older.results] if result.run not in names}
     return Found([*found.results, *others.values()], found.missing)
@@ -164,6 +161,7 @@ def main(
     threads: int = 1,
 ) -> None:
     """Train the cells of a grid that are not finished and print the report."""
+    os.chdir(ROOT)  # runs are named by their path from here
     older = Found() if again else stored(grid)
     names = {result.run for result in older.results}
     for (row, dataset), overrides in cells(grid).items():
@@ -181,7 +179,7 @@ def main(
         ]
         print(" ".join(command), flush=True)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        if code := subprocess.run(command, cwd=ROOT, env=environment).returncode:
+        if code := subprocess.run(command, env=environment).returncode:
             if code == 130:
                 raise typer.Exit(130)
             print(f"{row} on {dataset} ended with exit code {code}", flush=True)
