@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from brpo.errors import UserError
+from brpo.options import OptionRefused, is_number
 from brpo.sweeps.callback import sweep_jobs
 
 # What a resumed run may change. Everything else would make its result one of no configuration.
@@ -30,6 +31,7 @@ NOT_THE_TRAINERS = {
     "max_steps": "max_updates",
     "fast_dev_run": "trainer=smoke",
 }
+PARTS = ("actor", "behavior", "critic", "value", "regularizer", "optimizer")  # of an algorithm, those that are built
 TRUSTED_MODULES = ("brpo", "torch.optim")
 
 
@@ -66,8 +68,8 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     return plain  # type: ignore[return-value]
 
 
-def build(node: Any, *arguments: Any, **keywords: Any) -> Any:
-    """Instantiate a node.
+def build(node: Any, *arguments: Any, place: str, **keywords: Any) -> Any:
+    """Instantiate the node that stands at `place` of the configuration.
 
     Raises:
         UserError: the class refuses an option, or does not know it.
@@ -75,14 +77,16 @@ def build(node: Any, *arguments: Any, **keywords: Any) -> Any:
     try:
         return instantiate(node, *arguments, _convert_="all", **keywords)
     except InstantiationException as error:
-        raise _as_user_error(error, node) from error
+        raise _as_user_error(error, node, place) from error
 
 
-def _as_user_error(error: InstantiationException, node: Any) -> Exception:
+def _as_user_error(error: InstantiationException, node: Any, place: str) -> Exception:
     cause: BaseException = error
     while cause.__cause__ is not None and isinstance(cause, InstantiationException):
         cause = cause.__cause__
     target = str(node.get("_target_", "")) if hasattr(node, "get") else ""
+    if isinstance(cause, OptionRefused):
+        return cause.of(place)
     if isinstance(cause, ValueError):
         return UserError(str(cause))
     if isinstance(cause, TypeError):
@@ -133,6 +137,11 @@ def check_config(config: dict[str, Any]) -> None:
 
     for key in ("algo", "data", "engine", "trainer", "eval"):
         require(key, config[key], isinstance(config[key], dict), f"a group or a mapping, as in {key}.name=value")
+    for part in PARTS:
+        if part in config["algo"]:
+            node = config["algo"][part]
+            named = isinstance(node, dict) and isinstance(node.get("_target_"), str)
+            require(f"algo.{part}", node, named, "a group or a mapping with a _target_, as conf/algo has one")
     callbacks = config["callbacks"]
     require("callbacks", callbacks, callbacks is None or isinstance(callbacks, dict), "a mapping of names to callbacks")
     for key in ("run_dir", "resume"):
@@ -174,11 +183,11 @@ def check_config(config: dict[str, Any]) -> None:
     check_evaluation(dataset, mode)
     heldout, shift = config["data"]["heldout"], config["data"]["reward_shift"]
     normalize = config["data"]["normalize_observations"]
-    require("data.heldout", heldout, _is_number(heldout) and 0 <= heldout < 1, "a share of the episodes in [0, 1)")
-    require("data.reward_shift", shift, _is_number(shift), "a number")
+    require("data.heldout", heldout, is_number(heldout) and 0 <= heldout < 1, "a share of the episodes in [0, 1)")
+    require("data.reward_shift", shift, is_number(shift), "a number")
     require("data.normalize_observations", normalize, isinstance(normalize, bool), "true or false")
     eta = config["data"]["eta"]
-    require("data.eta", eta, _is_number(eta) and eta > 0, "a number > 0")
+    require("data.eta", eta, is_number(eta) and eta > 0, "a number > 0")
     same_units = scale == 1 or not _is_toy(dataset)
     require("data.reward_scale", scale, same_units, "1 on a toy task: temperatures and data.eta are in units of the energy")
     seed_list(config["seeds"])
@@ -207,10 +216,6 @@ def check_evaluation(dataset: str, mode: str) -> None:
     """
     if _is_toy(dataset) and mode != "sampled":
         raise UserError(f"eval.mode={mode} is not allowed on {dataset}, which compares samples; it must be sampled.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_toy(dataset: str) -> bool:

@@ -32,7 +32,7 @@ def load_algorithm(path: Path) -> tuple[OfflineAlgorithm, dict[str, Any]]:
         config, spec = checkpoint["brpo"]["config"], DataSpec.from_dict(checkpoint["brpo"]["spec"])
         configuration.check_trusted(config["algo"])
         seeds = configuration.seed_list(config["seeds"])
-        algorithm = configuration.build(config["algo"], spec, seeds=seeds, max_updates=config["max_updates"])
+        algorithm = configuration.build(config["algo"], spec, place="algo", seeds=seeds, max_updates=config["max_updates"])
         algorithm.load_state_dict(checkpoint["state_dict"])
         algorithm.on_load_checkpoint(checkpoint)
     except UserError:

@@ -48,7 +48,7 @@ def make_algorithm(node: Any, spec: DataSpec, *, seeds: list[int], max_updates: 
     Raises:
         UserError: an option is refused.
     """
-    algorithm = configuration.build(node, spec, seeds=seeds, max_updates=max_updates)
+    algorithm = configuration.build(node, spec, place="algo", seeds=seeds, max_updates=max_updates)
     try:
         algorithm.configure_optimizers()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -222,7 +222,7 @@ def _build(
     checkpoints = Checkpoints(folder.checkpoints, recorder, signals, ranks)
     pretraining = Pretraining(config, algorithm, ranks)
     callbacks: list[Callback] = [recorder, pretraining, evaluate, progress]
-    callbacks += [configuration.build(node) for node in (config["callbacks"] or {}).values()]
+    callbacks += [configuration.build(node, place=f"callbacks.{name}") for name, node in (config["callbacks"] or {}).items()]
     if config["profile"]:
         callbacks.append(Profile(folder.path / "profile"))
     trainer = make_trainer(config, folder, [*callbacks, checkpoints], ranks)

@@ -131,6 +131,8 @@ def test_seed_list_refuses(given: Any) -> None:
         ("eval=5000", "eval=5000 is not allowed"),
         ("callbacks=1", "callbacks=1 is not allowed"),
         ("dataset=3", "dataset=3 is not allowed; it must be a Minari id"),
+        ("algo.optimizer=null", "algo.optimizer=None is not allowed; it must be a group or a mapping with a _target_"),
+        ("algo.critic=256", "algo.critic=256 is not allowed; it must be a group or a mapping with a _target_"),
     ],
 )
 def test_check_config_refuses(override: str, message: str) -> None:

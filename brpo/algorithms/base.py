@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from brpo.engine import records
 from brpo.engine.optimizers import FusedAdamStep
 from brpo.engine.ranks import ALONE, Ranks
-from brpo.errors import UserError
 from brpo.functional import gradients, streams
 from brpo.functional.schedules import SCHEDULES
 from brpo.modules.mlp import initialize
+from brpo.options import options_of, require, require_at_least_zero, require_number, require_positive
 from brpo.types import Batch, DataSpec
 
 
@@ -92,9 +92,10 @@ class OfflineAlgorithm(lightning.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         if "critic" in self.trained:
-            require("discount", discount, "in [0, 1)", lambda v: 0 <= v < 1)
-            require("polyak", polyak, "in (0, 1]", lambda v: 0 < v <= 1)
-        require("gradient_clip", gradient_clip, "positive or null", lambda v: v is None or v > 0)
+            require_number("discount", discount, "in [0, 1)", lambda v: 0 <= v < 1)
+            require_number("polyak", polyak, "in (0, 1]", lambda v: 0 < v <= 1)
+        if gradient_clip is not None:
+            require_number("gradient_clip", gradient_clip, "positive and finite or null", lambda v: v > 0)
         require("schedule", schedule, "a mapping of parts to schedules", lambda v: isinstance(v, dict))
         parts = (*self.trained, *(part for part in self.pretrained if part not in self.trained))
         for part, name in schedule.items():
@@ -103,10 +104,12 @@ class OfflineAlgorithm(lightning.LightningModule):
         allowed = "a whole number of at least 0" if self.pretrained else "0: nothing is pre-trained here"
         require("pretrain_updates", pretrain_updates, allowed,
                 lambda v: type(v) is int and v >= 0 and (v == 0 or self.pretrained != ()))  # fmt: skip
-        self.learning_rates = learning_rates or {}
+        self.learning_rates = learning_rates if learning_rates is not None else {}
+        allowed = f"a mapping from {', '.join(parts)}"
+        require("learning_rates", self.learning_rates, allowed, lambda v: isinstance(v, dict))
         for part, rate in self.learning_rates.items():
-            require("learning_rates", part, f"a mapping from {', '.join(parts)}", lambda v: v in parts)
-            require(f"learning_rates.{part}", rate, "positive", lambda v: v > 0)
+            require("learning_rates", part, allowed, lambda v: v in parts)
+            require_positive(**{f"learning_rates.{part}": rate})
         self.spec, self.max_updates, self.pretrain_updates = spec, max_updates, pretrain_updates
         self.discount = discount if discount is not None else 1.0
         self.polyak = polyak if polyak is not None else 1.0
@@ -144,7 +147,8 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     def build(self, name: str, factory: Callable[..., nn.Module]) -> Any:
         """Build a part with a member for each seed, and draw its weights from the stream of each seed."""
-        part = factory(self.spec, len(self.seeds))
+        with options_of(name):
+            part = factory(self.spec, len(self.seeds))
         initialize(part, self.seeds, name)
         return part
 
@@ -226,7 +230,9 @@ class OfflineAlgorithm(lightning.LightningModule):
             parameter.grad = gradient
         optimizer.step()
         optimizer.zero_grad()
-        self.known_optimizers()  # it has its state now
+        for other in self.active:  # also of parts that are due later: an engine waits until it knows all of the phase
+            FusedAdamStep.begin(self.optimizers_by_part[other])
+        self.known_optimizers()
 
     def known_optimizers(self) -> bool:
         """Take the short way to each optimizer of the phase that has one, and say whether all do."""
@@ -350,6 +356,8 @@ class OfflineAlgorithm(lightning.LightningModule):
         rates = {name: {"lr": rate} for name, rate in self.learning_rates.items()}
         self.optimizers_by_part = {n: self.optimizer_factory(p, **rates.get(n, {})) for n, p in self._parameters_of.items()}
         self._quick_steps = {}
+        for optimizer in self.optimizers_by_part.values():
+            require_at_least_zero(**{"optimizer.lr": optimizer.param_groups[0]["lr"]})
         self._base_rate = {name: float(o.param_groups[0]["lr"]) for name, o in self.optimizers_by_part.items()}
         return list(self.optimizers_by_part.values())
 
@@ -417,23 +425,3 @@ class OfflineAlgorithm(lightning.LightningModule):
 def is_due(update: int, every: int, after: int) -> bool:
     """Whether an update is the one of every `every` from `after` on."""
     return update >= after and update % every == 0
-
-
-def require(option: str, value: Any, allowed: str, holds: Callable[[Any], bool]) -> None:
-    """Refuse an option's value.
-
-    Raises:
-        UserError: names the option, the value and what is allowed.
-    """
-    try:
-        good = holds(value)
-    except TypeError:  # text or null where a number belongs
-        good = False
-    if not good:
-        raise UserError(f"algo.{option}={value} is not allowed; it must be {allowed}.")
-
-
-def require_positive(**options: Any) -> None:
-    """Refuse values that are no positive numbers (see `require`)."""
-    for option, value in options.items():
-        require(option, value, "positive", lambda v: v > 0)

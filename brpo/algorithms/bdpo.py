@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brpo.algorithms.base import OfflineAlgorithm, require
+from brpo.algorithms.base import OfflineAlgorithm
 from brpo.functional import diffusion, ensembles, losses, streams
 from brpo.modules.target import Target
+from brpo.options import options_of, require, require_at_least_zero, require_number, require_one_of, require_whole
 from brpo.types import Batch, DataSpec
 
 ACTING = ["candidates", "sampler", "steps", "temperature"]
@@ -75,24 +76,26 @@ class BDPO(OfflineAlgorithm):
         **common: Any,
     ) -> None:
         super().__init__(spec, **common)
-        require("eta", eta, "at least 0", lambda v: v >= 0)
-        require("rho_lcb", rho_lcb, "at least 0", lambda v: v >= 0)
-        require("over_samples", over_samples, " or ".join(ensembles.OVER_SAMPLES), lambda v: v in ensembles.OVER_SAMPLES)
-        require("over_critics", over_critics, " or ".join(ensembles.OVER_CRITICS), lambda v: v in ensembles.OVER_CRITICS)
-        require("actor_polyak", actor_polyak, "in (0, 1]", lambda v: 0 < v <= 1)
-        require("behavior_polyak", behavior_polyak, "in (0, 1]", lambda v: 0 < v <= 1)
-        require("acting", sorted(acting), f"a mapping with the keys {', '.join(ACTING)}", lambda v: v == ACTING)
-        require("acting.temperature", acting["temperature"], "at least 0", lambda v: v >= 0)
-        _require_count(1, samples=samples, policy_delay=policy_delay, **{"acting.candidates": acting["candidates"]})
-        _require_count(0, critic_only=critic_only)
+        require_at_least_zero(eta=eta, rho_lcb=rho_lcb)
+        require_one_of(ensembles.OVER_SAMPLES, over_samples=over_samples)
+        require_one_of(ensembles.OVER_CRITICS, over_critics=over_critics)
+        require_number("actor_polyak", actor_polyak, "in (0, 1]", lambda v: 0 < v <= 1)
+        require_number("behavior_polyak", behavior_polyak, "in (0, 1]", lambda v: 0 < v <= 1)
+        require("acting", acting, f"a mapping with the keys {', '.join(ACTING)}",
+                lambda v: isinstance(v, dict) and sorted(v) == ACTING)  # fmt: skip
+        with options_of("acting"):
+            require_at_least_zero(temperature=acting["temperature"])
+            require_whole(1, candidates=acting["candidates"])
+        require_whole(1, samples=samples, policy_delay=policy_delay)
+        require_whole(0, critic_only=critic_only)
         self.eta, self.samples, self.over_samples = eta, samples, ensembles.OVER_SAMPLES[over_samples]
         self.aggregate = partial(ensembles.over_critics, how=over_critics, pessimism=rho_lcb)
         self.policy_delay, self.critic_only = policy_delay, critic_only
         self.actor_polyak, self.behavior_polyak = actor_polyak, behavior_polyak
         self.candidates, self.temperature = acting["candidates"], acting["temperature"]
         policy = partial(actor, sampler=acting["sampler"], sampling_steps=acting["steps"])
-        self.behavior = self.build("behavior", policy)
         self.actor = self.build("actor", policy)
+        self.behavior = self.build("behavior", policy)
         self.steps = self.actor.schedule.steps
         self.critic = self.build("critic", critic)
         self.value = self.build("value", partial(value, steps=self.steps))
@@ -297,8 +300,3 @@ class BDPO(OfflineAlgorithm):
             penalty = penalty + torch.where(begun, kl, 0.0)
             noisy = torch.where(begun.unsqueeze(-1), actor.back(noisy, predicted, step, drawn), noisy)
         return self.aggregate(self.critic_target(observations, noisy)) - self.eta * penalty
-
-
-def _require_count(least: int, **options: Any) -> None:
-    for option, value in options.items():
-        require(option, value, f"a whole number >= {least}", lambda v: isinstance(v, int) and v >= least)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brpo.algorithms.base import OfflineAlgorithm, require
+from brpo.algorithms.base import OfflineAlgorithm
 from brpo.functional import streams
 from brpo.modules.target import Target
+from brpo.options import require, require_number
 from brpo.types import Batch, DataSpec
 
 
@@ -34,8 +35,9 @@ class DiffusionBC(OfflineAlgorithm):
 
     def __init__(self, spec: DataSpec, *, actor: Callable[..., nn.Module], acting: dict[str, Any], **common: Any) -> None:
         super().__init__(spec, **common)
-        require("polyak", common.get("polyak"), "in (0, 1]", lambda v: 0 < v <= 1)
-        require("acting", sorted(acting), "a mapping with the keys sampler and steps", lambda v: v == ["sampler", "steps"])
+        require_number("polyak", common.get("polyak"), "in (0, 1]", lambda v: 0 < v <= 1)
+        require("acting", acting, "a mapping with the keys sampler and steps",
+                lambda v: isinstance(v, dict) and sorted(v) == ["sampler", "steps"])  # fmt: skip
         own = partial(actor, sampler=acting["sampler"], sampling_steps=acting["steps"])
         self.actor = self.build("actor", own)
         self.actor_target = Target(self.actor)

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brpo.algorithms.base import OfflineAlgorithm, require, require_positive
+from brpo.algorithms.base import OfflineAlgorithm
 from brpo.functional import losses, weights
 from brpo.modules.target import Target
+from brpo.options import require_at_least_zero, require_positive
 from brpo.types import Batch, DataSpec
 
 
@@ -55,7 +56,7 @@ class EQL(OfflineAlgorithm):
     ) -> None:
         super().__init__(spec, **common)
         require_positive(temperature=temperature, max_weight=max_weight, max_exponent=max_exponent)
-        require("sharpness", sharpness, "at least 0", lambda v: v >= 0)
+        require_at_least_zero(sharpness=sharpness)
         self.temperature, self.max_exponent = temperature, max_exponent
         self.sharpness, self.max_weight = sharpness, max_weight
         self.actor = self.build("actor", actor)

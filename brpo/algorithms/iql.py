@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brpo.algorithms.base import OfflineAlgorithm, require, require_positive
+from brpo.algorithms.base import OfflineAlgorithm
 from brpo.functional import losses, weights
 from brpo.modules.target import Target
+from brpo.options import require_at_least_zero, require_number, require_positive
 from brpo.types import Batch, DataSpec
 
 
@@ -45,8 +46,8 @@ class IQL(OfflineAlgorithm):
         **common: Any,
     ) -> None:
         super().__init__(spec, **common)
-        require("expectile", expectile, "in (0, 1)", lambda v: 0 < v < 1)
-        require("inverse_temperature", inverse_temperature, "at least 0", lambda v: v >= 0)
+        require_number("expectile", expectile, "in (0, 1)", lambda v: 0 < v < 1)
+        require_at_least_zero(inverse_temperature=inverse_temperature)
         require_positive(max_weight=max_weight)
         self.expectile, self.inverse_temperature, self.max_weight = expectile, inverse_temperature, max_weight
         self.actor = self.build("actor", actor)

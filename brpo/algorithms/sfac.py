@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brpo.algorithms.base import OfflineAlgorithm, require, require_positive
+from brpo.algorithms.base import OfflineAlgorithm
 from brpo.errors import UserError
 from brpo.functional import losses, series, weights
 from brpo.functional.divergences import get_divergence
 from brpo.modules.target import Target
+from brpo.options import options_of, require, require_at_least_zero, require_number, require_one_of, require_positive
 from brpo.types import Batch, DataSpec
 
 OMEGAS = ("exp", "series")
@@ -91,14 +92,14 @@ class SfAC(OfflineAlgorithm):
     ) -> None:
         super().__init__(spec, **common)
         require_positive(temperature=temperature, max_weight=max_weight, max_ratio=max_ratio, max_exponent=max_exponent)
-        require("omega", omega, " or ".join(OMEGAS), lambda v: v in OMEGAS)
-        require("policy_order", policy_order, "2, 3, 4 or 5", lambda v: v in (2, 3, 4, 5))
-        require("symmetry_coefficient", symmetry_coefficient, "at least 0", lambda v: v >= 0)
-        require("epsilon_schedule", epsilon_schedule, " or ".join(EPSILON_SCHEDULES), lambda v: v in EPSILON_SCHEDULES)
-        require("ratio", ratio, " or ".join(RATIOS), lambda v: v in RATIOS)
-        require("value_loss", value_loss, ", ".join(VALUES), lambda v: v in VALUES)
-        require("expectile", expectile, "in (0, 1)", lambda v: 0 < v < 1)
-        require("behavior_training", behavior_training, " or ".join(BEHAVIOR_TRAININGS), lambda v: v in BEHAVIOR_TRAININGS)
+        require_at_least_zero(symmetry_coefficient=symmetry_coefficient)
+        require("policy_order", policy_order, "2, 3, 4 or 5", lambda v: type(v) is int and 2 <= v <= 5)
+        require_number("expectile", expectile, "in (0, 1)", lambda v: 0 < v < 1)
+        require_one_of(OMEGAS, omega=omega)
+        require_one_of(EPSILON_SCHEDULES, epsilon_schedule=epsilon_schedule)
+        require_one_of(RATIOS, ratio=ratio)
+        require_one_of(VALUES, value_loss=value_loss)
+        require_one_of(BEHAVIOR_TRAININGS, behavior_training=behavior_training)
         if behavior_training == "fixed":
             self.trained = tuple(part for part in self.trained if part != "behavior")
         if omega == "exp" and target_divergence != divergence:
@@ -107,7 +108,8 @@ class SfAC(OfflineAlgorithm):
                 f"Set algo.omega=series, or leave it out."
             )
         self.divergence, self.target_divergence = get_divergence(divergence), get_divergence(target_divergence)
-        self.regularizer: Any = regularizer(divergence)
+        with options_of("regularizer"):
+            self.regularizer: Any = regularizer(divergence)
         self.branch = series.branch(self.target_divergence, policy_order)
         self.policy_order = policy_order
         self.temperature, self.omega, self.max_weight = temperature, omega, max_weight
@@ -237,18 +239,29 @@ class SfAC(OfflineAlgorithm):
         return {"series/remainder": self.regularizer.remainder, "series/converges": float(self.regularizer.converges)}
 
     def notices(self) -> list[str]:
-        """Where the series is no approximation, and where the weights end."""
+        """Where the series is nothing, or no approximation, and where the weights end."""
         notices = []
-        if not (self.regularizer.exact or self.regularizer.converges):
+        if not self.regularizer.exact and not any(self.regularizer.coefficients[2:]):
+            notices.append(
+                f"the series of {self.divergence.name} up to loss_order={len(self.regularizer.coefficients) - 1} is zero: "
+                f"symmetry_coefficient has no effect"
+            )
+        elif not (self.regularizer.exact or self.regularizer.converges):
             notices.append(
                 f"epsilon={self.regularizer.epsilon:g} is above the radius {self.divergence.series_radius:g} of the series: "
                 f"it acts as a penalty on large ratios, not as an approximation of {self.divergence.name}"
             )
-        if self.omega == "series" and math.isfinite(self.branch.high):
-            notices.append(
-                f"omega=series with policy_order={self.policy_order} gives no ratio above {1.0 + self.branch.high:.4g}: the "
-                f"series of {self.target_divergence.name} stops being convex there"
-            )
+        ends = [
+            (math.isfinite(self.branch.high), "above", self.branch.high),
+            (self.branch.low > -1.0 + 1e-9, "below", self.branch.low),
+        ]
+        if self.omega == "series":
+            notices += [
+                f"omega=series with policy_order={self.policy_order} gives no ratio {side} {1.0 + end:.4g}: the series of "
+                f"{self.target_divergence.name} stops being convex there"
+                for ended, side, end in ends
+                if ended
+            ]
         return notices
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brpo.algorithms.base import OfflineAlgorithm, require, require_positive
+from brpo.algorithms.base import OfflineAlgorithm
 from brpo.functional import losses, weights
 from brpo.modules.target import Target
+from brpo.options import require_one_of, require_positive
 from brpo.types import Batch, DataSpec
 
 OMEGAS = ("sparse", "advantage")
@@ -55,7 +56,7 @@ class SQL(OfflineAlgorithm):
     ) -> None:
         super().__init__(spec, **common)
         require_positive(temperature=temperature, max_weight=max_weight)
-        require("omega", omega, " or ".join(OMEGAS), lambda v: v in OMEGAS)
+        require_one_of(OMEGAS, omega=omega)
         self.temperature, self.omega, self.max_weight = temperature, omega, max_weight
         self.actor = self.build("actor", actor)
         self.critic = self.build("critic", critic)

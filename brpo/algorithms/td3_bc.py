@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brpo.algorithms.base import OfflineAlgorithm, require
+from brpo.algorithms.base import OfflineAlgorithm
 from brpo.functional import losses
 from brpo.modules.target import Target
+from brpo.options import require_at_least_zero, require_whole
 from brpo.types import Batch, DataSpec
 
 
@@ -53,10 +54,8 @@ class TD3BC(OfflineAlgorithm):
         **common: Any,
     ) -> None:
         super().__init__(spec, **common)
-        require("q_coefficient", q_coefficient, "at least 0", lambda v: v >= 0)
-        require("target_noise", target_noise, "at least 0", lambda v: v >= 0)
-        require("target_noise_clip", target_noise_clip, "at least 0", lambda v: v >= 0)
-        require("policy_delay", policy_delay, "a whole number >= 1", lambda v: isinstance(v, int) and v >= 1)
+        require_at_least_zero(q_coefficient=q_coefficient, target_noise=target_noise, target_noise_clip=target_noise_clip)
+        require_whole(1, policy_delay=policy_delay)
         self.q_coefficient, self.policy_delay = q_coefficient, policy_delay
         self.target_noise, self.target_noise_clip = target_noise, target_noise_clip
         self.actor = self.build("actor", actor)

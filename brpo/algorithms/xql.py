@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brpo.algorithms.base import OfflineAlgorithm, require, require_positive
+from brpo.algorithms.base import OfflineAlgorithm
 from brpo.functional import losses, weights
 from brpo.modules.target import Target
+from brpo.options import require_at_least_zero, require_flag, require_positive
 from brpo.types import Batch, DataSpec
 
 
@@ -61,8 +62,8 @@ class XQL(OfflineAlgorithm):
     ) -> None:
         super().__init__(spec, **common)
         require_positive(temperature=temperature, max_weight=max_weight, max_exponent=max_exponent, huber_delta=huber_delta)
-        require("inverse_temperature", inverse_temperature, "at least 0", lambda v: v >= 0)
-        require("subtract_max", subtract_max, "true or false", lambda v: isinstance(v, bool))
+        require_at_least_zero(inverse_temperature=inverse_temperature)
+        require_flag(subtract_max=subtract_max)
         self.temperature, self.max_exponent, self.subtract_max = temperature, max_exponent, subtract_max
         self.inverse_temperature, self.max_weight, self.huber_delta = inverse_temperature, max_weight, huber_delta
         self.actor = self.build("actor", actor)

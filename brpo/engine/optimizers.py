@@ -46,6 +46,18 @@ class FusedAdamStep:
         return not odd and not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
 
     @staticmethod
+    def begin(optimizer: torch.optim.Optimizer) -> None:
+        """Give a plain optimizer that has made no step yet the state that torch would at the first: zeros."""
+        if not FusedAdamStep.is_plain(optimizer) or optimizer.state:
+            return
+        for parameter in optimizer.param_groups[0]["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+
+    @staticmethod
     def possible(optimizer: torch.optim.Optimizer) -> bool:
         """Whether it is plain and has made its first step."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -88,9 +88,15 @@ def _taylor(divergence: Divergence, order: int) -> tuple[float, ...]:
         )
     if order < 0:
         raise ValueError(f"The order of a series must be at least 0, got {order}.")
-    if divergence.coefficient is None:
-        return _derivatives(divergence.f, order)
-    return _derivatives(divergence.f, min(order, 1)) + tuple(divergence.coefficient(n) for n in range(2, order + 1))
+    coefficients = _derivatives(divergence.f, order if divergence.coefficient is None else min(order, 1))
+    if divergence.coefficient is not None:
+        coefficients += tuple(divergence.coefficient(n) for n in range(2, order + 1))
+    if not all(map(math.isfinite, coefficients)):
+        raise ValueError(
+            f"The series of the divergence {divergence.name!r} is not finite up to order {order}: {coefficients}. "
+            f"Lower the order, or take a divergence whose derivatives at 1 are finite."
+        )
+    return coefficients
 
 
 def _derivatives(f: Callable[[Tensor], Tensor], order: int) -> tuple[float, ...]:
@@ -117,8 +123,16 @@ def _is_symmetric(divergence: Divergence) -> bool:
 
 @cache
 def _estimated_radius(divergence: Divergence) -> float:
-    *_, before, last = divergence.conditional_symmetry_taylor(8)
-    return math.inf if last == 0.0 else abs(before / last)
+    """The quotient of the last two coefficients, or its limit where that is less.
+
+    Quotients of a series with one singularity on its circle go linearly in 1/n (Domb and Sykes 1957). Alone they come to
+    the radius from above: 8/7 for -ln t, whose radius is 1.
+    """
+    *_, first, before, last = (abs(c) for c in divergence.conditional_symmetry_taylor(8))
+    if last == 0.0:
+        return math.inf
+    inverse = 8.0 * last / before - 7.0 * before / first if before > 0.0 and first > 0.0 else 0.0
+    return min(before / last, round(1.0 / inverse, 6) if inverse > 0.0 else math.inf)
 
 
 def _sign(n: int) -> float:

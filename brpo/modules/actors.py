@@ -14,19 +14,18 @@ from torch.nn import functional as F
 
 from brpo.functional import densities
 from brpo.modules.mlp import MLP
+from brpo.options import require_flag, require_number, require_whole
 from brpo.types import DataSpec
 
 INITIAL_LOG_STD = -1.0  # of a mixture's components
+MAX_DEGREES = 1e8  # above, the log-density's constant loses digits also in float64
 
 
-def _check_log_std(low: float, high: float) -> None:
-    if not low < high:
-        raise ValueError(f"min_log_std must be below max_log_std, got {low} and {high}.")
-
-
-def _check_flag(name: str, value: bool) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false, got {value}.")
+def _initial_log_std(low: float, high: float, wanted: float = 0.0) -> float:
+    """Where a log standard deviation starts: where it is wanted, else amid its bounds, beyond which no gradient passes."""
+    require_number("min_log_std", low, "a finite number", lambda v: True)
+    require_number("max_log_std", high, f"a finite number above min_log_std={low}", lambda v: v > low)
+    return wanted if low < wanted < high else 0.5 * (low + high)
 
 
 class GaussianActor(nn.Module):
@@ -55,10 +54,10 @@ class GaussianActor(nn.Module):
         max_log_std: float,
     ) -> None:
         super().__init__()
-        _check_log_std(min_log_std, max_log_std)
+        start = _initial_log_std(min_log_std, max_log_std)
         self.noise_dim = spec.action_dim
         self.network = MLP((seeds,), spec.observation_dim, spec.action_dim, hidden=hidden, activation=activation)
-        self.log_std = nn.Parameter(torch.zeros(seeds, spec.action_dim))
+        self.log_std = nn.Parameter(torch.full((seeds, spec.action_dim), start))
         self.min_log_std, self.max_log_std = min_log_std, max_log_std
 
     def forward(self, observations: Float[Tensor, "seeds batch o"]) -> tuple[Tensor, Tensor]:
@@ -109,7 +108,7 @@ class SquashedGaussianActor(nn.Module):
         max_log_std: float,
     ) -> None:
         super().__init__()
-        _check_log_std(min_log_std, max_log_std)
+        self.initial_log_std = _initial_log_std(min_log_std, max_log_std)
         self.noise_dim = spec.action_dim
         self.network = MLP((seeds,), spec.observation_dim, 2 * spec.action_dim, hidden=hidden, activation=activation)
         self.min_log_std, self.max_log_std = min_log_std, max_log_std
@@ -117,7 +116,7 @@ class SquashedGaussianActor(nn.Module):
     def forward(self, observations: Float[Tensor, "seeds batch o"]) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation before the tanh, both (seeds, batch, a)."""
         mean, log_std = self.network(observations).chunk(2, dim=-1)
-        return mean, log_std.clamp(self.min_log_std, self.max_log_std)
+        return mean, (log_std + self.initial_log_std).clamp(self.min_log_std, self.max_log_std)
 
     def log_prob(
         self, observations: Float[Tensor, "seeds batch o"], actions: Float[Tensor, "seeds batch a"]
@@ -178,11 +177,10 @@ class StudentTActor(nn.Module):
         learn_degrees_of_freedom: bool,
     ) -> None:
         super().__init__()
-        _check_log_std(min_log_std, max_log_std)
-        _check_flag("state_dependent_std", state_dependent_std)
-        _check_flag("learn_degrees_of_freedom", learn_degrees_of_freedom)
-        if not (isinstance(degrees_of_freedom, int | float) and 1 < degrees_of_freedom < math.inf):
-            raise ValueError(f"degrees_of_freedom must be above 1 and finite, got {degrees_of_freedom}.")
+        self.initial_log_std = _initial_log_std(min_log_std, max_log_std)
+        require_flag(state_dependent_std=state_dependent_std, learn_degrees_of_freedom=learn_degrees_of_freedom)
+        allowed = f"above 1 and at most {MAX_DEGREES:g}, where it is a Gaussian to float32"
+        require_number("degrees_of_freedom", degrees_of_freedom, allowed, lambda v: 1 < v <= MAX_DEGREES)
         size = spec.action_dim
         self.noise_dim = 2 * size
         outputs = 2 * size if state_dependent_std else size
@@ -203,7 +201,8 @@ class StudentTActor(nn.Module):
         else:
             location, log_scale = self.network(observations), self.log_scale.unsqueeze(1)
         degrees = self.degrees if self.raw_degrees is None else 1.0 + F.softplus(self.raw_degrees)
-        return torch.tanh(location), log_scale.clamp(self.min_log_std, self.max_log_std), degrees.unsqueeze(1)
+        log_scale = (log_scale + self.initial_log_std).clamp(self.min_log_std, self.max_log_std)
+        return torch.tanh(location), log_scale, degrees.unsqueeze(1)
 
     def log_prob(
         self, observations: Float[Tensor, "seeds batch o"], actions: Float[Tensor, "seeds batch a"]
@@ -264,10 +263,9 @@ class MixtureActor(nn.Module):
         components: int,
     ) -> None:
         super().__init__()
-        _check_log_std(min_log_std, max_log_std)
-        _check_flag("state_dependent_std", state_dependent_std)
-        if not (isinstance(components, int) and components >= 1):
-            raise ValueError(f"components must be a whole number of at least 1, got {components}.")
+        self.initial_log_std = _initial_log_std(min_log_std, max_log_std, INITIAL_LOG_STD)
+        require_flag(state_dependent_std=state_dependent_std)
+        require_whole(1, components=components)
         shape = (components, spec.action_dim)
         means = components * spec.action_dim
         self.noise_dim = 1 + spec.action_dim
@@ -282,7 +280,7 @@ class MixtureActor(nn.Module):
         logits, mean, *rest = self.network(observations).split(self.sizes, dim=-1)
         mean = torch.tanh(mean.unflatten(-1, self.shape) + self.start)
         log_std = rest[0].unflatten(-1, self.shape) if self.log_std is None else self.log_std.unsqueeze(1)
-        return logits, mean, (log_std + INITIAL_LOG_STD).clamp(self.min_log_std, self.max_log_std)
+        return logits, mean, (log_std + self.initial_log_std).clamp(self.min_log_std, self.max_log_std)
 
     def log_prob(
         self, observations: Float[Tensor, "seeds batch o"], actions: Float[Tensor, "seeds batch a"]

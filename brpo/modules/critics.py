@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from brpo.modules.mlp import MLP, positive_scale
+from brpo.modules.mlp import MLP
+from brpo.options import require_positive, require_whole
 from brpo.types import DataSpec
 
 
@@ -35,9 +36,9 @@ class QEnsemble(nn.Module):
         input_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        if critics < 1:
-            raise ValueError(f"critics must be at least 1, got {critics}.")
-        self.input_scale = positive_scale(input_scale)
+        require_whole(1, critics=critics)
+        require_positive(input_scale=input_scale)
+        self.input_scale = float(input_scale)
         inputs, shape = spec.observation_dim + spec.action_dim, (seeds, critics)
         self.network = MLP(shape, inputs, 1, hidden=hidden, activation=activation, layer_norm=layer_norm)
 

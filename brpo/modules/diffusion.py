@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from brpo.functional import diffusion, streams
 from brpo.functional.activations import mish
 from brpo.functional.diffusion import ReverseStep, Schedule
-from brpo.modules.mlp import MLP, StackedLinear, positive_scale
+from brpo.modules.mlp import MLP, StackedLinear
+from brpo.options import require_number, require_positive, require_whole
 from brpo.types import DataSpec
 
 
@@ -135,9 +136,10 @@ class DiffusionActor(nn.Module):
         input_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        if clip is not None and not (isinstance(clip, int | float) and clip > 0):
-            raise ValueError(f"The clip of the clean estimate must be positive or null, got {clip}.")
-        self.input_scale = positive_scale(input_scale)
+        if clip is not None:
+            require_number("clip", clip, "positive and finite or null", lambda v: v > 0)
+        require_positive(input_scale=input_scale)
+        self.input_scale = float(input_scale)
         self.schedule, self.clip, self.action_dim = Schedule.of(noise_schedule, steps), clip, spec.action_dim
         self.network = TimedMLP(
             (seeds,),
@@ -247,9 +249,9 @@ class DiffusionValue(nn.Module):
         input_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        if critics < 1:
-            raise ValueError(f"critics must be at least 1, got {critics}.")
-        self.input_scale = positive_scale(input_scale)
+        require_whole(1, critics=critics)
+        require_positive(input_scale=input_scale)
+        self.input_scale = float(input_scale)
         self.network = TimedMLP(
             (seeds, critics),
             spec.observation_dim + spec.action_dim,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from brpo.functional import series
 from brpo.functional.divergences import get_divergence
+from brpo.options import require_flag, require_positive, require_whole
 
 
 class SeriesDivergence(nn.Module):
@@ -30,10 +31,9 @@ class SeriesDivergence(nn.Module):
     def __init__(self, divergence: str, *, loss_order: int, epsilon: float, exact: bool = False) -> None:
         super().__init__()
         self.divergence = get_divergence(divergence)
-        if not isinstance(loss_order, int) or loss_order < 2:
-            raise ValueError(f"loss_order must be a whole number of at least 2, got {loss_order}.")
-        if not (isinstance(epsilon, int | float) and epsilon > 0):
-            raise ValueError(f"epsilon must be positive, got {epsilon}.")
+        require_whole(2, loss_order=loss_order)
+        require_positive(epsilon=epsilon)
+        require_flag(exact=exact)
         self.coefficients = self.divergence.conditional_symmetry_taylor(loss_order)
         self.converges = epsilon <= self.divergence.series_radius
         if not exact and not self.converges and self.coefficients[-1] < 0:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from brpo.functional import activations, perceptron, products, streams
+from brpo.options import require, require_flag
 
 NORM_EPSILON = 1e-6  # flax's, which BDPO's authors use; torch's own is 1e-5
 
@@ -113,8 +114,9 @@ class MLP(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"Unknown activation {activation!r}. Known: {', '.join(sorted(ACTIVATIONS))}.")
-        if not isinstance(hidden, Sequence) or not all(isinstance(size, int) and size >= 1 for size in hidden):
-            raise ValueError(f"hidden must be a list of whole numbers of at least 1, as in [256,256], got {hidden}.")
+        require("hidden", hidden, "a list of whole numbers >= 1, as [256,256]",
+                lambda v: isinstance(v, list | tuple) and all(type(size) is int and size >= 1 for size in v))  # fmt: skip
+        require_flag(layer_norm=layer_norm)
         sizes = (inputs, *hidden, outputs)
         self.members = members
         self.activation = ACTIVATIONS[activation]
@@ -212,14 +214,3 @@ def initialize(module: nn.Module, seeds: Tensor, name: str) -> None:
     for path, layer in module.named_modules():
         if isinstance(layer, StackedLinear):
             layer.initialize(streams.key(seeds, streams.purpose(f"init/{name}.{path}")))
-
-
-def positive_scale(value: float) -> float:
-    """The factor on a network's input.
-
-    Raises:
-        ValueError: it is not positive.
-    """
-    if not (isinstance(value, int | float) and value > 0):
-        raise ValueError(f"input_scale must be positive, got {value}.")
-    return float(value)

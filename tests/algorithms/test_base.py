@@ -108,9 +108,9 @@ def test_normal_noise_depends_on_seed_update_and_name() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gradient_clip": 0.0}, "algo.gradient_clip=0.0 is not allowed; it must be positive or null"),
-        ({"schedule": {"y": "cosine"}}, "algo.schedule=y is not allowed; it must be a mapping from x"),
-        ({"schedule": {"x": "linear"}}, "algo.schedule.x=linear is not allowed; it must be constant or cosine"),
+        ({"gradient_clip": 0.0}, "gradient_clip=0.0 is not allowed; it must be positive and finite or null"),
+        ({"schedule": {"y": "cosine"}}, "schedule=y is not allowed; it must be a mapping from x"),
+        ({"schedule": {"x": "linear"}}, "schedule.x=linear is not allowed; it must be constant or cosine"),
     ],
 )
 def test_refusals(options: dict, message: str) -> None:
@@ -129,17 +129,45 @@ def test_refusals(options: dict, message: str) -> None:
         ("sfac", "algo.temperature=abc", "algo.temperature=abc is not allowed; it must be positive"),
         ("sfac", "algo.discount=null", r"algo.discount=None is not allowed; it must be in \[0, 1\)"),
         ("iql", "algo.polyak=null", "algo.polyak=None is not allowed"),
-        ("bc", "algo.gradient_clip=abc", "algo.gradient_clip=abc is not allowed; it must be positive or null"),
+        ("bc", "algo.gradient_clip=abc", "algo.gradient_clip=abc is not allowed; it must be positive and finite or null"),
         ("bc", "algo.schedule=cosine", "algo.schedule=cosine is not allowed; it must be a mapping"),
         ("bc", "algo.optimizer.lr=-1", "algo.optimizer=.* is refused: .*learning rate"),
+        ("bc", "algo.optimizer.lr=inf", "algo.optimizer=.* is refused: optimizer.lr=inf is not allowed"),
+        ("bc", "+algo.learning_rates=5", "algo.learning_rates=5 is not allowed; it must be a mapping from actor"),
+        ("bdpo", "algo.critic.critics=null", "algo.critic.critics=None is not allowed; it must be a whole number >= 1"),
+        ("bdpo", "algo.value.critics=0", "algo.value.critics=0 is not allowed; it must be a whole number >= 1"),
+        ("bdpo", "algo.critic.layer_norm=no", "algo.critic.layer_norm=no is not allowed; it must be true or false"),
+        ("bdpo", "algo.actor.clip=true", "algo.actor.clip=True is not allowed; it must be positive and finite or null"),
+        ("bdpo", "algo.acting=fast", "algo.acting=fast is not allowed; it must be a mapping with the keys candidates"),
+        ("bdpo", "algo.acting.candidates=0", "algo.acting.candidates=0 is not allowed; it must be a whole number >= 1"),
+        ("bdpo", "algo.eta=inf", "algo.eta=inf is not allowed; it must be at least 0 and finite"),
+        ("bdpo", "algo.discount=false", "algo.discount=False is not allowed"),
+        ("diffusion_bc", "algo.acting=null", "algo.acting=None is not allowed; it must be a mapping with the keys sampler"),
+        ("sfac", "algo.regularizer.exact=off", "algo.regularizer.exact=off is not allowed; it must be true or false"),
+        (
+            "sfac",
+            "algo.regularizer.epsilon=inf",
+            "algo.regularizer.epsilon=inf is not allowed",
+        ),
+        ("sfac", "algo.policy_order=4.0", "algo.policy_order=4.0 is not allowed; it must be 2, 3, 4 or 5"),
+        ("sfac", "algo.divergence=alpha:1e200", "series of the divergence 'alpha:1e.200' is not finite up to order 4"),
+        ("sfac", "algo.actor.min_log_std=low", "algo.actor.min_log_std=low is not allowed; it must be a finite number"),
         ("bc", "+algo.optimizer.foo=1", "algo.optimizer=.* is refused: .*foo"),
         ("sfac", "algo.temperature=0", "algo.temperature=0 is not allowed; it must be positive"),
         ("sfac", "algo.policy_order=6", "algo.policy_order=6 is not allowed; it must be 2, 3, 4 or 5"),
         ("sfac", "algo.omega=exponential", "algo.omega=exponential is not allowed; it must be exp or series"),
         ("sfac", "algo.divergence=jefreys", "Unknown divergence 'jefreys'"),
-        ("sfac", "algo.regularizer.loss_order=1", "loss_order must be a whole number of at least 2"),
+        (
+            "sfac",
+            "algo.regularizer.loss_order=1",
+            "algo.regularizer.loss_order=1 is not allowed",
+        ),
         ("bc", "algo.actor.activation=rellu", "Unknown activation 'rellu'"),
-        ("bc", "algo.actor.min_log_std=3.0", "min_log_std must be below max_log_std"),
+        (
+            "bc",
+            "algo.actor.min_log_std=3.0",
+            "algo.actor.max_log_std=2.0 is not allowed.* above min_log_std=3.0",
+        ),
     ],
 )
 def test_options_of_algorithms_are_checked_at_construction(algo: str, override: str, message: str) -> None:
@@ -227,7 +255,7 @@ def test_each_phase_has_its_own_schedule_and_numbers() -> None:
 
 @pytest.mark.parametrize(("kind", "value"), [(Staged, -1), (Staged, 0.5), (Staged, True), (Toy, 3)])
 def test_pretrain_updates_that_cannot_be(kind, value) -> None:
-    with pytest.raises(UserError, match=f"algo.pretrain_updates={value} is not allowed"):
+    with pytest.raises(UserError, match=f"pretrain_updates={value} is not allowed"):
         kind(pretrain_updates=value)
 
 

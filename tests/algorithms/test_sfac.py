@@ -192,11 +192,23 @@ def test_a_series_beyond_its_radius_is_announced() -> None:
     assert "epsilon=100 is above the radius 1 of the series: it acts as a penalty" in notice
 
 
+@pytest.mark.parametrize("options", [("algo.divergence=le_cam", "algo.regularizer.loss_order=2"), ("algo.divergence=kl",)])
+def test_a_series_of_nothing_is_announced(options: tuple[str, ...]) -> None:
+    """g of kl is 0 and Le Cam's g_2 is; there is no penalty to announce then."""
+    (notice,) = make_algorithm("sfac", *options, "algo.regularizer.epsilon=2").notices()
+    assert "is zero: symmetry_coefficient has no effect" in notice
+    assert make_algorithm("sfac", *options, "algo.regularizer.exact=true").notices() == []
+
+
 def test_weights_that_end_are_announced() -> None:
     """Jeffreys to order 3 has its turning point at 5/3; even orders have none."""
     (notice,) = make_algorithm("sfac", "algo.omega=series", "algo.policy_order=3").notices()
     assert "policy_order=3 gives no ratio above 1.667: the series of jeffreys stops being convex there" in notice
     assert make_algorithm("sfac", "algo.omega=series", "algo.policy_order=4").notices() == []
+    (notice,) = make_algorithm(
+        "sfac", "algo.omega=series", "algo.policy_order=3", "algo.target_divergence=alpha:4"
+    ).notices()
+    assert "policy_order=3 gives no ratio below 0.5" in notice  # f_3'(1 + u) = u + u^2, which turns at -1/2
 
 
 def test_what_a_run_shows_of_its_ratios_and_weights() -> None:

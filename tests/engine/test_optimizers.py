@@ -59,6 +59,20 @@ def test_steps_and_state_are_those_of_the_optimizer(kind: Any, options: dict[str
         assert torch.equal(slow.state[one]["exp_avg_sq"], quick.state[two]["exp_avg_sq"])
 
 
+@every_option
+def test_a_state_that_was_begun_is_the_one_of_the_first_step(kind: Any, options: dict[str, Any]) -> None:
+    slow, begun = optimizer(kind, options), optimizer(kind, options)
+    FusedAdamStep.begin(begun)
+    assert FusedAdamStep.possible(begun)
+    step(slow, 0, 0.1)
+    FusedAdamStep(begun)(gradients(0), 0.1)
+    for one, two in zip(slow.param_groups[0]["params"], begun.param_groups[0]["params"], strict=True):
+        assert torch.equal(one, two)
+        for name, value in slow.state[one].items():
+            assert torch.equal(value, begun.state[two][name])
+            assert value.dtype == begun.state[two][name].dtype
+
+
 @pytest.mark.parametrize("options", [{"amsgrad": True}, {"maximize": True}, {"fused": False}], ids=str)
 def test_other_options_are_left_to_the_optimizer(options: dict[str, Any]) -> None:
     adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))], **{"fused": True, **options})

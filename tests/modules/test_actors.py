@@ -163,13 +163,38 @@ def test_mixture_mode_is_the_mean_of_the_heaviest_component() -> None:
     assert torch.equal(actor.mode(observations), actor(observations)[1][:, :, 1])
 
 
+@every_kind
+@pytest.mark.parametrize("bounds", [{"max_log_std": -2.5}, {"min_log_std": 1.0}], ids=str)
+def test_spreads_learn_from_the_start_whatever_their_bounds(kind: str, bounds: dict[str, float]) -> None:
+    """A clamp passes no gradient outside its bounds: a spread that starts there stays there for good."""
+    actor = make(kind, **bounds)
+    log_std = actor(torch.zeros(1, 5, 3, dtype=torch.float64))[2 if kind.startswith("mixture") else 1]
+    log_std.sum().backward()
+    low, high = BASE["min_log_std"], BASE["max_log_std"]
+    assert (log_std > bounds.get("min_log_std", low)).all()
+    assert (log_std < bounds.get("max_log_std", high)).all()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in actor.parameters())
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("student_t", {"degrees_of_freedom": 1.0}, "degrees_of_freedom must be above 1 and finite, got 1.0"),
-        ("student_t", {"degrees_of_freedom": float("inf")}, "degrees_of_freedom must be above 1 and finite, got inf"),
-        ("student_t", {"min_log_std": 3.0}, "min_log_std must be below max_log_std, got 3.0 and 2.0"),
-        ("mixture", {"components": 0}, "components must be a whole number of at least 1, got 0"),
+        (
+            "student_t",
+            {"degrees_of_freedom": 1.0},
+            "degrees_of_freedom=1.0 is not allowed; .* at most 1e.08",
+        ),
+        (
+            "student_t",
+            {"degrees_of_freedom": float("inf")},
+            "degrees_of_freedom=inf is not allowed; .* at most 1e.08",
+        ),
+        (
+            "student_t",
+            {"min_log_std": 3.0},
+            "max_log_std=2.0 is not allowed.* above min_log_std=3.0",
+        ),
+        ("mixture", {"components": 0}, "components=0 is not allowed; it must be a whole number >= 1"),
     ],
 )
 def test_refusals(kind: str, options: dict[str, Any], message: str) -> None:

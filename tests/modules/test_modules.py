@@ -158,9 +158,12 @@ def test_ratios_of_zero_and_of_infinity_have_finite_gradients() -> None:
         ({"divergence": "jefreys", "loss_order": 3, "epsilon": 0.5}, "Unknown divergence 'jefreys'"),
         (
             {"divergence": "jeffreys", "loss_order": 1, "epsilon": 0.5},
-            "loss_order must be a whole number of at least 2, got 1",
+            "loss_order=1 is not allowed; it must be a whole number >= 2",
         ),
-        ({"divergence": "jeffreys", "loss_order": 3, "epsilon": 0.0}, "epsilon must be positive"),
+        (
+            {"divergence": "jeffreys", "loss_order": 3, "epsilon": 0.0},
+            "epsilon=0.0 is not allowed; it must be positive",
+        ),
         ({"divergence": "jeffreys", "loss_order": 3, "epsilon": 100.0}, "g_3 = -0.333 is negative"),
         ({"divergence": "jensen_shannon", "loss_order": 4, "epsilon": 3.0}, "g_4 = -0.0104 is negative"),
         ({"divergence": "total_variation", "loss_order": 3, "epsilon": 0.5}, "not differentiable at 1"),

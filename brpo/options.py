@@ -1,0 +1,84 @@
+"""What an option may be: the questions that networks, algorithms and the configuration share. Without torch."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from brpo.errors import UserError
+
+
+class OptionRefused(UserError):
+    """An option has a value that it may not have. Whoever builds what refused it adds where it stands (see `options_of`)."""
+
+    def __init__(self, option: str, value: Any, allowed: str) -> None:
+        super().__init__(f"{option}={value} is not allowed; it must be {allowed}.")
+        self.option, self.value, self.allowed = option, value, allowed
+
+    def of(self, place: str) -> "OptionRefused":
+        """The same, of an option that stands at `place`."""
+        return OptionRefused(f"{place}.{self.option}", self.value, self.allowed)
+
+
+@contextmanager
+def options_of(place: str) -> Iterator[None]:
+    """Name the options that are refused within by where they stand."""
+    try:
+        yield
+    except OptionRefused as error:
+        raise error.of(place) from error
+
+
+def require(option: str, value: Any, allowed: str, holds: Callable[[Any], bool]) -> None:
+    """Refuse an option's value.
+
+    Raises:
+        OptionRefused: names the option, the value and what is allowed.
+    """
+    try:
+        good = holds(value)
+    except TypeError:  # text or null where a number belongs
+        good = False
+    if not good:
+        raise OptionRefused(option, value, allowed)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def require_number(option: str, value: Any, allowed: str, holds: Callable[[float], bool]) -> None:
+    """Refuse what is no finite number, or none for which `holds` (see `require`)."""
+    require(option, value, allowed, lambda v: is_number(v) and holds(v))
+
+
+def require_positive(**options: Any) -> None:
+    """Refuse values that are no positive numbers (see `require`)."""
+    for option, value in options.items():
+        require_number(option, value, "positive and finite", lambda v: v > 0)
+
+
+def require_at_least_zero(**options: Any) -> None:
+    """Refuse values that are no numbers of at least 0 (see `require`)."""
+    for option, value in options.items():
+        require_number(option, value, "at least 0 and finite", lambda v: v >= 0)
+
+
+def require_whole(least: int, **options: Any) -> None:
+    """Refuse values that are no whole numbers from `least` on (see `require`)."""
+    for option, value in options.items():
+        require(option, value, f"a whole number >= {least}", lambda v: type(v) is int and v >= least)
+
+
+def require_flag(**options: Any) -> None:
+    """Refuse values that are neither true nor false (see `require`); `no` and `off` are words to Hydra."""
+    for option, value in options.items():
+        require(option, value, "true or false", lambda v: isinstance(v, bool))
+
+
+def require_one_of(names: Any, **options: Any) -> None:
+    """Refuse values that are none of the names (see `require`)."""
+    known = " or ".join(names)
+    for option, value in options.items():
+        require(option, value, known, lambda v: isinstance(v, str) and v in names)
