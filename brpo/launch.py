@@ -58,6 +58,12 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
         resumption = resuming.resume_from(Path(str(resume)).expanduser())
         config, overrides = _continued_config(resumption.folder, overrides)
         configuration.check_config(config)
+        elsewhere = config["run_dir"] and Path(config["run_dir"]).expanduser().resolve()
+        if elsewhere and elsewhere != resumption.folder.path.resolve():
+            raise UserError(
+                f"run_dir={config['run_dir']} is not where resume={resume} goes on: {resumption.folder.path}. Leave it out; "
+                f"to keep that run as it is, copy its folder and resume the copy."
+            )
     else:
         configuration.check_config(config)
     if resumption is not None:
@@ -74,6 +80,11 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
             if on_folder is not None:
                 on_folder(resumption.folder.path)
             return
+        if resumption.checkpoint is None and resumption.updates >= 0:
+            raise UserError(
+                f"{resumption.folder.path} ended after {resumption.updates} updates and has no whole checkpoint to go on "
+                f"from. Start a new run in another folder, or delete this one."
+            )
         if resumption.updates > config["max_updates"]:
             raise UserError(
                 f"max_updates={config['max_updates']} is below the {resumption.updates} updates that "

@@ -1,13 +1,15 @@
 """Finding the checkpoint that a run continues from, and bringing its folder back to it."""
 
 import contextlib
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from brpo.config import differing_keys
 from brpo.engine import checkpoint_io
 from brpo.errors import UserError
+from brpo.files import write_atomically
 from brpo.runs import RunFolder, cut_events, runs_root
 from brpo.types import DataSpec
 
@@ -54,17 +56,32 @@ def newest_checkpoint(folder: RunFolder) -> tuple[Path | None, dict[str, Any] | 
 
 
 def resume_in(folder: RunFolder) -> Resumption:
-    """Continue a run from its newest whole checkpoint.
+    """Continue a run from its newest whole checkpoint; anew only where it was killed before there was anything to keep.
 
     Raises:
-        UserError: the folder holds no run.
+        UserError: the folder holds no run, or results without a checkpoint that could be continued.
     """
     if not folder.holds_run():
         raise UserError(f"{folder.path} holds no run to resume. A run folder has a config.yaml and checkpoints/.")
     path, checkpoint, notice = newest_checkpoint(folder)
     if path is None or checkpoint is None:
-        return Resumption(folder, None, -1, f"{notice} {folder.path} has no whole checkpoint: it starts anew.".strip())
+        if folder.result.exists():
+            return Resumption(folder, None, _updates_of(folder), f"{notice} {folder.path} has no whole checkpoint.".strip())
+        left = [str(file) for file in (*sorted(folder.checkpoints.glob("*.ckpt")), folder.metrics) if file.exists()]
+        if left:
+            raise UserError(
+                f"{notice} {folder.path} has no whole last.ckpt or previous.ckpt, but {', '.join(left)}. Continue from one "
+                f"that is whole with resume={folder.checkpoints}/NAME.ckpt; to start anew, delete the folder.".strip()
+            )
+        return Resumption(folder, None, -1, f"{folder.path} has no checkpoint yet: it starts anew.")
     return Resumption.at(folder, path, checkpoint, notice)
+
+
+def _updates_of(folder: RunFolder) -> int:
+    try:
+        return int(json.loads(folder.result.read_text())["updates"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder.result} is not a result file of ours. Delete {folder.path} to start anew.") from error
 
 
 def resume_from(path: Path) -> Resumption:
@@ -78,7 +95,7 @@ def resume_from(path: Path) -> Resumption:
     if not path.exists():
         raise UserError(f"resume={path} does not exist. Give a run folder or a checkpoint, or use resume=auto.")
     checkpoint = checkpoint_io.read(path)
-    folder = RunFolder(path.parent.parent)
+    folder = RunFolder((path if path.parent.name else path.absolute()).parent.parent)  # typed inside checkpoints/, too
     if not folder.holds_run():
         raise UserError(f"resume={path} is not inside a run folder (no {folder.config}).")
     return Resumption.at(folder, path, checkpoint, chosen=True)
@@ -104,10 +121,26 @@ def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], over
         # Out of the way: the next save keeps what stands as last.ckpt, and must not keep a damaged one.
         with contextlib.suppress(FileNotFoundError):
             (folder.checkpoints / "last.ckpt").rename(folder.checkpoints / "damaged.ckpt")
+    if resumption.chosen:
+        resumption = _as_last(folder, resumption)
     folder.create(config, overrides)
     cut_events(folder.path, resumption.updates, resumption.evaluated, resumption.pretrained)
     folder.result.unlink(missing_ok=True)  # it is no longer the result of this run
     return resumption
+
+
+def _as_last(folder: RunFolder, resumption: Resumption) -> Resumption:
+    """Let the chosen checkpoint be the newest one, so that a kill before the next save does not lead back to another."""
+    last, previous = folder.checkpoints / "last.ckpt", folder.checkpoints / "previous.ckpt"
+    assert resumption.checkpoint is not None
+    if resumption.checkpoint.resolve() == last.resolve():
+        return resumption
+    content = resumption.checkpoint.read_bytes()
+    if last.exists():
+        last.rename(folder.checkpoints / "abandoned.ckpt")
+    write_atomically(last, content)
+    previous.unlink(missing_ok=True)  # of the way that was left
+    return replace(resumption, checkpoint=last)
 
 
 def find_unfinished(config: dict[str, Any], algorithm: str) -> RunFolder | None:

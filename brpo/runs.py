@@ -85,6 +85,8 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Keep other processes from training in this folder; the lock goes with the process, however it ends.
 
+        Where the file system has no locks, a note says so.
+
         Raises:
             UserError: another process is training here, or the folder cannot be made.
         """
@@ -96,8 +98,11 @@ class RunFolder:
         with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise UserError(f"Another process is training in {self.path}. Wait for it, or stop it first.") from error
+            except OSError as error:
+                reason = f"the file system has no locks ({error.strerror})"
+                print(f"note: {reason}; see that no other process trains in {self.path}", flush=True)
             yield
 
     def read_config(self) -> tuple[dict[str, Any], list[str]]:

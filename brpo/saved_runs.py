@@ -124,7 +124,8 @@ def film(path: Path, *, mode: str, max_frames: int) -> Iterator[Path]:
 
     algorithm, config = load_algorithm(path)
     seeds = configuration.seed_list(config["seeds"])
-    folder = runs.RunFolder(path.resolve().parent.parent).videos
+    place = path.resolve().parent
+    folder = runs.RunFolder(place.parent if place.name == "checkpoints" else place).videos  # a checkpoint may stand alone
     folder.mkdir(exist_ok=True)
     try:
         env = environments.maker(algorithm.spec.environment, render=True)()

@@ -10,6 +10,7 @@ from tests.helpers import ROOT
 FLOORS = {
     "types": 0,
     "errors": 0,
+    "options": 0,
     "files": 0,
     "functional": 0,
     "modules": 1,

@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +58,24 @@ def test_one_process_at_a_time(here: Path) -> None:
         pass
 
 
+def test_a_file_system_without_locks_is_no_obstacle(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(runs.fcntl, "flock", flock)
+    with started(compose_config(), "here").lock():
+        pass
+    assert "has no locks (No locks available); see that no other process trains in here" in capsys.readouterr().out
+
+
+def test_a_checkpoint_can_be_named_from_its_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = started(compose_config(), "here").path.absolute()
+    monkeypatch.chdir(folder / "checkpoints")
+    assert resume.resume_from(Path("last.ckpt")).folder.path == folder
+
+
 def test_the_config_comes_back(here: Path) -> None:
     config = compose_config("algo=iql")
     assert started(config, "here").read_config() == (config, ["algo=iql"])
@@ -78,10 +97,27 @@ def test_damaged_last_checkpoint_falls_back_to_the_one_before(here: Path) -> Non
     assert "last.ckpt is torn" in found.notice
     assert "previous.ckpt from update 20" in found.notice
     (folder.checkpoints / "previous.ckpt").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"no whole last.ckpt or previous.ckpt, but .*last.ckpt.* delete the folder"):
+        resume.resume_in(folder)
+    assert (folder.checkpoints / "last.ckpt").read_bytes() == b"torn"
+
+
+def test_a_run_without_checkpoints_is_taken_as_finished_or_starts_anew(here: Path) -> None:
+    folder = started(compose_config(), "here", updates=20)
+    (folder.checkpoints / "last.ckpt").unlink()
     found = resume.resume_in(folder)
     assert (found.checkpoint, found.updates) == (None, -1)
-    assert "starts anew" in found.notice
-    assert (folder.checkpoints / "last.ckpt").read_bytes() == b"torn"
+    assert "has no checkpoint yet: it starts anew" in found.notice
+    folder.result.write_text('{"updates": 20}')
+    found = resume.resume_in(folder)
+    assert (found.checkpoint, found.updates) == (None, 20)
+    folder.result.write_text("{}")
+    with pytest.raises(UserError, match="is not a result file of ours"):
+        resume.resume_in(folder)
+    folder.result.unlink()
+    folder.metrics.write_text("update,seed\n")
+    with pytest.raises(UserError, match=r"but .*metrics.csv"):
+        resume.resume_in(folder)
 
 
 def test_resume_from_paths(here: Path) -> None:
@@ -169,8 +205,11 @@ def test_taking_up_a_run_reads_the_checkpoint_anew_and_moves_a_damaged_one_away(
     chosen = resume.resume_from(folder.checkpoints / "previous.ckpt")
     assert runs.RunFolder(Path("here")) == chosen.folder
     taken = resume.take_up(chosen, spec, config, [])
-    assert (taken.checkpoint, taken.updates) == (folder.checkpoints / "previous.ckpt", 10)
-    assert (folder.checkpoints / "last.ckpt").exists()
+    assert (taken.checkpoint, taken.updates) == (folder.checkpoints / "last.ckpt", 10)
+    # and the one that a later resume takes, should this one be killed before it saves; the other is kept aside
+    assert resume.resume_in(folder).updates == 10
+    assert {path.name for path in folder.checkpoints.iterdir()} == {"last.ckpt", "abandoned.ckpt", "damaged.ckpt"}
+    assert resume.resume_from(folder.checkpoints / "abandoned.ckpt").updates == 30
     other = make_spec(digest="1" * 64)
     with pytest.raises(UserError, match="has changed since .* Restore it, or start a new run"):
         resume.take_up(found, other, config, [])

@@ -1,5 +1,6 @@
 """Sweeps: what is decided beforehand, devices, records, how a sweep ends, and the table of its results."""
 
+import contextlib
 import csv
 import importlib.util
 import json
@@ -7,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from brpo.sweeps import collect
 from brpo.sweeps import job as sweep_job
 from brpo.sweeps.folder import Job, Status, SweepFolder, claim_device
 from tests.conftest import ROOT, Run
-from tests.test_train import wait_for
+from tests.test_train import PATIENCE, wait_for
 
 TINY = ["dataset=tests/pendulum/tiny-v0", "batch_size=16", "algo.actor.hidden=[16,16]"]
 
@@ -375,6 +377,26 @@ def test_a_sweep_that_cannot_be_composed_starts_no_job(cli: Run, tmp_path: Path)
     assert sweep.returncode == 2
     assert len(sweep.stderr.splitlines()) == 1
     assert records_of(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_jobs_of_a_killed_sweep_save_and_end(data_root: Path, tmp_path: Path) -> None:
+    """Its workers would train on, and take the next job, while the same sweep with resume=auto finds them busy."""
+    options = [*TINY, "trainer=cpu", "algo=bc", "eval.episodes=1", "eval.every=50", "engine.chunk=10"]
+    sweep = ["-m", *options, "seeds=[0],[1],[2]", "max_updates=100000", "hydra.launcher.n_jobs=2"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *sweep],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        env={**os.environ, "MINARI_DATASETS_PATH": str(data_root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    wait_for(lambda: len(list(tmp_path.glob("runs/bc/*/*/checkpoints/last.ckpt"))) == 2, process)
+    process.kill()
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and any(record["status"] == "running" for record in records_of(tmp_path)):
+        time.sleep(0.1)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # nothing is left over where this fails
+    assert [record["status"] for record in records_of(tmp_path)] == ["interrupted"] * 2  # the third was not started
 
 
 @pytest.mark.slow

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from brpo.engine import records
 from brpo.engine.optimizers import FusedAdamStep
 from brpo.engine.ranks import ALONE, Ranks
+from brpo.errors import UserError
 from brpo.functional import gradients, streams
 from brpo.functional.schedules import SCHEDULES
 from brpo.modules.mlp import initialize
 from brpo.options import options_of, require, require_at_least_zero, require_number, require_positive
 from brpo.types import Batch, DataSpec
+
+NOT_BY_ELEMENT = ("LBFGS", "Adafactor", "Muon", "SparseAdam")  # optimizers that mix the elements of a tensor, or need more
 
 
 class Runner(Protocol):
@@ -357,6 +360,9 @@ class OfflineAlgorithm(lightning.LightningModule):
         self.optimizers_by_part = {n: self.optimizer_factory(p, **rates.get(n, {})) for n, p in self._parameters_of.items()}
         self._quick_steps = {}
         for optimizer in self.optimizers_by_part.values():
+            kind = type(optimizer).__name__
+            if kind in NOT_BY_ELEMENT:
+                raise UserError(f"{kind} steps by whole tensors, which hold all seeds: one would see the others")
             require_at_least_zero(**{"optimizer.lr": optimizer.param_groups[0]["lr"]})
         self._base_rate = {name: float(o.param_groups[0]["lr"]) for name, o in self.optimizers_by_part.items()}
         return list(self.optimizers_by_part.values())

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from brpo.callbacks.recorder import Recorder, writer
 from brpo.callbacks.signals import Signals
+from brpo.engine import checkpoint_io
 from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import Interrupted, UserError
 
@@ -46,8 +47,20 @@ class Checkpoints(Callback):
         Nothing is saved as `last` here, so that an evaluation that was given up stays the first thing to do.
         """
         self.signals.install()  # Lightning has put its own SIGTERM handler around ours by now; it would exit with 0
+        if self.ranks.rank == 0:
+            self._drop_other_best()
         self._save_best(trainer, pl_module)
         self._stop_if(self.signals.received, pl_module)
+
+    def _drop_other_best(self) -> None:
+        """A resumed run may judge in another way, or have gone back: then `best.ckpt` is not the best that it knows."""
+        path = self.folder / "best.ckpt"
+        if not path.exists():
+            return
+        update = checkpoint_io.read(path)["brpo"]["updates"]
+        if update != self.recorder.best_update:
+            path.unlink()
+            print(f"note: {path} was deleted: update {update} is not the best evaluation that this run knows", flush=True)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

@@ -68,7 +68,7 @@ class Evaluate(Callback):
 
     def _evaluate(self, trainer: lightning.Trainer, algorithm: Any) -> None:
         update = algorithm.update_count
-        if update <= self.evaluated:  # negative in the pre-training
+        if update <= self.evaluated and not self.recorder.misses(update):  # negative in the pre-training
             return
         shares = self.ranks.exchange(self._summaries(algorithm, update))
         if None in shares:

@@ -32,14 +32,15 @@ class Pretraining(Callback):
         self.config, self.algorithm, self.ranks = config, algorithm, ranks
         self.members: list[Member] | None = None
         self.provenance: dict[str, Any] | None = None  # None: there is no pre-trained part, or not yet
+        self.begun_with: behavior.Recipe | None = None  # what the pre-training of this run began with
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the parts came from."""
-        return {"provenance": self.provenance}
+        """Where the parts came from, and what their pre-training began with."""
+        return {"provenance": self.provenance, "begun_with": self.begun_with}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.provenance = state_dict["provenance"]
+        self.provenance, self.begun_with = state_dict["provenance"], state_dict.get("begun_with")
 
     # --- At the start of a run ----------------------------------------------------------------------------------------
 
@@ -87,6 +88,10 @@ class Pretraining(Callback):
     def _recipes(self) -> list[behavior.Recipe]:
         return [behavior.recipe(self.config, self.algorithm, seed) for seed in self.algorithm.seeds.tolist()]
 
+    def _conditions(self) -> behavior.Recipe:
+        """What the recipes of all seeds have in common."""
+        return behavior.recipe(self.config, self.algorithm, seed=-1)
+
     def begin(self) -> None:
         """At the start of a run: put what was found in place, or begin with the pre-training. Every rank must call it."""
         members, algorithm = self.members, self.algorithm
@@ -101,6 +106,7 @@ class Pretraining(Callback):
         elif algorithm.pretrain_updates:
             print(f"behaviour model: trained for {algorithm.pretrain_updates} updates first", flush=True)
             algorithm.begin_pretraining()
+            self.begun_with = self._conditions()
 
     # --- At the end of the pre-training -------------------------------------------------------------------------------
 
@@ -118,6 +124,9 @@ class Pretraining(Callback):
     def _store(self, members: list[Member]) -> None:
         """Into the cache; with `auto`, a good file of the same recipe stays: others may have taken it."""
         spec = self.algorithm.spec
+        if self.begun_with not in (None, self._conditions()):
+            print("note: the behaviour model is not stored: its pre-training was resumed with other options", flush=True)
+            return
         for member, made_of in zip(members, self._recipes(), strict=True):
             path = behavior.cached_file(made_of, spec.dataset_id)
             try:

@@ -93,6 +93,10 @@ class Recorder(Callback):
         """Rows of the present mode and number of episodes, which a resumed run may have changed."""
         return [row for row in self.rows if (row["mode"], row["episodes"]) == (self.mode, self.episodes)]
 
+    def misses(self, update: int) -> bool:
+        """Whether an update was evaluated, but not in the present mode with the present number of episodes."""
+        return update in {row["update"] for row in self.rows} - {row["update"] for row in self.comparable}
+
     @property
     def best_update(self) -> int | None:
         """The best evaluation by the mean over the seeds, the first of equal ones."""

@@ -114,6 +114,9 @@ def _check_episode(dataset_id: str, numbered: tuple[int, minari.EpisodeData]) ->
         if not finite.all():
             row = int(np.argwhere(~finite)[0][0])
             raise UserError(f"{where}: the field {name} holds NaN, infinity or a number beyond float32 at step {row}.")
+    for name in ("terminations", "truncations"):
+        if not np.isin(fields[name], (0, 1)).all():
+            raise UserError(f"{where}: the field {name} holds {np.unique(fields[name]).tolist()}, expected 0 and 1.")
     if fields["terminations"][:-1].any() or fields["truncations"][:-1].any():
         raise UserError(f"{where}: it is terminated or truncated before its last step.")
     return fields

@@ -17,6 +17,7 @@ from brpo.datasets.catalog import find_dataset
 from brpo.datasets.transforms import Moments
 from brpo.errors import UserError
 
+UNBOUNDED = 1e15  # a bound this far away is none: some spaces have the largest float32
 BOUNDARY = 1e-5  # an action within this share of the half-range of a bound counts as a boundary action
 
 
@@ -200,7 +201,7 @@ def _action_bounds(
     space: gymnasium.spaces.Box, dataset: minari.MinariDataset, dataset_id: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of the action space; the extremes of the data, found in a pass of their own, where it is unbounded."""
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    low, high = (np.where(np.abs(bound) < UNBOUNDED, bound.astype(np.float64), np.inf) for bound in (space.low, space.high))
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         warnings.warn("The action space is unbounded; the extremes of the data stand in for its bounds.", stacklevel=2)
         data_low, data_high = np.full_like(low, np.inf), np.full_like(high, -np.inf)

@@ -77,14 +77,15 @@ class Units:
 def reward_factor(scale: float | str, returns: np.ndarray) -> float:
     """The factor on rewards: a number as it is; `return_range` gives `1000 / (max - min)` of the episodes' returns.
 
-    Source of the latter: the authors' code of IQL (arXiv:2110.06169) for locomotion. Where all returns are equal it is 1.
+    Source of the latter: the authors' code of IQL (arXiv:2110.06169) for locomotion. Where all returns are equal, but for
+    rounding, it is 1.
 
     Raises:
         ValueError: the scale is neither a positive number nor `return_range`.
     """
     if scale == RETURN_RANGE:
         spread = float(returns.max() - returns.min())
-        return 1000.0 / spread if spread > 0 else 1.0
+        return 1000.0 / spread if spread > 1e-6 * float(np.abs(returns).max()) else 1.0
     if isinstance(scale, str | bool) or not scale > 0:
         raise ValueError(f"data.reward_scale={scale} is not allowed. Use a positive number or {RETURN_RANGE}.")
     return float(scale)

@@ -54,11 +54,26 @@ def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     return checkpoint
 
 
+def _refuse_unreadable(name: str, state: Any) -> None:
+    """Of a user's callback: said while it can be mended, and not when the run is to go on."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    try:
+        torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"The state of the callback {name} cannot be kept: checkpoints hold tensors, numbers, text and containers of "
+            f"these, so that they can be read without running code. Change what its state_dict() gives, as with float(...)."
+        ) from error
+
+
 class DigestCheckpointIO(CheckpointIO):
     """Lightning's way to files, through `encode` and `read`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write atomically; `last.ckpt` keeps its predecessor as `previous.ckpt`."""
+        for name, state in checkpoint.get("callbacks", {}).items():
+            _refuse_unreadable(name, state)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         keep = path.with_name("previous.ckpt") if path.name == "last.ckpt" else None

@@ -1,5 +1,6 @@
 """How Lightning starts several processes for one run, and keeps checkpoints independent of their number."""
 
+import os
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -73,7 +74,7 @@ class RanksStrategy(DDPStrategy):
         error: Exception | None = None
         try:
             super().save_checkpoint(checkpoint, filepath, storage_options)
-        except OSError as failure:
+        except (OSError, UserError) as failure:
             error = failure
         self.ranks.fail_together(error)
 
@@ -98,7 +99,14 @@ def start(trainer: dict[str, Any], parallel: str, seeds: int) -> Ranks:
     Raises:
         UserError: the devices are not here, or `parallel` and the number of seeds do not go together.
     """
+    begun = begun_by_a_launcher()
     if not several_processes(trainer):
+        if begun > 1:
+            one = f"trainer.devices={trainer.get('devices', 1)} takes one"
+            raise UserError(
+                f"{begun} processes were started (by torchrun or SLURM), and {one}. For one run on all of them give "
+                f"trainer.devices and trainer.num_nodes; for runs of their own start each by itself, as srun -n 1 does."
+            )
         return ALONE
     try:
         scout = lightning.Trainer(
@@ -110,16 +118,31 @@ def start(trainer: dict[str, Any], parallel: str, seeds: int) -> Ranks:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-    except (TypeError, ValueError, MisconfigurationException) as error:
+        world = scout.world_size
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"The trainer's options {trainer} are refused: {' '.join(str(error).split())}") from error
-    world = scout.world_size
+    if begun not in (1, world):
+        raise UserError(f"{begun} processes were started (by torchrun or SLURM), and the options {trainer} take {world}.")
     mode = ranking.choose_mode(parallel, seeds, world)  # before the others are started
     if world == 1:
         return ALONE
     launcher = scout.strategy.launcher
     assert launcher is not None
-    launcher.launch(scout.strategy.setup_environment)
+    try:
+        launcher.launch(scout.strategy.setup_environment)
+    except ValueError as error:  # the launcher's number of processes is another one
+        raise UserError(f"The trainer's options {trainer} are refused: {' '.join(str(error).split())}") from error
     return Ranks(scout.global_rank, world, mode)
+
+
+def begun_by_a_launcher() -> int:
+    """How many processes torchrun, or SLURM's srun, has started for this run; 1 without them."""
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    if TorchElasticEnvironment.detect():
+        return int(os.environ["WORLD_SIZE"])
+    return int(os.environ.get("SLURM_NTASKS", "1")) if SLURMEnvironment.detect() else 1
 
 
 def cluster_plugins() -> list[Any]:

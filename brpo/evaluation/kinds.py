@@ -66,12 +66,13 @@ class Kind:
     digits: int
 
     def best(self, rows: Sequence[dict[str, Any]]) -> int | None:
-        """The update with the best mean over the seeds, the first of equal ones; None without rows."""
+        """The update with the best mean over the seeds, the first of equal ones, NaN last; None without rows."""
         table: dict[int, list[float]] = {}
         for row in rows:
             table.setdefault(row["update"], []).append(row[self.judged_by])
         sign = 1.0 if self.larger_is_better else -1.0
-        return max(table, key=lambda update: (sign * float(np.mean(table[update])), -update), default=None)
+        means = {update: sign * float(np.mean(values)) for update, values in table.items()}
+        return max(table, key=lambda update: (-np.inf if np.isnan(means[update]) else means[update], -update), default=None)
 
     @property
     def rule(self) -> str:

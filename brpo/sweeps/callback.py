@@ -30,6 +30,8 @@ _INSTALL = {  # what brings a launcher's plugin
     "ray": "pip install -e '.[ray]'",
 }
 
+LEADER = "BRPO_SWEEP_LEADER"  # in the environment of the workers: the process that leads the sweep
+
 # --- Before the jobs --------------------------------------------------------------------------------------------------
 
 
@@ -194,7 +196,9 @@ class SweepCallback(Callback):
         sweep.folder.create(sweep.jobs, _devices(config) if local else [])
         SweepCallback.leading = sweep
         print(f"sweep: {_count(len(sweep.jobs)) if sweep.jobs else 'jobs'} in {sweep.folder.path}", flush=True)
+        os.environ.pop(LEADER, None)
         if local:  # elsewhere the jobs are the cluster's, and go on when the one who waits for them has gone
+            os.environ[LEADER] = str(os.getpid())  # its workers inherit it
             sweep.take_signals()
 
 
@@ -242,7 +246,7 @@ def _with_install_hint(main: Callable[[], Any]) -> None:
     """Call `main`.
 
     Raises:
-        UserError: the launcher's plugin is not installed; it says what installs it.
+        UserError: the launcher's plugin is not installed; it says what installs it. Or a group of the configuration is null.
     """
     try:
         main()
@@ -252,6 +256,10 @@ def _with_install_hint(main: Callable[[], Any]) -> None:
             if re.search(rf"hydra_plugins\.hydra_{plugin}_launcher|hydra/launcher/{plugin}(_|$)", missing):
                 raise UserError(f"The launcher's plugin hydra-{plugin}-launcher is not installed: {command}") from error
         raise
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        raise UserError("A group such as algo or engine cannot be null; choose one of its files, as algo=sfac.") from error
 
 
 # --- What jobs and the leading process share --------------------------------------------------------------------------

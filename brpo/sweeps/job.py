@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,9 +18,10 @@ from omegaconf import DictConfig
 from brpo.config import algorithm_name
 from brpo.errors import Interrupted
 from brpo.exits import DONE, INTERRUPTED, outcome_of
-from brpo.sweeps.callback import SweepCallback, first_line, is_local, write
+from brpo.sweeps.callback import LEADER, SweepCallback, first_line, is_local, write
 from brpo.sweeps.folder import Job, Status, SweepFolder, claim_device
 
+WATCH_SECONDS = 2.0  # between looks at whether the leader still lives
 UNEXPECTED = 1  # exit code of an error that is ours
 Run = Callable[[Callable[[Path], None]], Any]  # makes a run; calls what it is given with the run's folder
 _claim: tuple[str, TextIOWrapper] | None = None  # the device of this process, and its lock
@@ -48,13 +50,14 @@ def _run_in_worker(folder: SweepFolder, job: Job, run: Run, debug: bool) -> None
     """Run a job in a process that shares devices and terminal with others, and makes one job after another."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a worker that dies takes the whole sweep with it
         signal.signal(number, signal.SIG_IGN)
-    if folder.stopped.exists():
+    if folder.stopped.exists() or _left_alone():
         return
     _pin(folder)
     with _printing_to(folder.log(job.number)) as terminal:
         write(terminal, f"job {job.number} starts: {' '.join(folder.varying(job.overrides))}")
         start = time.monotonic()
-        job = _recorded(folder, job, lambda on_folder: _run_until_stopped(folder, run, on_folder), debug)
+        with _stopped_when_left_alone():
+            job = _recorded(folder, job, lambda on_folder: _run_until_stopped(folder, run, on_folder), debug)
         place = os.path.relpath(folder.run_folder(job) or folder.log(job.number))
         write(terminal, f"job {job.number} {job.status} after {time.monotonic() - start:.0f} s: {job.error or place}")
 
@@ -72,12 +75,35 @@ def _run_until_stopped(folder: SweepFolder, run: Run, on_folder: Callable[[Path]
             signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that is not Python's
 
 
+def _left_alone() -> bool:
+    """Whether the process that leads the sweep is gone, and this worker of its has another parent now."""
+    return os.environ.get(LEADER, str(os.getppid())) != str(os.getppid())
+
+
+@contextlib.contextmanager
+def _stopped_when_left_alone() -> Iterator[None]:
+    """End the job, with its checkpoint, when the leader was killed: who starts the sweep again would find it busy."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(WATCH_SECONDS):
+            if _left_alone():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
 def _recorded(folder: SweepFolder, job: Job, run: Run, debug: bool) -> Job:
     """Run a job between the two states of its record. A job that was interrupted before it had a run has none."""
 
     def on_folder(path: Path) -> None:
         nonlocal job
-        job = job.but(run_dir=os.path.relpath(path, folder.path))
+        job = job.but(run_dir=os.path.relpath(path.resolve(), folder.path.resolve()))
         folder.write(job)
 
     folder.write(job)

@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -105,6 +105,21 @@ def test_best_is_the_largest_mean_over_seeds_of_the_present_mode(tmp_path: Path)
     recorder.rows += [row(20, 0, 99.0, mode="sampled"), row(25, 0, 99.0, episodes=1)]
     assert recorder.best_update == 5
     assert len(recorder.comparable) == 6
+    assert [recorder.misses(update) for update in (5, 20, 25, 30)] == [False, True, True, False]
+    recorder.rows = [row(5, 0, float("nan")), row(10, 0, -3.0), row(15, 0, -4.0)]
+    assert recorder.best_update == 10  # NaN is no best
+
+
+def test_a_best_checkpoint_of_another_judgement_is_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that goes on with other episodes, or went back, knows another best one, or none yet."""
+    recorder = Recorder(RunFolder(tmp_path), episodes=5)
+    recorder.rows = [row(10, 0, 1.0, episodes=5), row(20, 0, 2.0, episodes=10)]
+    path = tmp_path / "best.ckpt"
+    for update, stays in ((20, False), (10, True)):
+        path.write_bytes(encode({"state_dict": {}, "brpo": {"updates": update}}))
+        Checkpoints(tmp_path, recorder, Signals()).on_train_start(cast(Any, FakeTrainer()), make_algorithm("bc"))
+        assert path.exists() == stays
+        assert ("best.ckpt was deleted: update 20 is not the best" in capsys.readouterr().out) != stays
 
 
 def test_an_interrupted_make_up_evaluation_is_not_trained_over(tmp_path: Path) -> None:
@@ -173,6 +188,9 @@ def test_evaluation_is_made_once_for_each_update_and_given_up_on_a_signal(tmp_pa
     assert callback.state_dict() == {"evaluated": 10}
     callback.on_train_epoch_end(trainer, algorithm)
     assert len(recorder.rows) == 2
+    recorder.episodes = 2  # a resumed run may judge in another way: what it has evaluated last gets a row of that kind
+    callback.on_train_start(trainer, algorithm)
+    assert [row["episodes"] for row in recorder.rows] == [2, 2]
     callback.teardown(trainer, algorithm, "fit")
 
 

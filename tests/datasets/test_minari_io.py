@@ -125,6 +125,7 @@ def corrupt(root: Path, field: str, value: np.ndarray | None) -> None:
         ("terminations", np.array([False, False]), "field terminations has 2 rows, expected 1"),
         ("terminations", np.array([[False]]), r"field terminations has the shape \(1, 1\), expected 1 axes"),
         ("truncations", np.array([np.nan]), "field truncations holds NaN"),
+        ("terminations", np.array([2]), r"field terminations holds \[2\], expected 0 and 1"),
         ("rewards", np.array([1e300]), "field rewards holds NaN, infinity or a number beyond float32 at step 0"),
         ("rewards", None, "cannot be read, the file is truncated, damaged or lacks a field"),
         ("truncations", None, "cannot be read, the file is truncated, damaged or lacks a field"),
@@ -231,12 +232,13 @@ def test_many_episodes_are_read_in_their_order(root: Path, monkeypatch: pytest.M
     assert np.array_equal(parts.rows, whole.rows)
 
 
-def test_moments_and_extremes_of_all_episodes(root: Path) -> None:
+@pytest.mark.parametrize("bound", [np.inf, np.finfo(np.float32).max])
+def test_moments_and_extremes_of_all_episodes(root: Path, bound: float) -> None:
     """Over blocks as over the whole; an unbounded action space takes the extremes of the data, not of one episode."""
     rng = np.random.default_rng(3)
     episodes = [random_episode(rng, 4 + k) for k in range(5)]
     box = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
-    actions = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    actions = gymnasium.spaces.Box(-bound, bound, (1,), np.float32)
     write_dataset(root, ID, episodes, env=None, observation_space=box, action_space=actions, references=None)
     with pytest.warns(UserWarning, match="action space is unbounded"):
         flat = minari_io.load(ID)

@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +54,15 @@ def test_hostile_pickle_with_a_good_digest_runs_nothing(tmp_path: Path) -> None:
     with pytest.raises(DamagedCheckpoint, match="holds more than tensors and plain containers"):
         read(path)
     assert not marker.exists()
+
+
+def test_a_callback_whose_state_could_not_be_read_again_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    with pytest.raises(UserError, match=r"The state of the callback Mine cannot be kept.*with float"):
+        DigestCheckpointIO().save_checkpoint({**CONTENT, "callbacks": {"Mine": {"best": np.float64(1.5)}}}, path)
+    assert not path.exists()
+    DigestCheckpointIO().save_checkpoint({**CONTENT, "callbacks": {"Mine": {"best": 1.5}}}, path)
+    assert read(path)["callbacks"] == {"Mine": {"best": 1.5}}
 
 
 def test_other_archives_are_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from brpo.engine import checkpoint_io, strategy
 from brpo.engine.ranks import Ranks, choose_mode, join_optimizer, own_optimizer, own_state, seed_axis
 from brpo.errors import LeftToRankZero, UserError
 from tests.conftest import ROOT, Run
-from tests.helpers import make_algorithm, random_batch
+from tests.helpers import compose_config, make_algorithm, random_batch
 
 TINY = ["dataset=tests/pendulum/tiny-v0", "batch_size=16", "eval.episodes=1", "engine.chunk=5", "algo=iql"]
 SMALL = [f"algo.{part}.hidden=[16]" for part in ("actor", "critic", "value")]
@@ -119,6 +119,25 @@ def test_several_processes_are_asked_for(options: dict, several: bool) -> None:
     assert strategy.several_processes(options) == several
 
 
+@pytest.mark.parametrize(
+    "started",
+    [
+        {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "3", "RANK": "1", "LOCAL_RANK": "1"},
+        {"SLURM_NTASKS": "3", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_JOB_NAME": "x"},
+    ],
+    ids=["torchrun", "srun"],
+)
+@pytest.mark.parametrize("devices", [1, 2])
+def test_more_processes_than_devices_are_refused(
+    started: dict[str, str], devices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    trainer = {"accelerator": "cpu", "devices": devices, "num_nodes": 1, "precision": "32-true"}
+    with pytest.raises(UserError, match=r"3 processes were started|The trainer's options .* are refused"):
+        strategy.start(trainer, "auto", 4)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() >= 64, reason="that many GPUs are here")
 def test_devices_that_are_not_here_are_refused() -> None:
     trainer = {"accelerator": "gpu", "devices": 64, "num_nodes": 1, "precision": "32-true"}
@@ -180,7 +199,7 @@ def test_ranks_take_files_together_or_train_together() -> None:
         (Scripted(1, "data", [None, found], [True, True]), found, True, None),
     ):
         algorithm = make_algorithm("sfac", "algo.pretrain_updates=5")
-        pretraining = Pretraining({"behavior": "auto"}, algorithm, ranks)
+        pretraining = Pretraining(compose_config("algo=sfac", "algo.pretrain_updates=5"), algorithm, ranks)
         pretraining.members = own
         pretraining.begin()
         assert (algorithm.pretraining, ranks.answers) == (pretrains, [])
