@@ -33,7 +33,7 @@ def main(config: DictConfig) -> None:
     if job.mode == RunMode.MULTIRUN:
         run_job(config, functools.partial(run, config, overrides))
         return
-    code = exit_code_of(functools.partial(run, config, overrides), debug=bool(config.debug))
+    code = exit_code_of(functools.partial(run, config, overrides), debug=config.debug is True)
     if code:
         sys.exit(code)
 

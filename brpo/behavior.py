@@ -163,8 +163,8 @@ def _chosen_members(
         other = _differing(stored.get(option), algo.get(option))
         if other:
             raise UserError(
-                f"behavior={path} has another algo.{option}: {', '.join(other)} differ. Give the same values, or "
-                f"behavior=fresh to train one."
+                f"behavior={path} has another algo.{option}: {', '.join(other)}. Give the same values, or behavior=fresh to "
+                f"train one."
             )
     _check_units(path, ours["spec"], algorithm.spec)
     held, wanted = state["seeds"].tolist(), algorithm.seeds.tolist()
@@ -234,6 +234,7 @@ def _own_weights(path: Path, state: dict[str, Tensor], algorithm: OfflineAlgorit
 
 
 def _differing(stored: Any, wanted: Any) -> list[str]:
-    """Dotted keys whose values differ, in order; the whole has an empty name."""
+    """What differs, with its value there and here, in the order of the keys."""
     left, right = configuration.flatten(stored), configuration.flatten(wanted)
-    return sorted(key or "all of it" for key in {**left, **right} if left.get(key, ...) != right.get(key, ...))
+    keys = sorted(key for key in {**left, **right} if left.get(key, ...) != right.get(key, ...))
+    return [f"{key or 'it'} is {left.get(key, 'not there')} there and {right.get(key, 'not there')} here" for key in keys]

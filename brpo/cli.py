@@ -194,18 +194,19 @@ def _print_rows(title: str, rows: Sequence["Row"], ambiguous: dict[str, list[str
         title = f"{title}: {datasets.pop()}"
         del columns["data set"]
     shown = {name: column for name, column in columns.items() if any(column)}
-    table = _table(title, shown)
-    for name in ("run", "updates/s"):
+    table = _table(shown)
+    for name in ("run", "updates/s", "worst seed", "auc", "best", "seeds", "data set", "algo"):
         if Measurement.get(console, console.options.update(width=1000), table).maximum > console.width:
             shown.pop(name, None)  # results.csv has it
-            table = _table(title, shown)
+            table = _table(shown)
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
     console.print(table)
 
 
-def _table(title: str, columns: Mapping[str, Sequence[str]]) -> Table:
+def _table(columns: Mapping[str, Sequence[str]]) -> Table:
     from brpo.sweeps.collect import NUMBERS
 
-    table = Table(title=Text(title), title_justify="left")
+    table = Table()
     for name in columns:
         number = name in NUMBERS
         table.add_column(name, justify="right" if number else "left", no_wrap=number, overflow="fold")

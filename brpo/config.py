@@ -10,10 +10,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from brpo.errors import UserError
-from brpo.options import OptionRefused, is_number
+from brpo.options import OptionRefused, in_words, is_number
 from brpo.sweeps.callback import sweep_jobs
 
 # What a resumed run may change. Everything else would make its result one of no configuration.
+KEYS = (
+    "algo", "data", "engine", "trainer", "dataset", "seeds", "max_updates", "batch_size", "eval", "behavior", "parallel",
+    "run_dir", "resume", "callbacks", "profile", "debug",
+)  # fmt: skip
+EVALUATION = ("every", "episodes", "processes", "mode")
+ENGINE = ("name", "chunk", "threads", "matmul_precision", "products", "backend", "compiled")
 RESUME_MAY_CHANGE = (
     "max_updates", "eval", "engine", "parallel", "trainer", "profile", "debug", "resume", "run_dir", "callbacks",
     "data.storage",
@@ -32,6 +38,7 @@ NOT_THE_TRAINERS = {
     "fast_dev_run": "trainer=smoke",
 }
 PARTS = ("actor", "behavior", "critic", "value", "regularizer", "optimizer")  # of an algorithm, those that are built
+NOT_TYPED = ("spec", "common", "self", "args", "kwargs")
 TRUSTED_MODULES = ("brpo", "torch.optim")
 
 
@@ -44,10 +51,15 @@ def by_family(table: Any, *, _root_: Any) -> Any:
     words = _words(str(_root_.data.family or _root_.dataset))
     for key in table:
         if str(key) in words:
-            return table[key]
+            return _value(table[key])
     if "default" not in table:
         raise UserError(f"No value for the family of {_root_.dataset}; known: {', '.join(map(str, table))}.")
-    return table["default"]
+    return _value(table["default"])
+
+
+def _value(found: Any) -> Any:
+    """A list as a node of its own: `--cfg job --resolve` could not put another one in its place."""
+    return OmegaConf.create(found) if isinstance(found, list) else found
 
 
 def _words(dataset_id: str) -> list[str]:
@@ -90,17 +102,23 @@ def _as_user_error(error: InstantiationException, node: Any, place: str) -> Exce
     if isinstance(cause, ValueError):
         return UserError(str(cause))
     if isinstance(cause, TypeError):
-        return UserError(f"{target}: {cause}. {_known_options(target)}")
+        return UserError(f"{target}: {in_words(cause)}. {_known_options(target)}")
     return UserError(" ".join(str(cause).split()))
 
 
 def _known_options(target: str) -> str:
     module, _, name = target.rpartition(".")
     try:
-        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        classes = [c for c in inspect.getmro(getattr(importlib.import_module(module), name)) if "__init__" in vars(c)]
     except (ImportError, AttributeError, ValueError, TypeError):
         return ""
-    return f"Known options: {', '.join(p for p in parameters if p not in ('spec', 'common'))}."
+    names: dict[str, None] = {}
+    for each in classes:
+        parameters = inspect.signature(each.__init__).parameters
+        names |= dict.fromkeys(p for p in list(parameters)[1:] if p not in NOT_TYPED)
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            break  # nothing is handed on to the classes above
+    return f"Known options: {', '.join(names)}."
 
 
 def algorithm_name(config: Any) -> str:
@@ -137,6 +155,12 @@ def check_config(config: dict[str, Any]) -> None:
 
     for key in ("algo", "data", "engine", "trainer", "eval"):
         require(key, config[key], isinstance(config[key], dict), f"a group or a mapping, as in {key}.name=value")
+    for group, known in (("", KEYS), ("eval.", EVALUATION), ("engine.", ENGINE)):
+        node = config[group.removesuffix(".")] if group else config
+        for key in sorted(set(node) - set(known)):
+            raise UserError(f"{group}{key} is no option. Known: {', '.join(f'{group}{name}' for name in known)}.")
+    for key in ("profile", "debug"):
+        require(key, config[key], isinstance(config[key], bool), "true or false")
     for part in PARTS:
         if part in config["algo"]:
             node = config["algo"][part]

@@ -26,6 +26,11 @@ MOST_TRANSITIONS = 50_000  # whole episodes up to this number; a network of the 
 PIECE = 4096  # transitions that go through the networks at once
 CLIPPED = ("ratio/clipped_share", "ratio/above_max_share", "weight/clipped_share")
 EFFECTIVE = ("weight/effective_share", "heldout/weight/w/effective_share", "heldout/ratio/rho/effective_share")
+FITS = {  # ends of the names of quantities, and their unit
+    "/log_prob": "log-density of the action (nats)",
+    "actor/error": "squared distance to the action",
+    "/denoising_error": "denoising error (squared, 1 is no better than 0)",
+}
 TERMS = (("actor/regression", "actor/symmetry"), ("actor/bc_term", "actor/q_term"))  # the two terms of a policy loss
 
 
@@ -88,9 +93,11 @@ class Diagnosis:
 
     @property
     def fits(self) -> list[str]:
-        """Quantities that say how well a policy fits held-out actions: log-densities, else the squared distance."""
-        densities = sorted((name for name in self.quantities if name.endswith("/log_prob")), reverse=True)
-        return densities or [name for name in ("actor/error",) if name in self.quantities]
+        """Quantities that say how well a policy fits held-out actions: of the first kind that there is."""
+        for kind in FITS:
+            if found := sorted((name for name in self.quantities if name.endswith(kind)), reverse=True):
+                return found
+        return []
 
     @property
     def series_ratio(self) -> np.ndarray | None:
@@ -203,7 +210,7 @@ def read_value_gaps(folder: RunFolder) -> dict[int, Curve]:
     try:
         with folder.metrics.open(newline="") as file:
             for row in csv.DictReader(file):
-                if row["value_gap"]:
+                if row.get("value_gap"):  # a toy task has no such column
                     points.setdefault(int(row["seed"]), []).append((float(row["update"]), float(row["value_gap"])))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder.metrics} is not a table of ours: {type(error).__name__} {error}.") from error

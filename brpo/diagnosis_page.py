@@ -53,7 +53,7 @@ def draw(diagnosis: Diagnosis) -> bytes:
     lacking = absent(diagnosis)
     shown = [panel for panel in PANELS if panel.title not in lacking]
     columns = min(len(shown), 2 if len(shown) == 4 else 3) or 1
-    rows = math.ceil(len(shown) / columns)
+    rows = max(math.ceil(len(shown) / columns), 1)  # a page without panels says why
     note = "\n".join(
         line
         for title, reason in lacking.items()

@@ -9,10 +9,11 @@ import torch
 from matplotlib.axes import Axes
 
 from brpo.callbacks.recorder import WEIGHTS
-from brpo.diagnosis import CLIPPED, EFFECTIVE, Curve, Diagnosis, effective, number
+from brpo.diagnosis import CLIPPED, EFFECTIVE, FITS, Curve, Diagnosis, effective, number
 from brpo.functional import series
 
 COLORS = ("#1f5a96", "#c8581d", "#3b8a4e", "#8a4f9e")
+KL = "kl/pathwise"
 WORDS = {
     "ratio/clipped_share": "ratio t outside the clip range",
     "ratio/above_max_share": "$\\rho$ above its cap",
@@ -23,6 +24,8 @@ WORDS = {
     "behavior/log_prob": "behaviour model",
     "actor/log_prob": "policy",
     "actor/error": "policy",
+    "behavior/denoising_error": "behaviour model",
+    "actor/denoising_error": "policy",
     "actor/regression": "advantage regression",
     "actor/symmetry": "symmetry term, before its coefficient",
     "actor/bc_term": "squared distance to the data",
@@ -73,7 +76,7 @@ def no_curve(tags: tuple[str, ...], words: str) -> Callable[[Diagnosis], str]:
 
 def no_fit(diagnosis: Diagnosis) -> str:
     """Reason where nothing says how a policy fits held-out actions."""
-    return "" if diagnosis.fits else f"{diagnosis.name} gives neither a density nor a distance of held-out actions"
+    return "" if diagnosis.fits else f"{diagnosis.name} gives no density, distance or denoising error of held-out actions"
 
 
 def no_fit_over_time(diagnosis: Diagnosis) -> str:
@@ -93,6 +96,8 @@ def no_value_gap(diagnosis: Diagnosis) -> str:
     """Reason where the critic cannot be compared with returns."""
     if diagnosis.value_gaps:
         return ""
+    if diagnosis.algorithm.spec.environment is None:
+        return "the data set names no environment to roll out in"
     return "no rollouts were made" if "critic" in diagnosis.algorithm.trained else f"{diagnosis.name} has no critic"
 
 
@@ -135,7 +140,7 @@ def summary(values: np.ndarray) -> str:
     kept = values[np.isfinite(values)]
     low, median, high = np.quantile(kept, (0.05, 0.5, 0.95))
     shares = [share for share in effective(values) if share is not None]
-    first = [f"mean {kept.mean():.3g}", f"median {median:.3g}", f"90 % in {low:.2g} to {high:.2g}"]
+    first = [f"mean {kept.mean():.3g}", f"median {median:.3g}", f"90 % in {low:.3g} to {high:.3g}"]
     second = [f"effective {100 * np.mean(shares):.3g} %"] if shares else []
     second += [f"zero {100 * (kept == 0).mean():.3g} %"] if (kept == 0).any() else []
     second += [f"not finite {100 * (1 - kept.size / values.size):.2g} %"] if kept.size < values.size else []
@@ -171,7 +176,7 @@ def draw_effective(axes: Axes, diagnosis: Diagnosis) -> None:
             marker = {"marker": "o", "markersize": 2.5} if tag.startswith("heldout") else {}
             plot(axes, diagnosis.curves[tag], color, WORDS[tag], 100.0, **marker)
     over_updates(axes, f"effective share (%), batches of {diagnosis.batch_size}")
-    axes.set_ylim(0.0, max(axes.get_ylim()[1], 10.0))
+    axes.set_ylim(0.0, 1.04 * max(axes.get_ylim()[1], 10.0))  # a share near 100 is seen too
 
 
 def draw_fit_over_time(axes: Axes, diagnosis: Diagnosis) -> None:
@@ -196,7 +201,9 @@ def draw_fit_by_episode(axes: Axes, diagnosis: Diagnosis) -> None:
         axes.plot(at, mean, "o", color=color, markersize=3, label=label(name))
     axes.set_xlabel("return of the episode (bars: middle half of it)")
     axes.set_ylabel(unit_of(diagnosis))
-    axes.legend()
+    low, high = axes.get_ylim()
+    axes.set_ylim(top=high + 0.2 * (high - low))  # room for the legend, which does not see the bars
+    axes.legend(loc="upper right", ncols=2)
 
 
 def label(name: str) -> str:
@@ -206,8 +213,7 @@ def label(name: str) -> str:
 
 def unit_of(diagnosis: Diagnosis) -> str:
     """Label of what `fits` are."""
-    density = diagnosis.fits[0].endswith("/log_prob")
-    return "log-density of the action (nats)" if density else "squared distance to the action"
+    return next(unit for kind, unit in FITS.items() if diagnosis.fits[0].endswith(kind))
 
 
 def draw_series(axes: Axes, diagnosis: Diagnosis) -> None:
@@ -241,6 +247,13 @@ def draw_series(axes: Axes, diagnosis: Diagnosis) -> None:
         axes.patch.set_visible(False)
         words += f"\n{100 * (1 - inside.size / ratio.size):.1f} % of t lie outside the clip range"
     write_inside(axes, words)
+
+
+def draw_kl(axes: Axes, diagnosis: Diagnosis) -> None:
+    """Pathwise KL of the policy to the behaviour model, mean over the seeds."""
+    plot(axes, diagnosis.curves[KL], COLORS[0], "sum over the diffusion steps")
+    over_updates(axes, "pathwise KL to the behaviour model (nats)")
+    axes.set_ylim(bottom=0.0)
 
 
 def draw_value_gap(axes: Axes, diagnosis: Diagnosis) -> None:
@@ -288,6 +301,7 @@ PANELS = (
     Panel("Fit of held-out actions over time", no_fit_over_time, draw_fit_over_time),
     Panel("Fit of held-out actions by episode", no_fit, draw_fit_by_episode),
     Panel("Truncated series", no_series, draw_series),
+    Panel("Pathwise KL", no_curve((KL,), "records no pathwise KL"), draw_kl),
     Panel("Value gap", no_value_gap, draw_value_gap),
     Panel("Terms of the policy loss", no_terms, draw_terms),
 )

@@ -64,4 +64,7 @@ def _known_keys(error: BaseException) -> str:
         return ""
     names = sorted(str(key) for key in parent if not str(key).startswith("_") and key != "hydra")
     where = str(error.full_key or "").rpartition(".")[0] or "the configuration"
-    return f": {where} has {', '.join(names)}." if names else ""
+    if names:
+        return f": {where} has {', '.join(names)}."
+    follows = where.startswith("algo.")  # a part that is an interpolation has no keys
+    return f": {where} follows another part. Give it a kind of its own first: actor@{where}=gaussian." if follows else ""

@@ -49,6 +49,7 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
     config = configuration.to_plain(composed)
     silence_other_ranks()
     _refuse_processes_in_sweep(config)
+    _refuse_ablation_without_sweep()
     resume = config["resume"]
     resumption: resuming.Resumption | None = None
     if resume == "auto":
@@ -67,7 +68,6 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
     else:
         configuration.check_config(config)
     if resumption is not None:
-        print(resumption.notice, flush=True)
         keys = set()
         for stored in (resumption.folder.read_config()[0], resumption.config):
             keys |= set(configuration.differing_keys(stored, config)) if stored else set()
@@ -90,6 +90,7 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
                 f"max_updates={config['max_updates']} is below the {resumption.updates} updates that "
                 f"{resumption.checkpoint} has made."
             )
+        print(resumption.notice, flush=True)
     report(train(config, overrides, resumption, on_folder))
 
 
@@ -99,6 +100,13 @@ def _refuse_processes_in_sweep(config: dict[str, Any]) -> None:
             f"trainer.devices={config['trainer'].get('devices')} is not possible in a sweep, whose jobs have one process "
             f"and one device each. Leave it at 1: a sweep uses several GPUs by running several jobs."
         )
+
+
+def _refuse_ablation_without_sweep() -> None:
+    if not HydraConfig.initialized() or HydraConfig.get().mode == RunMode.MULTIRUN:
+        return
+    if swept := dict(HydraConfig.get().sweeper.get("params") or {}):
+        raise UserError(f"+sweep= varies {', '.join(map(str, swept))} from job to job: type -m before it, or leave it out.")
 
 
 def silence_other_ranks() -> None:

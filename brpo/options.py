@@ -1,6 +1,7 @@
 """What an option may be: the questions that networks, algorithms and the configuration share. Without torch."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -82,3 +83,9 @@ def require_one_of(names: Any, **options: Any) -> None:
     known = " or ".join(names)
     for option, value in options.items():
         require(option, value, known, lambda v: isinstance(v, str) and v in names)
+
+
+def in_words(error: TypeError) -> str:
+    """Why a class could not be built, without Python's way to call it."""
+    words = re.sub(r"(\w+)\.__init__\(\) got an unexpected keyword argument", r"\1 has no option", str(error))
+    return re.sub(r"(\w+)\.__init__\(\) missing \d+ required \S+ arguments?:", r"\1 lacks the options", words)

@@ -24,7 +24,12 @@ class RunLogger(TensorBoardLogger):
 
 
 def summarize(
-    config: dict[str, Any], spec: DataSpec, recorder: Recorder, updates_made: int, engine: dict[str, Any]
+    config: dict[str, Any],
+    spec: DataSpec,
+    recorder: Recorder,
+    updates_made: int,
+    engine: dict[str, Any],
+    commit: str | None,
 ) -> dict[str, Any]:
     """The content of `result.json`.
 
@@ -34,6 +39,7 @@ def summarize(
         recorder: the evaluations and clocks.
         updates_made: by all parts of the run.
         engine: what made them, see `describe_engine`.
+        commit: of the code, as it was when this part of the run began.
     """
     environment = None
     with contextlib.suppress(environments.EnvironmentUnavailable):
@@ -76,7 +82,7 @@ def summarize(
         "wall_seconds": recorder.wall_seconds(),
         "cpu_seconds": time.process_time(),  # of this process alone: of a resumed run, its last part
         "versions": runs.versions(),
-        "git": runs.git_commit(),
+        "git": commit,
         "config": config,
     }
 

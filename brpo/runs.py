@@ -201,6 +201,8 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """Commit of the clone that runs, `-dirty` where the code or its configuration differ; None outside a clone."""
     root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # installed; a repository around it is another one
+        return None
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
         options = {"cwd": root, "capture_output": True, "text": True, "timeout": 10, "env": environment, "check": True}

@@ -123,6 +123,7 @@ def train(
         LeftToRankZero: one of these, on a rank other than 0.
     """
     _quiet_libraries()
+    commit = runs.git_commit()  # now: the clone may move on while this trains
     datamodule = make_datamodule(config)
     ranks = strategy.start(config["trainer"], config["parallel"], len(configuration.seed_list(config["seeds"])))
     set_up_torch(config["engine"], ranks)
@@ -168,7 +169,7 @@ def train(
                 f"{error}. " + (f"The last good checkpoint is {kept}." if kept else "No checkpoint had been written yet.")
             ) from error
         engine = describe_engine(parts.engine, trainer.strategy.root_device, ranks)
-        result = summarize(config, datamodule.spec, parts.recorder, algorithm.update_count, engine)
+        result = summarize(config, datamodule.spec, parts.recorder, algorithm.update_count, engine, commit)
         result["behavior"] = parts.pretraining.provenance
         if ranks.rank == 0:
             write_json(folder.result, result)

@@ -2,6 +2,8 @@ import re
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from brpo import config
 from brpo.errors import UserError
@@ -131,6 +133,11 @@ def test_seed_list_refuses(given: Any) -> None:
         ("eval=5000", "eval=5000 is not allowed"),
         ("callbacks=1", "callbacks=1 is not allowed"),
         ("dataset=3", "dataset=3 is not allowed; it must be a Minari id"),
+        ("+max_updats=3", "max_updats is no option. Known: algo, data, engine"),
+        ("+eval.evry=3", "eval.evry is no option. Known: eval.every, eval.episodes"),
+        ("+engine.chunks=3", "engine.chunks is no option. Known: engine.name"),
+        ("profile=no", "profile=no is not allowed; it must be true or false"),
+        ("debug=maybe", "debug=maybe is not allowed; it must be true or false"),
         ("algo.optimizer=null", "algo.optimizer=None is not allowed; it must be a group or a mapping with a _target_"),
         ("algo.critic=256", "algo.critic=256 is not allowed; it must be a group or a mapping with a _target_"),
     ],
@@ -184,6 +191,15 @@ def test_other_instructions_in_stored_configurations_are_refused(node: Any) -> N
         config.check_trusted(node)
 
 
+def test_lists_by_family_resolve_in_place() -> None:
+    """As `--cfg job --resolve` does it."""
+    config.register_resolvers()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = compose("train", overrides=["algo=bdpo", "dataset=toy/rings"])
+    OmegaConf.resolve(composed)
+    assert composed.algo.actor.hidden == [64, 64, 64]
+
+
 def test_trusted_targets() -> None:
     config.check_trusted({"_target_": "torch.optim.Adam", "_partial_": True})
     config.check_trusted({"_target_": "brpo.algorithms.iql.IQL", "actor": {"_target_": "brpo.modules.actors.GaussianActor"}})
@@ -193,6 +209,10 @@ def test_trusted_targets() -> None:
     ("overrides", "line"),
     [
         (["algo=iql", "eval.evry=3"], "error: Key 'evry' is not in struct: eval has episodes, every, mode, processes."),
+        (
+            ["algo.behavior.hidden=[8]"],
+            "error: Key 'hidden' is not in struct: algo.behavior follows another part.",
+        ),
         (["epochs=3"], "error: Key 'epochs' is not in struct: the configuration has algo, batch_size, "),
         (["algo=iqll"], "error: In 'train': Could not find 'algo/iqll' Available options in 'algo': awac bc "),
     ],

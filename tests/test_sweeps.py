@@ -311,7 +311,8 @@ def test_the_terminal_shows_every_job(
     commands.collect_sweep(folder.path)
     out = capsys.readouterr().out
     assert "15.0 ± 5.0" in out
-    assert ("it [broke]" in out, "result" in out) == (width == 200, True)
+    assert "it [broke]" in out and "result" in out
+    assert f"sweep {folder.path}" in out  # in one piece, to be copied
     assert ("50" in out.split("normalized")[0]) == (width == 200)
 
 

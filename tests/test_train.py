@@ -238,7 +238,11 @@ def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path)
     [
         (["algo=bc", "algo.optimizer.lr=-1"], "algo.optimizer="),
         (["trainer=gpu"], "The trainer's options"),
-        (["algo=bc", "algo.actor.hidden=256"], "hidden must be a list of whole numbers"),
+        (["algo=bc", "algo.actor.hidden=256"], "algo.actor.hidden=256 is not allowed; it must be a list of whole numbers"),
+        (["algo=td3_bc", "actor=mixture"], "MixtureActor lacks the options 'min_log_std' and 'max_log_std'"),
+        (["algo=bdpo", "actor=gaussian"], "The actor of BDPO cannot be built: GaussianActor has no option 'steps'"),
+        (["+sweep=epsilon"], "+sweep= varies algo, seeds, algo.regularizer.epsilon from job to job: type -m before it"),
+        (["algo=null"], "A group such as algo or engine cannot be null"),
         (["eval=5000"], "eval=5000 is not allowed"),
         (["algo=iqll"], "Could not find 'algo/iqll'"),
         (["algo=iql", "algo.expectle=0.7"], "Key 'expectle' is not in struct"),

@@ -15,7 +15,7 @@ from brpo.errors import UserError
 from brpo.functional import gradients, streams
 from brpo.functional.schedules import SCHEDULES
 from brpo.modules.mlp import initialize
-from brpo.options import options_of, require, require_at_least_zero, require_number, require_positive
+from brpo.options import in_words, options_of, require, require_at_least_zero, require_number, require_positive
 from brpo.types import Batch, DataSpec
 
 NOT_BY_ELEMENT = ("LBFGS", "Adafactor", "Muon", "SparseAdam")  # optimizers that mix the elements of a tensor, or need more
@@ -150,8 +150,14 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     def build(self, name: str, factory: Callable[..., nn.Module]) -> Any:
         """Build a part with a member for each seed, and draw its weights from the stream of each seed."""
-        with options_of(name):
-            part = factory(self.spec, len(self.seeds))
+        try:
+            with options_of(name):
+                part = factory(self.spec, len(self.seeds))
+        except TypeError as error:
+            raise UserError(
+                f"The {name} of {type(self).__name__} cannot be built: {in_words(error)}. Leave actor= out (not every kind "
+                f"of policy serves every algorithm), or give what it lacks."
+            ) from error
         initialize(part, self.seeds, name)
         return part
 

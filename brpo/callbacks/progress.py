@@ -84,8 +84,9 @@ class UpdateProgress(ProgressBar):
         if time.monotonic() - self._line_at < self.every_seconds:
             return
         self._line_at = time.monotonic()
+        score = "" if pretraining else f"{score or 'no score yet'}  "
         left = (total - done) / max(self._rate, 1e-9)
-        print(f"{name} {done}/{total}  {self._rate:.0f}/s  {score or 'no score yet'}  {left:.0f} s left", flush=True)
+        print(f"{name} {done}/{total}  {self._rate:.0f}/s  {score}{left:.0f} s left", flush=True)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         """Close the bar, so that whatever is printed next stands below it."""

@@ -1,6 +1,7 @@
 """Which Minari data sets there are: on this machine, on the hub, and how one comes here."""
 
 import contextlib
+import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -76,9 +77,11 @@ def _download(dataset_id: str, root: Path) -> Path:
             minari.download_dataset(dataset_id)
     except Exception as error:  # the hub's client raises its network library's own types, which are no OSError
         known = ", ".join(local_ids()) or "none"
+        near = difflib.get_close_matches(dataset_id, local_ids(), n=1, cutoff=0.9)
+        hint = f" Did you mean {near[0]}?" if near else ""
         raise UserError(
             f"dataset={dataset_id} is not on this machine and could not be downloaded "
-            f"({type(error).__name__}: {one_line(error)}). Local ids: {known}. With a network, get it by: "
+            f"({type(error).__name__}: {one_line(error)}).{hint} Local ids: {known}. With a network, get it by: "
             f"MINARI_DATASETS_PATH={root} minari download {dataset_id}; or put it into {root / dataset_id}"
         ) from error
     finally:

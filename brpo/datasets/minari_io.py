@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -203,7 +202,7 @@ def _action_bounds(
     """Bounds of the action space; the extremes of the data, found in a pass of their own, where it is unbounded."""
     low, high = (np.where(np.abs(bound) < UNBOUNDED, bound.astype(np.float64), np.inf) for bound in (space.low, space.high))
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        warnings.warn("The action space is unbounded; the extremes of the data stand in for its bounds.", stacklevel=2)
+        print("note: the action space is unbounded; the extremes of the data stand in for its bounds", flush=True)
         data_low, data_high = np.full_like(low, np.inf), np.full_like(high, -np.inf)
         for episode in episodes.checked_episodes(dataset, dataset_id, len(low)):
             data_low = np.minimum(data_low, episode["actions"].min(0))

@@ -165,6 +165,7 @@ def _frame(panel: Any, reach: float = 1.0) -> None:
     panel.set_xlim(-reach, reach)
     panel.set_ylim(-reach, reach)
     panel.set_aspect("equal")
-    panel.set_xticks([-1, 0, 1])
-    panel.set_yticks([-1, 0, 1])
+    ticks = [-1, 0, 1] if reach < 3.0 else [-round(reach), 0, round(reach)]  # labels of others would lie on one another
+    panel.set_xticks(ticks)
+    panel.set_yticks(ticks)
     panel.tick_params(labelsize=7)

@@ -1,5 +1,7 @@
 """Results without their run folders: `runs.csv` with a row for each run and seed, `curves.csv`, and `configs.json`.
 
+What was missing stands in `missing.txt`, where anything was.
+
 A report writes them and can be made from them again. They are small enough to be kept beside the code.
 """
 
@@ -15,7 +17,7 @@ from brpo.errors import UserError
 from brpo.files import write_atomically, write_json
 from brpo.reports.seed_result import METRICS, RULES, Curve, Protocol, SeedResult
 
-RUNS, CURVES, CONFIGS = "runs.csv", "curves.csv", "configs.json"
+RUNS, CURVES, CONFIGS, MISSING = "runs.csv", "curves.csv", "configs.json", "missing.txt"
 _VALUES = tuple(f"{rule}_{metric}" for rule in RULES for metric in METRICS)
 _TEXTS = ("run", "algo", "dataset", "digest", "environment", "engine", "versions", "git")
 _NUMBERS = ("worst_episode", "cvar", "wall_seconds", "updates_per_second")
@@ -25,8 +27,8 @@ _HEADER = (
 )  # fmt: skip
 
 
-def write(folder: Path, results: Sequence[SeedResult]) -> None:
-    """Write the three files; numbers keep all digits in `runs.csv` and six in `curves.csv`.
+def write(folder: Path, results: Sequence[SeedResult], missing: Sequence[str] = ()) -> None:
+    """Write the files; numbers keep all digits in `runs.csv` and six in `curves.csv`.
 
     Raises:
         OSError: they cannot be written.
@@ -36,6 +38,9 @@ def write(folder: Path, results: Sequence[SeedResult]) -> None:
     points = ((number, update, f"{value:.6g}") for number, result in enumerate(results) for update, value in result.curve)
     write_csv(folder / CURVES, ("row", "update", "value"), points)
     write_json(folder / CONFIGS, configs)
+    (folder / MISSING).unlink(missing_ok=True)
+    if missing:
+        write_atomically(folder / MISSING, "".join(f"{line}\n" for line in missing))
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -93,6 +98,19 @@ def read(folder: Path) -> list[SeedResult]:
             f"{path} is not a file that brpo report wrote: {type(error).__name__} {error}. "
             f"{RUNS}, {CURVES} and {CONFIGS} belong together."
         ) from error
+
+
+def read_missing(folder: Path) -> list[str]:
+    """A line for each run that was missing.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = folder / MISSING
+    try:
+        return path.read_text().splitlines() if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:

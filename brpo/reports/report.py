@@ -50,7 +50,7 @@ class Report:
         if with_published:
             datasets = sorted({result.dataset for result in self.found.results})
             parts += ["## Published scores\n", published.table(datasets, published.read())]
-        notes = [*self.notes, *self._protocol_note(), *(f"Missing: {line}." for line in self.found.missing)]
+        notes = [*self.notes, *self._protocol_note(), *(f"Missing: {line.rstrip('.')}." for line in self.found.missing)]
         if notes:
             parts += ["## Notes\n", "".join(f"- {note}\n" for note in notes)]
         return "\n".join([*parts, "## Where the numbers come from\n", self._provenance()])
@@ -65,7 +65,7 @@ class Report:
 
         folder.mkdir(parents=True, exist_ok=True)
         tables.write_tables(folder, self.comparisons)
-        compact.write(folder, self.found.results)
+        compact.write(folder, self.found.results, self.found.missing)
         for number, comparison in enumerate(self.comparisons):
             pictures.draw_curves(comparison, folder / picture("curves", number))
             if comparison.columns("score"):

@@ -47,7 +47,9 @@ def find(paths: Sequence[Path]) -> Found:
 
 def _add(found: Found, path: Path) -> None:
     if path.name == compact.RUNS or (path / compact.RUNS).exists():
-        found.results += compact.read(path if path.is_dir() else path.parent)
+        folder = path if path.is_dir() else path.parent
+        found.results += compact.read(folder)
+        found.missing += compact.read_missing(folder)
     elif SweepFolder(path).plan.exists():
         _add_sweep(found, SweepFolder(path))
     else:
@@ -85,6 +87,8 @@ def _add_run(found: Found, folder: Path) -> None:
         found.missing.append(f"{label(folder)}: no evaluations, for want of its environment")
     else:
         found.results += results
+        if not any(result.curve for result in results):
+            found.missing.append(f"{label(folder)}: the learning curve, for want of a metrics.csv with its evaluations")
 
 
 def label(folder: Path) -> str:

@@ -149,12 +149,11 @@ def from_result(run: str, result: Mapping[str, Any]) -> list[SeedResult]:
         KeyError, TypeError: a key is missing or has another type: the file is not one of ours.
     """
     evaluation, engine, seeds = result["evaluation"], result["engine"], result["seeds"]
-    protocol = Protocol(
-        evaluation["mode"], evaluation["episodes"], result["updates"], result["config"].get("eval", {}).get("every")
-    )
+    every = result["config"].get("eval", {}).get("every")
+    protocol = Protocol(str(evaluation["mode"]), _whole(evaluation["episodes"]), _whole(result["updates"]), every)
 
     def at(values: list[float] | None, place: int) -> float | None:
-        return None if values is None else values[place]
+        return None if values is None else _number(values[place])
 
     return [
         SeedResult(
@@ -169,8 +168,8 @@ def from_result(run: str, result: Mapping[str, Any]) -> list[SeedResult]:
             best_update=result["best"]["update"],
             worst_episode=at(result.get("worst_episode"), place),
             cvar=at(result.get("cvar"), place),
-            wall_seconds=result["wall_seconds"],
-            updates_per_second=result["updates_per_second"],
+            wall_seconds=_number(result["wall_seconds"]),
+            updates_per_second=_number(result["updates_per_second"]),
             together=len(seeds),
             engine=f"{engine['name']} on {engine['device']}",
             versions=", ".join(f"{name} {version}" for name, version in result["versions"].items()),
@@ -179,3 +178,15 @@ def from_result(run: str, result: Mapping[str, Any]) -> list[SeedResult]:
         )
         for place, seed in enumerate(seeds)
     ]
+
+
+def _number(value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError(f"{value!r} is no number")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no whole number")
+    return value

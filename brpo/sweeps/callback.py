@@ -257,9 +257,11 @@ def _with_install_hint(main: Callable[[], Any]) -> None:
                 raise UserError(f"The launcher's plugin hydra-{plugin}-launcher is not installed: {command}") from error
         raise
     except ValueError as error:
-        if "Config group override" not in str(error):
-            raise
-        raise UserError("A group such as algo or engine cannot be null; choose one of its files, as algo=sfac.") from error
+        if "Config group override" in str(error):
+            raise UserError("A group such as algo or engine cannot be null; choose one, as algo=sfac.") from error
+        if "Only one of --" in str(error):
+            raise UserError("--cfg shows the configuration of one run: type it without -m.") from error
+        raise
 
 
 # --- What jobs and the leading process share --------------------------------------------------------------------------

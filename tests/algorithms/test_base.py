@@ -125,7 +125,7 @@ def test_refusals(options: dict, message: str) -> None:
         ("iql", "algo.discount=1.0", r"algo.discount=1.0 is not allowed; it must be in \[0, 1\)"),
         ("iql", "algo.polyak=0.0", r"algo.polyak=0.0 is not allowed; it must be in \(0, 1\]"),
         ("iql", "algo.inverse_temperature=-1", "algo.inverse_temperature=-1 is not allowed"),
-        ("iql", "+algo.expectle=0.5", "unexpected keyword argument 'expectle'.*Known options: .*expectile"),
+        ("iql", "+algo.expectle=0.5", "has no option 'expectle'.*Known options: .*expectile.*optimizer"),
         ("sfac", "algo.temperature=abc", "algo.temperature=abc is not allowed; it must be positive"),
         ("sfac", "algo.discount=null", r"algo.discount=None is not allowed; it must be in \[0, 1\)"),
         ("iql", "algo.polyak=null", "algo.polyak=None is not allowed"),

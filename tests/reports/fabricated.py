@@ -64,5 +64,6 @@ def make_run(
     recorder.train_seconds = updates / 50
     write_metrics(folder.metrics, recorder.rows)
     spec = make_spec(dataset_id=dataset, digest=digest)
-    write_json(folder.result, summarize(config, spec, recorder, updates, {"name": "eager", "device": "cpu, 1 thread(s)"}))
+    engine = {"name": "eager", "device": "cpu, 1 thread(s)"}
+    write_json(folder.result, summarize(config, spec, recorder, updates, engine, "c" * 40))
     return path

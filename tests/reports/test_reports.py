@@ -12,7 +12,8 @@ from brpo.errors import UserError
 from brpo.reports import pictures, published, run_folders, tables
 from brpo.reports.comparison import Method, compare
 from brpo.reports.naming import naming
-from brpo.reports.report import report
+from brpo.reports.report import Report, report
+from brpo.reports.run_folders import Found
 from brpo.runs import RunFolder
 from brpo.sweeps.folder import Job, Status, SweepFolder
 from tests.helpers import ROOT
@@ -72,6 +73,30 @@ def test_a_sweep_names_its_missing_jobs(tmp_path: Path) -> None:
     found = run_folders.find([sweep.path])
     assert [item.seed for item in found.results] == [0]
     assert found.missing == ["job 1 (seeds=[1]): failed: it broke", "job 2 (seeds=[2]): not started"]
+
+
+def test_a_run_without_its_curve_is_named_also_in_a_report_of_the_report(tmp_path: Path) -> None:
+    RunFolder(make_run(tmp_path / "a", {0: [1.0]})).metrics.unlink()
+    RunFolder(make_run(tmp_path / "b", {0: [1.0]}, algo="iql")).result.unlink()
+    first = report([tmp_path])
+    assert [line.split(": ")[1] for line in first.found.missing] == [
+        "the learning curve, for want of a metrics.csv with its evaluations", "not finished",
+    ]  # fmt: skip
+    first.write(tmp_path / "report")
+    again = report([tmp_path / "report"])
+    assert again.found.missing == first.found.missing
+    Report(Found(first.found.results), first.comparisons, []).write(tmp_path / "report")
+    assert report([tmp_path / "report"]).found.missing == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"updates": "2"}, {"wall_seconds": "a"}, {"cvar": ["q"]}, {"final": {"score": ["x"], "return": [1.0]}}]
+)
+def test_values_of_another_type_are_not_ours(change: dict, tmp_path: Path) -> None:
+    path = RunFolder(make_run(tmp_path / "run", {0: [1.0]})).result
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"result.json is not a result file of ours: TypeError .* is no .*number"):
+        run_folders.find([tmp_path])
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "nothing", '{"evaluation": 3}'])
