@@ -1,7 +1,7 @@
 """How near a chain of Gaussian steps can come to the toy targets: BDPO with perfect networks, solved on grids.
 
     python benchmarks/toy_limit.py [TASK...] [--schedule vp_toy] [--steps 50] [--cells 768]
-    python benchmarks/toy_limit.py --run RUN        # also what a trained behaviour model allows, re-weighted
+    python benchmarks/toy_limit.py --run RUN        # what the behaviour model of a run allows, re-weighted; no table then
 
 A step of the actor has the variance of the behaviour's and chooses its mean, which is not the form of the exact posterior.
 The best such chain follows from the last step backwards (V_0 the energy, the last step without noise):
@@ -167,9 +167,13 @@ def retilted(points: np.ndarray, target: Target, eta: float) -> np.ndarray:
 
 @torch.no_grad()
 def reweighted(run: Path) -> tuple[str, float]:
-    """The task of a run, and how far samples of its behaviour model (the first seed's), drawn again, are from the target."""
+    """The task of a run, and how far samples of its behaviour model (the first seed's), drawn again, are from the target.
+
+    Of a run of BDPO, or of diffusion cloning.
+    """
     algorithm, config = saved_runs.load_algorithm(saved_runs.checkpoint_of(run, "last"))
-    target, model = Target.of(algorithm.spec.dataset_id, config["data"]["eta"]), algorithm.behavior_target.module
+    target = Target.of(algorithm.spec.dataset_id, config["data"]["eta"])
+    model = getattr(algorithm, "behavior_target", algorithm.actor_target).module
     generator, drawn, seeds = torch.Generator().manual_seed(0), [], algorithm.seeds.numel()
     for _ in range(ROUNDS):
         noise = torch.randn(seeds, SAMPLES, model.noise_dim, generator=generator)
@@ -184,7 +188,7 @@ def main(
     steps: int = 50,
     eta: float = ETA,
     cells: int = 768,
-    run: Annotated[list[Path] | None, typer.Option(help="Run folders of BDPO; no table then.")] = None,
+    run: Annotated[list[Path] | None, typer.Option(help="Run folders of BDPO or diffusion cloning; no table then.")] = None,
 ) -> None:
     """Print what is asked for."""
     print(machine())
