@@ -29,6 +29,9 @@ def write_atomically(path: Path, content: bytes | str, keep: Path | None = None)
         if keep is not None and path.exists():
             _keep(path, keep)
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say where
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)

@@ -103,6 +103,9 @@ class RunFolder:
             except OSError as error:
                 reason = f"the file system has no locks ({error.strerror})"
                 print(f"note: {reason}; see that no other process trains in {self.path}", flush=True)
+            else:
+                for left in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):  # of one that was killed writing
+                    left.unlink(missing_ok=True)
             yield
 
     def read_config(self) -> tuple[dict[str, Any], list[str]]:

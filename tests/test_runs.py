@@ -54,8 +54,10 @@ def test_one_process_at_a_time(here: Path) -> None:
     folder = started(compose_config(), "here")
     with folder.lock(), pytest.raises(UserError, match="Another process is training in here"), folder.lock():
         pass
-    with folder.lock():  # free again
-        pass
+    left = folder.checkpoints / ".last.ckpt.123.tmp"
+    left.touch()
+    with folder.lock():  # free again, and rid of what a killed process was writing
+        assert not left.exists()
 
 
 def test_a_file_system_without_locks_is_no_obstacle(

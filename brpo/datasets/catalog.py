@@ -31,9 +31,21 @@ def local_ids() -> dict[str, Path]:
     """Ids of the data sets that are on this machine, with their folders. The first root wins."""
     found: dict[str, Path] = {}
     for root in data_roots():
-        for data in sorted(root.glob("**/data/metadata.json")):
-            found.setdefault(data.parents[1].relative_to(root).as_posix(), data.parents[1])
+        for folder in sorted(_below(root)):
+            found.setdefault(folder.relative_to(root).as_posix(), folder)
     return found
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """Folders of data sets, also behind symbolic links, which `Path.glob` does not follow."""
+    for name, children, _ in os.walk(root, followlinks=True):
+        folder = Path(name)
+        circle = folder.is_symlink() and folder.resolve() in [parent.resolve() for parent in folder.parents]
+        if (folder / "data" / "metadata.json").exists() and not circle:
+            yield folder
+            children.clear()
+        elif circle:
+            children.clear()
 
 
 def check_id(dataset_id: str) -> None:

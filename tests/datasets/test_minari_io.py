@@ -176,7 +176,13 @@ def test_minaris_own_folder_is_searched_where_no_other_is_named(tmp_path: Path, 
     write_dataset(tmp_path / ".minari" / "datasets", "own/x-v0", hand_made())
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("MINARI_DATASETS_PATH", raising=False)
-    assert catalog.local_ids()["own/x-v0"] == tmp_path / ".minari" / "datasets" / "own" / "x-v0"
+    own = tmp_path / ".minari" / "datasets" / "own"
+    assert catalog.local_ids()["own/x-v0"] == own / "x-v0"
+    (tmp_path / ".minari" / "datasets" / "linked").symlink_to(own)
+    (own / "circle").symlink_to(own)
+    assert {"own/x-v0", "linked/x-v0"} == {known for known in catalog.local_ids() if "x-v0" in known}
+    (own / "circle").unlink()
+    (tmp_path / ".minari" / "datasets" / "linked").unlink()
     assert catalog.find_dataset("own/x-v0").name == "x-v0"
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "elsewhere"))
     assert "own/x-v0" not in catalog.local_ids()
