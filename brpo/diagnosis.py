@@ -29,7 +29,7 @@ EFFECTIVE = ("weight/effective_share", "heldout/weight/w/effective_share", "held
 FITS = {  # ends of the names of quantities, and their unit
     "/log_prob": "log-density of the action (nats)",
     "actor/error": "squared distance to the action",
-    "/denoising_error": "denoising error (squared, 1 is no better than 0)",
+    "/denoising_error": "squared error of the predicted noise",
 }
 TERMS = (("actor/regression", "actor/symmetry"), ("actor/bc_term", "actor/q_term"))  # the two terms of a policy loss
 

@@ -301,7 +301,7 @@ PANELS = (
     Panel("Fit of held-out actions over time", no_fit_over_time, draw_fit_over_time),
     Panel("Fit of held-out actions by episode", no_fit, draw_fit_by_episode),
     Panel("Truncated series", no_series, draw_series),
-    Panel("Pathwise KL", no_curve((KL,), "records no pathwise KL"), draw_kl),
+    Panel("Pathwise KL", no_curve((KL,), "records no pathwise KL here"), draw_kl),
     Panel("Value gap", no_value_gap, draw_value_gap),
     Panel("Terms of the policy loss", no_terms, draw_terms),
 )
