@@ -24,7 +24,7 @@ from brpo.files import user_cache, write_atomically
 from brpo.runs import RunFolder
 from brpo.types import DataSpec
 
-FORMAT = 1  # another number wherever the same recipe comes to other weights
+FORMAT = 2  # another number wherever the same recipe comes to other weights
 # Options of `data` that change nothing for the model.
 NOT_SEEN = ("storage", "family", "reward_scale", "reward_shift", "eta")
 SEEN = ("observation_mean", "observation_std", "action_low", "action_high")  # the units that its inputs have

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -185,6 +184,9 @@ def report_runs(
         print(out / "report.md")
 
 
+FOLDED = 24  # characters of a text in a table, where there is no room for more
+
+
 def _print_rows(title: str, rows: Sequence["Row"], ambiguous: dict[str, list[str]]) -> None:
     """A table without empty columns. One data set stands in the title; what a narrow terminal can do without goes."""
     from brpo.sweeps import collect
@@ -194,13 +196,19 @@ def _print_rows(title: str, rows: Sequence["Row"], ambiguous: dict[str, list[str
         title = f"{title}: {datasets.pop()}"
         del columns["data set"]
     shown = {name: column for name, column in columns.items() if any(column)}
-    table = _table(shown)
-    for name in ("run", "updates/s", "worst seed", "auc", "best", "seeds", "data set", "algo"):
-        if Measurement.get(console, console.options.update(width=1000), table).maximum > console.width:
+    for name in ("run", "updates/s", "worst seed", "auc", "best"):
+        if _width(shown) > console.width:
             shown.pop(name, None)  # results.csv has it
-            table = _table(shown)
     console.print(title, markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
+    console.print(_table(shown))
+
+
+def _width(columns: Mapping[str, Sequence[str]]) -> int:
+    """Of the table, where texts are folded to what can still be read."""
+    from brpo.sweeps.collect import NUMBERS
+
+    widths = {name: max(map(len, (name, *column))) for name, column in columns.items()}
+    return 1 + sum(3 + (width if name in NUMBERS else min(width, FOLDED)) for name, width in widths.items())
 
 
 def _table(columns: Mapping[str, Sequence[str]]) -> Table:

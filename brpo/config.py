@@ -37,7 +37,6 @@ NOT_THE_TRAINERS = {
     "max_steps": "max_updates",
     "fast_dev_run": "trainer=smoke",
 }
-PARTS = ("actor", "behavior", "critic", "value", "regularizer", "optimizer")  # of an algorithm, those that are built
 NOT_TYPED = ("spec", "common", "self", "args", "kwargs")
 TRUSTED_MODULES = ("brpo", "torch.optim")
 
@@ -161,11 +160,9 @@ def check_config(config: dict[str, Any]) -> None:
             raise UserError(f"{group}{key} is no option. Known: {', '.join(f'{group}{name}' for name in known)}.")
     for key in ("profile", "debug"):
         require(key, config[key], isinstance(config[key], bool), "true or false")
-    for part in PARTS:
-        if part in config["algo"]:
-            node = config["algo"][part]
-            named = isinstance(node, dict) and isinstance(node.get("_target_"), str)
-            require(f"algo.{part}", node, named, "a group or a mapping with a _target_, as conf/algo has one")
+    optimizer = config["algo"].get("optimizer", {"_target_": ""})
+    named = isinstance(optimizer, dict) and "_target_" in optimizer
+    require("algo.optimizer", optimizer, named, "a mapping with a _target_, as conf/algo has one")
     callbacks = config["callbacks"]
     require("callbacks", callbacks, callbacks is None or isinstance(callbacks, dict), "a mapping of names to callbacks")
     for key in ("run_dir", "resume"):

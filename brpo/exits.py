@@ -66,5 +66,5 @@ def _known_keys(error: BaseException) -> str:
     where = str(error.full_key or "").rpartition(".")[0] or "the configuration"
     if names:
         return f": {where} has {', '.join(names)}."
-    follows = where.startswith("algo.")  # a part that is an interpolation has no keys
-    return f": {where} follows another part. Give it a kind of its own first: actor@{where}=gaussian." if follows else ""
+    follows = where == "algo.behavior"  # an interpolation has no keys
+    return f": {where} follows algo.actor. Give it a kind of its own first: actor@{where}=gaussian." if follows else ""

@@ -37,6 +37,14 @@ def write_atomically(path: Path, content: bytes | str, keep: Path | None = None)
     sync_folder(path.parent)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete what processes that are gone were writing into a folder when they were killed."""
+    for path in folder.glob(".*.tmp"):
+        pid = path.name.split(".")[-2]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            path.unlink(missing_ok=True)
+
+
 def _keep(path: Path, keep: Path) -> None:
     """Give a file a second name; where there are no hard links its only one, until `path` is written anew."""
     link = keep.with_name(f".{keep.name}.{os.getpid()}.tmp")

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any
 
 from brpo.errors import UserError
@@ -45,8 +46,9 @@ def require(option: str, value: Any, allowed: str, holds: Callable[[Any], bool])
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a finite number, of Python or numpy; true and false are none."""
+    number: Any = value
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(abs(number) < math.inf)  # which NaN is not
 
 
 def require_number(option: str, value: Any, allowed: str, holds: Callable[[float], bool]) -> None:
@@ -60,6 +62,12 @@ def require_positive(**options: Any) -> None:
         require_number(option, value, "positive and finite", lambda v: v > 0)
 
 
+def require_cap(allowed: str = "positive", **options: Any) -> None:
+    """Refuse values that are no positive numbers; infinity, which caps nothing, is one here (see `require`)."""
+    for option, value in options.items():
+        require(option, value, allowed, lambda v: v == math.inf or (is_number(v) and v > 0))
+
+
 def require_at_least_zero(**options: Any) -> None:
     """Refuse values that are no numbers of at least 0 (see `require`)."""
     for option, value in options.items():
@@ -69,7 +77,8 @@ def require_at_least_zero(**options: Any) -> None:
 def require_whole(least: int, **options: Any) -> None:
     """Refuse values that are no whole numbers from `least` on (see `require`)."""
     for option, value in options.items():
-        require(option, value, f"a whole number >= {least}", lambda v: type(v) is int and v >= least)
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        require(option, value, f"a whole number >= {least}", lambda v, whole=whole: whole and v >= least)
 
 
 def require_flag(**options: Any) -> None:
@@ -83,6 +92,12 @@ def require_one_of(names: Any, **options: Any) -> None:
     known = " or ".join(names)
     for option, value in options.items():
         require(option, value, known, lambda v: isinstance(v, str) and v in names)
+
+
+def require_part(**parts: Any) -> None:
+    """Refuse what builds no part of an algorithm (see `require`)."""
+    for part, factory in parts.items():
+        require(part, factory, "a group or a mapping with a _target_, as conf/algo has one", callable)
 
 
 def in_words(error: TypeError) -> str:

@@ -13,6 +13,8 @@ from brpo.files import write_atomically
 from brpo.runs import RunFolder, cut_events, runs_root
 from brpo.types import DataSpec
 
+CHECKPOINTS = ("last.ckpt", "previous.ckpt", "best.ckpt")  # what a run continues from, the first that is whole
+
 
 @dataclass(frozen=True)
 class Resumption:
@@ -44,14 +46,14 @@ class Resumption:
 def newest_checkpoint(folder: RunFolder) -> tuple[Path | None, dict[str, Any] | None, str]:
     """The newest whole checkpoint of a run, what it holds, and a notice where an older one had to be taken."""
     notices = []
-    for name in ("last.ckpt", "previous.ckpt"):
+    for name in CHECKPOINTS:
         path = folder.checkpoints / name
         if not path.exists():
             continue
         try:
             return path, checkpoint_io.read(path), " ".join(notices)
         except checkpoint_io.DamagedCheckpoint as error:
-            notices.append(f"{error} Trying the one before it.")
+            notices.append(f"{error} Trying another one.")
     return None, None, " ".join(notices)
 
 
@@ -67,11 +69,10 @@ def resume_in(folder: RunFolder) -> Resumption:
     if path is None or checkpoint is None:
         if folder.result.exists():
             return Resumption(folder, None, _updates_of(folder), f"{notice} {folder.path} has no whole checkpoint.".strip())
-        left = [str(file) for file in (*sorted(folder.checkpoints.glob("*.ckpt")), folder.metrics) if file.exists()]
-        if left:
+        if any((folder.checkpoints / name).exists() for name in CHECKPOINTS):
             raise UserError(
-                f"{notice} {folder.path} has no whole last.ckpt or previous.ckpt, but {', '.join(left)}. Continue from one "
-                f"that is whole with resume={folder.checkpoints}/NAME.ckpt; to start anew, delete the folder.".strip()
+                f"{notice.replace(' Trying another one.', '')} {folder.path} has no whole checkpoint to continue from. "
+                f"To start anew, delete the folder."
             )
         return Resumption(folder, None, -1, f"{folder.path} has no checkpoint yet: it starts anew.")
     return Resumption.at(folder, path, checkpoint, notice)
@@ -117,7 +118,7 @@ def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], over
                 f"The data set {spec.dataset_id} has changed since {resumption.checkpoint} was written "
                 f"(digest {spec.digest[:12]}, then {stored['digest'][:12]}). Restore it, or start a new run."
             )
-    if not resumption.chosen and resumption.checkpoint == folder.checkpoints / "previous.ckpt":
+    if not resumption.chosen and resumption.checkpoint not in (None, folder.checkpoints / "last.ckpt"):
         # Out of the way: the next save keeps what stands as last.ckpt, and must not keep a damaged one.
         with contextlib.suppress(FileNotFoundError):
             (folder.checkpoints / "last.ckpt").rename(folder.checkpoints / "damaged.ckpt")
@@ -135,10 +136,7 @@ def _as_last(folder: RunFolder, resumption: Resumption) -> Resumption:
     assert resumption.checkpoint is not None
     if resumption.checkpoint.resolve() == last.resolve():
         return resumption
-    content = resumption.checkpoint.read_bytes()
-    if last.exists():
-        last.rename(folder.checkpoints / "abandoned.ckpt")
-    write_atomically(last, content)
+    write_atomically(last, resumption.checkpoint.read_bytes(), keep=folder.checkpoints / "abandoned.ckpt")
     previous.unlink(missing_ok=True)  # of the way that was left
     return replace(resumption, checkpoint=last)
 

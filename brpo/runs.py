@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from brpo.errors import UserError
-from brpo.files import write_atomically
+from brpo.files import remove_leftovers, write_atomically
 
 _PACKAGES = ("brpo", "torch", "lightning", "numpy", "gymnasium", "mujoco", "minari", "hydra-core")
 
@@ -104,8 +104,7 @@ class RunFolder:
                 reason = f"the file system has no locks ({error.strerror})"
                 print(f"note: {reason}; see that no other process trains in {self.path}", flush=True)
             else:
-                for left in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):  # of one that was killed writing
-                    left.unlink(missing_ok=True)
+                remove_leftovers(self.checkpoints)
             yield
 
     def read_config(self) -> tuple[dict[str, Any], list[str]]:

@@ -36,6 +36,7 @@ from brpo.evaluation.make import make_evaluator
 from brpo.evaluation.rollout import useful_processes
 from brpo.files import write_json
 from brpo.functional import products
+from brpo.options import OptionRefused
 from brpo.results import RunLogger, describe_engine, log_hyperparameters, summarize
 from brpo.types import DataSpec
 
@@ -51,6 +52,10 @@ def make_algorithm(node: Any, spec: DataSpec, *, seeds: list[int], max_updates: 
     algorithm = configuration.build(node, spec, place="algo", seeds=seeds, max_updates=max_updates)
     try:
         algorithm.configure_optimizers()
+    except OptionRefused as error:
+        raise error.of("algo") from error
+    except UserError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"algo.optimizer={node['optimizer']} is refused: {' '.join(str(error).split())}. "

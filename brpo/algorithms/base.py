@@ -15,10 +15,21 @@ from brpo.errors import UserError
 from brpo.functional import gradients, streams
 from brpo.functional.schedules import SCHEDULES
 from brpo.modules.mlp import initialize
-from brpo.options import in_words, options_of, require, require_at_least_zero, require_number, require_positive
+from brpo.options import (
+    in_words,
+    options_of,
+    require,
+    require_at_least_zero,
+    require_cap,
+    require_number,
+    require_part,
+    require_positive,
+)
 from brpo.types import Batch, DataSpec
 
-NOT_BY_ELEMENT = ("LBFGS", "Adafactor", "Muon", "SparseAdam")  # optimizers that mix the elements of a tensor, or need more
+NOT_BY_ELEMENT = ("Adafactor", "Muon")  # optimizers that mix the elements of a tensor
+UNUSABLE = ("LBFGS", "SparseAdam")
+POLICIES = ("actor", "behavior")  # parts that actor= is about
 
 
 class Runner(Protocol):
@@ -98,7 +109,7 @@ class OfflineAlgorithm(lightning.LightningModule):
             require_number("discount", discount, "in [0, 1)", lambda v: 0 <= v < 1)
             require_number("polyak", polyak, "in (0, 1]", lambda v: 0 < v <= 1)
         if gradient_clip is not None:
-            require_number("gradient_clip", gradient_clip, "positive and finite or null", lambda v: v > 0)
+            require_cap("positive or null", gradient_clip=gradient_clip)
         require("schedule", schedule, "a mapping of parts to schedules", lambda v: isinstance(v, dict))
         parts = (*self.trained, *(part for part in self.pretrained if part not in self.trained))
         for part, name in schedule.items():
@@ -150,14 +161,15 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     def build(self, name: str, factory: Callable[..., nn.Module]) -> Any:
         """Build a part with a member for each seed, and draw its weights from the stream of each seed."""
+        require_part(**{name: factory})
         try:
             with options_of(name):
                 part = factory(self.spec, len(self.seeds))
         except TypeError as error:
-            raise UserError(
-                f"The {name} of {type(self).__name__} cannot be built: {in_words(error)}. Leave actor= out (not every kind "
-                f"of policy serves every algorithm), or give what it lacks."
-            ) from error
+            if in_words(error) == str(error):
+                raise  # not of the options
+            hint = " Not every kind of policy serves every algorithm: leave actor= out." if name in POLICIES else ""
+            raise UserError(f"The {name} of {type(self).__name__} cannot be built: {in_words(error)}.{hint}") from error
         initialize(part, self.seeds, name)
         return part
 
@@ -367,8 +379,10 @@ class OfflineAlgorithm(lightning.LightningModule):
         self._quick_steps = {}
         for optimizer in self.optimizers_by_part.values():
             kind = type(optimizer).__name__
-            if kind in NOT_BY_ELEMENT:
-                raise UserError(f"{kind} steps by whole tensors, which hold all seeds: one would see the others")
+            if kind in UNUSABLE:
+                raise UserError(f"algo.optimizer: {kind} needs what is not here: a loss to call again, or sparse gradients.")
+            if kind in NOT_BY_ELEMENT and len(self.seeds) > 1:
+                raise UserError(f"algo.optimizer: {kind} steps by whole tensors, which hold all seeds: train one at a time.")
             require_at_least_zero(**{"optimizer.lr": optimizer.param_groups[0]["lr"]})
         self._base_rate = {name: float(o.param_groups[0]["lr"]) for name, o in self.optimizers_by_part.items()}
         return list(self.optimizers_by_part.values())

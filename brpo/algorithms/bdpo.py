@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.functional import diffusion, ensembles, losses, streams
 from brpo.modules.target import Target
-from brpo.options import options_of, require, require_at_least_zero, require_number, require_one_of, require_whole
+from brpo.options import (
+    options_of,
+    require,
+    require_at_least_zero,
+    require_number,
+    require_one_of,
+    require_part,
+    require_whole,
+)
 from brpo.types import Batch, DataSpec
 
 ACTING = ["candidates", "sampler", "steps", "temperature"]
@@ -93,6 +101,7 @@ class BDPO(OfflineAlgorithm):
         self.policy_delay, self.critic_only = policy_delay, critic_only
         self.actor_polyak, self.behavior_polyak = actor_polyak, behavior_polyak
         self.candidates, self.temperature = acting["candidates"], acting["temperature"]
+        require_part(actor=actor, value=value)
         policy = partial(actor, sampler=acting["sampler"], sampling_steps=acting["steps"])
         self.actor = self.build("actor", policy)
         self.behavior = self.build("behavior", policy)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.functional import streams
 from brpo.modules.target import Target
-from brpo.options import require, require_number
+from brpo.options import require, require_number, require_part
 from brpo.types import Batch, DataSpec
 
 
@@ -38,6 +38,7 @@ class DiffusionBC(OfflineAlgorithm):
         require_number("polyak", common.get("polyak"), "in (0, 1]", lambda v: 0 < v <= 1)
         require("acting", acting, "a mapping with the keys sampler and steps",
                 lambda v: isinstance(v, dict) and sorted(v) == ["sampler", "steps"])  # fmt: skip
+        require_part(actor=actor)
         own = partial(actor, sampler=acting["sampler"], sampling_steps=acting["steps"])
         self.actor = self.build("actor", own)
         self.actor_target = Target(self.actor)

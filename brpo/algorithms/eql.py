@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.functional import losses, weights
 from brpo.modules.target import Target
-from brpo.options import require_at_least_zero, require_positive
+from brpo.options import require_at_least_zero, require_cap, require_positive
 from brpo.types import Batch, DataSpec
 
 
@@ -55,7 +55,8 @@ class EQL(OfflineAlgorithm):
         **common: Any,
     ) -> None:
         super().__init__(spec, **common)
-        require_positive(temperature=temperature, max_weight=max_weight, max_exponent=max_exponent)
+        require_positive(temperature=temperature)
+        require_cap(max_weight=max_weight, max_exponent=max_exponent)
         require_at_least_zero(sharpness=sharpness)
         self.temperature, self.max_exponent = temperature, max_exponent
         self.sharpness, self.max_weight = sharpness, max_weight

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.functional import losses, weights
 from brpo.modules.target import Target
-from brpo.options import require_at_least_zero, require_number, require_positive
+from brpo.options import require_at_least_zero, require_cap, require_number
 from brpo.types import Batch, DataSpec
 
 
@@ -48,7 +48,7 @@ class IQL(OfflineAlgorithm):
         super().__init__(spec, **common)
         require_number("expectile", expectile, "in (0, 1)", lambda v: 0 < v < 1)
         require_at_least_zero(inverse_temperature=inverse_temperature)
-        require_positive(max_weight=max_weight)
+        require_cap(max_weight=max_weight)
         self.expectile, self.inverse_temperature, self.max_weight = expectile, inverse_temperature, max_weight
         self.actor = self.build("actor", actor)
         self.critic = self.build("critic", critic)

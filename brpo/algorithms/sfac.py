@@ -20,7 +20,16 @@ from brpo.errors import UserError
 from brpo.functional import losses, series, weights
 from brpo.functional.divergences import get_divergence
 from brpo.modules.target import Target
-from brpo.options import options_of, require, require_at_least_zero, require_number, require_one_of, require_positive
+from brpo.options import (
+    options_of,
+    require,
+    require_at_least_zero,
+    require_cap,
+    require_number,
+    require_one_of,
+    require_part,
+    require_positive,
+)
 from brpo.types import Batch, DataSpec
 
 OMEGAS = ("exp", "series")
@@ -91,7 +100,8 @@ class SfAC(OfflineAlgorithm):
         **common: Any,
     ) -> None:
         super().__init__(spec, **common)
-        require_positive(temperature=temperature, max_weight=max_weight, max_ratio=max_ratio, max_exponent=max_exponent)
+        require_positive(temperature=temperature)
+        require_cap(max_weight=max_weight, max_ratio=max_ratio, max_exponent=max_exponent)
         require_at_least_zero(symmetry_coefficient=symmetry_coefficient)
         require("policy_order", policy_order, "2, 3, 4 or 5", lambda v: type(v) is int and 2 <= v <= 5)
         require_number("expectile", expectile, "in (0, 1)", lambda v: 0 < v < 1)
@@ -108,6 +118,7 @@ class SfAC(OfflineAlgorithm):
                 f"Set algo.omega=series, or leave it out."
             )
         self.divergence, self.target_divergence = get_divergence(divergence), get_divergence(target_divergence)
+        require_part(regularizer=regularizer)
         with options_of("regularizer"):
             self.regularizer: Any = regularizer(divergence)
         self.branch = series.branch(self.target_divergence, policy_order)

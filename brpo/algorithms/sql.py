@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.functional import losses, weights
 from brpo.modules.target import Target
-from brpo.options import require_one_of, require_positive
+from brpo.options import require_cap, require_one_of, require_positive
 from brpo.types import Batch, DataSpec
 
 OMEGAS = ("sparse", "advantage")
@@ -55,7 +55,8 @@ class SQL(OfflineAlgorithm):
         **common: Any,
     ) -> None:
         super().__init__(spec, **common)
-        require_positive(temperature=temperature, max_weight=max_weight)
+        require_positive(temperature=temperature)
+        require_cap(max_weight=max_weight)
         require_one_of(OMEGAS, omega=omega)
         self.temperature, self.omega, self.max_weight = temperature, omega, max_weight
         self.actor = self.build("actor", actor)

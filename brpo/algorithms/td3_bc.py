@@ -11,6 +11,7 @@ Differs from the authors' code:
 Initial weights and the 1e-3 added to the standard deviation of observations are as theirs.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.functional import losses
 from brpo.modules.target import Target
-from brpo.options import require_at_least_zero, require_whole
+from brpo.options import is_number, require, require_at_least_zero, require_whole
 from brpo.types import Batch, DataSpec
 
 
@@ -54,7 +55,8 @@ class TD3BC(OfflineAlgorithm):
         **common: Any,
     ) -> None:
         super().__init__(spec, **common)
-        require_at_least_zero(q_coefficient=q_coefficient, target_noise=target_noise, target_noise_clip=target_noise_clip)
+        require_at_least_zero(q_coefficient=q_coefficient, target_noise=target_noise)
+        require("target_noise_clip", target_noise_clip, "at least 0", lambda v: v == math.inf or (is_number(v) and v >= 0))
         require_whole(1, policy_delay=policy_delay)
         self.q_coefficient, self.policy_delay = q_coefficient, policy_delay
         self.target_noise, self.target_noise_clip = target_noise, target_noise_clip

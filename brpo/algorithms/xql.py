@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.functional import losses, weights
 from brpo.modules.target import Target
-from brpo.options import require_at_least_zero, require_flag, require_positive
+from brpo.options import require_at_least_zero, require_cap, require_flag, require_positive
 from brpo.types import Batch, DataSpec
 
 
@@ -61,7 +61,8 @@ class XQL(OfflineAlgorithm):
         **common: Any,
     ) -> None:
         super().__init__(spec, **common)
-        require_positive(temperature=temperature, max_weight=max_weight, max_exponent=max_exponent, huber_delta=huber_delta)
+        require_positive(temperature=temperature)
+        require_cap(max_weight=max_weight, max_exponent=max_exponent, huber_delta=huber_delta)
         require_at_least_zero(inverse_temperature=inverse_temperature)
         require_flag(subtract_max=subtract_max)
         self.temperature, self.max_exponent, self.subtract_max = temperature, max_exponent, subtract_max

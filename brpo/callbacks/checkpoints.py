@@ -57,7 +57,12 @@ class Checkpoints(Callback):
         path = self.folder / "best.ckpt"
         if not path.exists():
             return
-        update = checkpoint_io.read(path)["brpo"]["updates"]
+        try:
+            update = checkpoint_io.read(path)["brpo"]["updates"]
+        except UserError as error:
+            print(f"note: {error} It was deleted.", flush=True)
+            path.unlink()
+            return
         if update != self.recorder.best_update:
             path.unlink()
             print(f"note: {path} was deleted: update {update} is not the best evaluation that this run knows", flush=True)

@@ -137,12 +137,11 @@ def start(trainer: dict[str, Any], parallel: str, seeds: int) -> Ranks:
 
 def begun_by_a_launcher() -> int:
     """How many processes torchrun, or SLURM's srun, has started for this run; 1 without them."""
-    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     if TorchElasticEnvironment.detect():
         return int(os.environ["WORLD_SIZE"])
-    return int(os.environ.get("SLURM_NTASKS", "1")) if SLURMEnvironment.detect() else 1
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))  # of srun; SLURM_NTASKS stands in the batch script too
 
 
 def cluster_plugins() -> list[Any]:

@@ -123,16 +123,13 @@ def _is_symmetric(divergence: Divergence) -> bool:
 
 @cache
 def _estimated_radius(divergence: Divergence) -> float:
-    """The quotient of the last two coefficients, or its limit where that is less.
+    """The quotient of the last two coefficients, which comes to the radius from above: 8/7 for -ln t, whose radius is 1.
 
-    Quotients of a series with one singularity on its circle go linearly in 1/n (Domb and Sykes 1957). Alone they come to
-    the radius from above: 8/7 for -ln t, whose radius is 1.
+    Hence 1 at most, where the logarithm of t ln t ends the series, unless it is clearly more: then f cancels that.
     """
-    *_, first, before, last = (abs(c) for c in divergence.conditional_symmetry_taylor(8))
-    if last == 0.0:
-        return math.inf
-    inverse = 8.0 * last / before - 7.0 * before / first if before > 0.0 and first > 0.0 else 0.0
-    return min(before / last, round(1.0 / inverse, 6) if inverse > 0.0 else math.inf)
+    *_, before, last = (abs(c) for c in divergence.conditional_symmetry_taylor(8))
+    quotient = before / last if last > 0.0 else math.inf
+    return quotient if quotient > 1.5 else min(quotient, 1.0)
 
 
 def _sign(n: int) -> float:

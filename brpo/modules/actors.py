@@ -22,10 +22,10 @@ MAX_DEGREES = 1e8  # above, the log-density's constant loses digits also in floa
 
 
 def _initial_log_std(low: float, high: float, wanted: float = 0.0) -> float:
-    """Where a log standard deviation starts: where it is wanted, else amid its bounds, beyond which no gradient passes."""
+    """Where a log standard deviation starts: where it is wanted, else at the bound, beyond which no gradient passes."""
     require_number("min_log_std", low, "a finite number", lambda v: True)
     require_number("max_log_std", high, f"a finite number above min_log_std={low}", lambda v: v > low)
-    return wanted if low < wanted < high else 0.5 * (low + high)
+    return min(max(wanted, low), high)
 
 
 class GaussianActor(nn.Module):

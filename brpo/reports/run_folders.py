@@ -42,7 +42,9 @@ def find(paths: Sequence[Path]) -> Found:
                 f"{path} holds no results. Allowed are a run folder (with result.json), a folder with runs below it, "
                 f"a sweep's folder, and a folder or {compact.RUNS} that brpo report wrote."
             )
-    return found
+    runs = {result.run for result in found.results if result.curve}
+    lacking = [line for line in dict.fromkeys(found.missing) if line.split(": ")[0] not in runs]  # now, if not before
+    return Found(found.results, lacking)
 
 
 def _add(found: Found, path: Path) -> None:

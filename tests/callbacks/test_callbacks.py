@@ -120,6 +120,10 @@ def test_a_best_checkpoint_of_another_judgement_is_deleted(tmp_path: Path, capsy
         Checkpoints(tmp_path, recorder, Signals()).on_train_start(cast(Any, FakeTrainer()), make_algorithm("bc"))
         assert path.exists() == stays
         assert ("best.ckpt was deleted: update 20 is not the best" in capsys.readouterr().out) != stays
+    path.write_bytes(b"torn")
+    Checkpoints(tmp_path, recorder, Signals()).on_train_start(cast(Any, FakeTrainer()), make_algorithm("bc"))
+    assert not path.exists()  # nothing goes on from it
+    assert "best.ckpt is torn" in capsys.readouterr().out
 
 
 def test_an_interrupted_make_up_evaluation_is_not_trained_over(tmp_path: Path) -> None:

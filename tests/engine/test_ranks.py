@@ -122,8 +122,8 @@ def test_several_processes_are_asked_for(options: dict, several: bool) -> None:
 @pytest.mark.parametrize(
     "started",
     [
-        {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "3", "RANK": "1", "LOCAL_RANK": "1"},
-        {"SLURM_NTASKS": "3", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_JOB_NAME": "x"},
+        {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0"},
+        {"SLURM_STEP_NUM_TASKS": "3", "SLURM_NTASKS": "3", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NAME": "x"},
     ],
     ids=["torchrun", "srun"],
 )

@@ -212,7 +212,7 @@ def test_a_divergence_can_be_given_by_f_alone() -> None:
     custom = Divergence("custom", "ours", lambda t: (t - 1.0) * torch.log(t))
     assert custom.taylor(5) == pytest.approx(DIVERGENCES["jeffreys"].taylor(5))
     assert custom.is_symmetric
-    assert custom.series_radius == 1.0  # quotients of neighbouring coefficients alone give 8/7
+    assert custom.series_radius == 1.0  # the quotient of the last coefficients alone gives 8/7
 
 
 def test_one_line_of_python_adds_a_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
