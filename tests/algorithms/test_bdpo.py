@@ -234,3 +234,11 @@ def test_the_actor_moves_to_where_the_reward_is() -> None:
         held.step(batch)
     assert held.act(nothing, deterministic=False).mean().item() == pytest.approx(0.0, abs=0.1)
     assert free.act(nothing, deterministic=False).mean().item() > 0.25
+
+
+def test_optimizers_of_parts_that_are_due_later_have_their_state_from_the_first_update() -> None:
+    """engine=compile waits until it knows the optimizers of all parts: not for the critics' whole phase."""
+    algorithm = make_algorithm("bdpo", sizes={"critic_only": 50})
+    algorithm.step(random_batch())
+    assert algorithm.known_optimizers()
+    assert algorithm.optimizers_by_part["actor"].state[next(algorithm.actor.parameters())]["step"] == 0
