@@ -239,6 +239,12 @@ def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path)
         (["algo=bc", "algo.optimizer.lr=-1"], "algo.optimizer="),
         (["trainer=gpu"], "The trainer's options"),
         (["algo=bc", "algo.actor.hidden=256"], "algo.actor.hidden=256 is not allowed; it must be a list of whole numbers"),
+        (
+            ["algo=bdpo", "algo.critic.critics=null"],
+            "algo.critic.critics=None is not allowed; it must be a whole number >= 1",
+        ),
+        (["algo=bdpo", "algo.critic.layer_norm=no"], "algo.critic.layer_norm=no is not allowed; it must be true or false"),
+        (["algo=iql", "+algo.critic.foo=1"], "The critic of IQL cannot be built: QEnsemble has no option 'foo'.\n"),
         (["algo=td3_bc", "actor=mixture"], "MixtureActor lacks the options 'min_log_std' and 'max_log_std'"),
         (["algo=bdpo", "actor=gaussian"], "The actor of BDPO cannot be built: GaussianActor has no option 'steps'"),
         (["+sweep=epsilon"], "+sweep= varies algo, seeds, algo.regularizer.epsilon from job to job: type -m before it"),

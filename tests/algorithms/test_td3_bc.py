@@ -205,7 +205,7 @@ def test_it_brings_the_papers_data_options_and_the_command_line_wins() -> None:
         ("algo.target_noise_clip=null", "algo.target_noise_clip=None is not allowed"),
         ("algo.policy_delay=0", "algo.policy_delay=0 is not allowed; it must be a whole number >= 1"),
         ("algo.policy_delay=1.5", "algo.policy_delay=1.5 is not allowed"),
-        ("+algo.alpha=2.5", "unexpected keyword argument 'alpha'.*Known options: .*q_coefficient"),
+        ("+algo.alpha=2.5", "has no option 'alpha'.*Known options: .*q_coefficient"),
     ],
 )
 def test_options_are_checked_at_construction(override: str, message: str) -> None:
