@@ -122,7 +122,7 @@ def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], over
         # Out of the way: the next save keeps what stands as last.ckpt, and must not keep a damaged one.
         with contextlib.suppress(FileNotFoundError):
             (folder.checkpoints / "last.ckpt").rename(folder.checkpoints / "damaged.ckpt")
-    if resumption.chosen:
+    if resumption.chosen or resumption.checkpoint == folder.checkpoints / "best.ckpt":  # which another evaluation replaces
         resumption = _as_last(folder, resumption)
     folder.create(config, overrides)
     cut_events(folder.path, resumption.updates, resumption.evaluated, resumption.pretrained)
@@ -131,7 +131,7 @@ def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], over
 
 
 def _as_last(folder: RunFolder, resumption: Resumption) -> Resumption:
-    """Let the chosen checkpoint be the newest one, so that a kill before the next save does not lead back to another."""
+    """Let the checkpoint that is continued be the newest one: a kill before the next save must not lead back to another."""
     last, previous = folder.checkpoints / "last.ckpt", folder.checkpoints / "previous.ckpt"
     assert resumption.checkpoint is not None
     if resumption.checkpoint.resolve() == last.resolve():

@@ -217,6 +217,13 @@ def test_taking_up_a_run_reads_the_checkpoint_anew_and_moves_a_damaged_one_away(
     assert resume.resume_in(folder).updates == 10
     assert {path.name for path in folder.checkpoints.iterdir()} == {"last.ckpt", "abandoned.ckpt", "damaged.ckpt"}
     assert resume.resume_from(folder.checkpoints / "abandoned.ckpt").updates == 30
+    # the best one, where no other is whole, takes the place of the last: the next evaluation may delete it
+    (folder.checkpoints / "last.ckpt").write_bytes(b"torn")
+    (folder.checkpoints / "best.ckpt").write_bytes(checkpoint(20))
+    best = resume.take_up(resume.resume_in(folder), spec, config, [])
+    assert (best.checkpoint, best.updates) == (folder.checkpoints / "last.ckpt", 20)
+    (folder.checkpoints / "best.ckpt").unlink()
+    assert resume.resume_in(folder).updates == 20
     other = make_spec(digest="1" * 64)
     with pytest.raises(UserError, match="has changed since .* Restore it, or start a new run"):
         resume.take_up(found, other, config, [])

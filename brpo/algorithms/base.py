@@ -22,6 +22,7 @@ from brpo.options import (
     require_at_least_zero,
     require_cap,
     require_number,
+    require_one_of,
     require_part,
     require_positive,
 )
@@ -114,7 +115,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         parts = (*self.trained, *(part for part in self.pretrained if part not in self.trained))
         for part, name in schedule.items():
             require("schedule", part, f"a mapping from {', '.join(parts)}", lambda v: v in parts)
-            require(f"schedule.{part}", name, " or ".join(SCHEDULES), lambda v: v in SCHEDULES)
+            require_one_of(SCHEDULES, **{f"schedule.{part}": name})
         allowed = "a whole number of at least 0" if self.pretrained else "0: nothing is pre-trained here"
         require("pretrain_updates", pretrain_updates, allowed,
                 lambda v: type(v) is int and v >= 0 and (v == 0 or self.pretrained != ()))  # fmt: skip
