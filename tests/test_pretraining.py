@@ -256,6 +256,20 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_run(cache: Path, capsy
     assert "cannot be stored in" in capsys.readouterr().out
 
 
+def test_a_pretraining_that_was_resumed_with_other_options_is_not_stored(cache: Path, capsys: Any) -> None:
+    """It is a mixture, which no recipe is the recipe of."""
+    pretraining = prepared()
+    pretraining.load_state_dict(
+        {"provenance": None, "begun_with": {**pretraining._conditions(), "precision": ["bf16-mixed"]}}
+    )
+    store(pretraining)
+    assert "is not stored: its pre-training was resumed with other options" in capsys.readouterr().out
+    assert not list(cache.rglob("*.ckpt"))
+    pretraining.load_state_dict({"provenance": None, "begun_with": pretraining._conditions()})
+    store(pretraining)
+    assert len(list(cache.rglob("*.ckpt"))) == 1
+
+
 def write_often(path: Path) -> None:
     pretraining = prepared()
     for _ in range(40):

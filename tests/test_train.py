@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,6 +210,16 @@ def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path)
 
     finished = cli(*options, "max_updates=20", "resume=auto")
     assert (finished.returncode, "already finished" in finished.stdout) == (0, True)
+
+    elsewhere = cli(f"resume={folder}", "max_updates=40", "run_dir=other")
+    assert elsewhere.returncode == 2
+    assert f"run_dir=other is not where resume={folder} goes on" in elsewhere.stderr
+    assert not (tmp_path / "other").exists()
+    shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.ckpt"))
+    bare = cli("resume=bare", "max_updates=40")
+    assert bare.returncode == 2
+    assert "bare ended after 20 updates and has no whole checkpoint to go on from" in bare.stderr
+    assert (tmp_path / "bare" / "result.json").exists()
 
     refused = cli(*options, "max_updates=40", f"run_dir={folder}")
     assert refused.returncode == 2

@@ -176,6 +176,23 @@ def test_options_of_algorithms_are_checked_at_construction(algo: str, override: 
         make_algorithm(algo, override)
 
 
+@pytest.mark.parametrize(
+    ("kind", "seeds", "message"),
+    [
+        ("Adafactor", (0, 1), "algo.optimizer: Adafactor steps by whole tensors, which hold all seeds: train one at a time"),
+        ("Adafactor", (0,), None),
+        ("LBFGS", (0,), "algo.optimizer: LBFGS needs what is not here: a loss to call again"),
+    ],
+)
+def test_optimizers_that_mix_seeds_or_want_more_are_refused(kind: str, seeds: tuple[int, ...], message: str | None) -> None:
+    overrides = (f"algo.optimizer._target_=torch.optim.{kind}", "~algo.optimizer.fused")
+    if message is None:
+        make_algorithm("bc", *overrides, seeds=seeds)
+        return
+    with pytest.raises(UserError, match=message):
+        make_algorithm("bc", *overrides, seeds=seeds)
+
+
 def test_zero_inverse_temperature_is_behaviour_cloning() -> None:
     iql, bc = make_algorithm("iql", "algo.inverse_temperature=0", "algo.schedule={}"), make_algorithm("bc")
     batch = random_batch()

@@ -198,6 +198,15 @@ def test_unknown_id_without_network_says_what_is_local(root: Path) -> None:
     assert not list(root.glob("mujoco/**/*.hdf5"))  # nothing half-written
 
 
+def test_a_misspelt_id_is_completed_before_what_is_local(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(dataset_id: str) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(catalog.minari, "download_dataset", fake)
+    with pytest.raises(UserError, match=r"no network\). Did you mean brpo/halfcheetah/medium-replay-v0\? Local ids"):
+        minari_io.load("brpo/halfcheetah/medium-reply-v0")
+
+
 def test_download_goes_into_the_first_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fake(dataset_id: str) -> None:
         write_dataset(Path(os.environ["MINARI_DATASETS_PATH"]), dataset_id, hand_made())
