@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from brpo.reports.seed_result import SeedResult
@@ -22,7 +22,9 @@ class Naming:
         algo: name of the algorithm.
         keys: dotted keys of the options that tell its methods apart.
         names: what these are called, the shortest end of the key that no other has.
-        usual: names to the value that most of the methods have. It is left out of a method's name; a note says it.
+        usual: names to the values of the method that the others are variants of. They are left out of a method's name; a
+            note says them.
+        absent: whether names say `null` of options that a result does not know; they do where two would be alike without.
         notes: what a reader must know about the names.
     """
 
@@ -30,12 +32,14 @@ class Naming:
     keys: tuple[str, ...]
     names: tuple[str, ...]
     usual: dict[str, str]
+    absent: bool
     notes: tuple[str, ...]
 
     def name(self, result: SeedResult) -> str:
         """`sfac`, or `sfac epsilon=1`."""
-        pairs = zip(self.names, _values(result, self.keys), strict=True)
-        return " ".join([self.algo, *(f"{name}={value}" for name, value in pairs if self.usual.get(name) != value)])
+        options = zip(self.keys, self.names, _values(result, self.keys), strict=True)
+        said = [(name, value) for key, name, value in options if self.absent or key in result.options]
+        return " ".join([self.algo, *(f"{name}={value}" for name, value in said if self.usual.get(name) != value)])
 
     def place(self, result: SeedResult) -> tuple[Any, ...]:
         """What methods are sorted by: their options in turn, numbers by size and before words."""
@@ -58,14 +62,18 @@ def grouped(results: Iterable[SeedResult], key: Callable[[SeedResult], Any]) -> 
 def _naming(algo: str, results: Sequence[SeedResult]) -> Naming:
     tasks = grouped(results, lambda result: result.dataset).values()
     within = {key for task in tasks for key in _differing(task)}
-    keys = _without_twins(sorted(within), results)
+    known = _without_later(sorted(within), results)
+    keys = _without_twins(known, results)
     names = tuple(_short(key, keys) for key in keys)
-    usual = _usual(names, {_values(result, keys) for result in results})
+    usual = _usual(names, Counter(_values(result, keys) for result in results))
     notes = (
         [f"{algo} is `{', '.join(f'{n}={v}' for n, v in usual.items())}` where its name says nothing else."] if usual else []
     )
+    notes += [_of_some_only(algo, key, results) for key in sorted(within.difference(known))]
     notes += [_between_data_sets(algo, key, results) for key in sorted(_differing(results) - within)]
-    return Naming(algo, keys, names, usual, tuple(notes))
+    short = Naming(algo, keys, names, usual, absent=False, notes=tuple(notes))
+    alike = len({short.name(result) for result in results}) < len({_values(result, keys) for result in results})
+    return replace(short, absent=alike)
 
 
 def _differing(results: Sequence[SeedResult]) -> set[str]:
@@ -87,6 +95,25 @@ def _implied(key: str, differing: set[str], results: Sequence[SeedResult]) -> bo
     return lacking and len(known) == 1 and told
 
 
+def _without_later(keys: Sequence[str], results: Sequence[SeedResult]) -> tuple[str, ...]:
+    """Without options that some results do not know and that have one value in all others, while methods stay apart.
+
+    They came with a later version. Where nothing else differs, the option itself may be what was tried.
+    """
+    kept = list(keys)
+    for key in keys:
+        others = [other for other in kept if other != key]
+        known = {_text(result.options[key]) for result in results if key in result.options}
+        lacking = any(key not in result.options for result in results)
+        if lacking and len(known) == 1 and _told_apart(others, results) == _told_apart(kept, results):
+            kept = others
+    return tuple(kept)
+
+
+def _told_apart(keys: Sequence[str], results: Sequence[SeedResult]) -> int:
+    return len({_values(result, keys) for result in results})
+
+
 def _without_twins(keys: Sequence[str], results: Sequence[SeedResult]) -> tuple[str, ...]:
     """Without options that follow another one of their kind: the behaviour model's `hidden` the actor's."""
     kept: dict[str, tuple[str, ...]] = {}
@@ -105,12 +132,24 @@ def _short(key: str, keys: Sequence[str]) -> str:
     return next(end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1)
 
 
-def _usual(names: Sequence[str], methods: set[tuple[str, ...]]) -> dict[str, str]:
-    """Of several options those values that more methods have than any other value: variants around a centre."""
+def _usual(names: Sequence[str], methods: Counter[tuple[str, ...]]) -> dict[str, str]:
+    """Where several options differ, the values of the method with the most results: variants around a centre.
+
+    Where no method has more than all others: of each option the value that more methods have than any other.
+    """
     if len(names) < 2:
         return {}
+    (centre, most), *others = methods.most_common()
+    if not others or most > others[0][1]:
+        return dict(zip(names, centre, strict=True))
     counts = [Counter(method[place] for method in methods).most_common(2) for place in range(len(names))]
     return {name: most[0][0] for name, most in zip(names, counts, strict=True) if most[0][1] > most[1][1]}
+
+
+def _of_some_only(algo: str, key: str, results: Sequence[SeedResult]) -> str:
+    known = [result for result in results if key in result.options]
+    runs, all_runs = ({result.run for result in group} for group in (known, results))
+    return f"{algo}: `{key}` is {_text(known[0].options[key])} in {len(runs)} of {len(all_runs)} runs; the others do not know it."
 
 
 def _between_data_sets(algo: str, key: str, results: Sequence[SeedResult]) -> str:

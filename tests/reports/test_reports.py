@@ -146,7 +146,7 @@ def test_another_class_is_named_and_what_it_alone_has_is_not(tmp_path: Path) -> 
     make_run(tmp_path / "b", {0: [1.0]}, actor={"_target_": "brpo.modules.actors.MixtureActor", "components": 5})
     assert names(tmp_path) == ["bc actor=GaussianActor", "bc actor=MixtureActor"]
     make_run(tmp_path / "c", {0: [1.0]}, actor={"_target_": "brpo.modules.actors.MixtureActor", "components": 2})
-    assert names(tmp_path) == ["bc actor=GaussianActor components=null", "bc components=2", "bc components=5"]
+    assert names(tmp_path) == ["bc actor=GaussianActor", "bc components=2", "bc components=5"]
 
 
 def test_an_option_that_older_runs_lack_is_no_method(tmp_path: Path) -> None:
@@ -158,6 +158,27 @@ def test_an_option_that_older_runs_lack_is_no_method(tmp_path: Path) -> None:
         json.dumps({**(result := json.loads(path.read_text())), "config": {**result["config"], "behavior": "auto"}})
     )
     assert names(tmp_path) == ["bc"]
+
+
+def test_the_method_with_most_results_has_the_plain_name(tmp_path: Path) -> None:
+    """Though each of its options has another value in as many methods, or more."""
+    for name, actor, behavior, scores in (
+        ("default", "A", "A", {0: [1.0], 1: [2.0]}),
+        ("both", "B", "B", {0: [1.0]}),
+        ("behavior", "A", "B", {0: [1.0]}),
+    ):
+        make_run(tmp_path / name, scores, algo="sfac", actor={"_target_": actor}, behavior={"_target_": behavior})
+    assert names(tmp_path) == ["sfac", "sfac behavior=B", "sfac actor=B behavior=B"]
+
+
+def test_an_option_of_the_algorithm_that_older_runs_lack_is_said_where_nothing_else_differs(tmp_path: Path) -> None:
+    make_run(tmp_path / "old", {0: [1.0]}, coefficient=0.3)
+    make_run(tmp_path / "new", {0: [2.0]}, coefficient=0.0, target="jeffreys")
+    assert names(tmp_path) == ["bc coefficient=0", "bc coefficient=0.3"]
+    (note,) = naming(run_folders.find([tmp_path]).results)["bc"].notes
+    assert note == "bc: `algo.target` is jeffreys in 1 of 2 runs; the others do not know it."
+    make_run(tmp_path / "newer", {0: [3.0]}, coefficient=0.3, target="jeffreys")
+    assert names(tmp_path) == ["bc coefficient=0", "bc", "bc target=null"]
 
 
 def test_an_option_that_follows_another_is_not_said_twice(tmp_path: Path) -> None:
