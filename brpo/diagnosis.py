@@ -24,7 +24,15 @@ from brpo.runs import RunFolder
 
 MOST_TRANSITIONS = 50_000  # whole episodes up to this number; a network of the papers' size takes some seconds for them
 PIECE = 4096  # transitions that go through the networks at once
-CLIPPED = ("ratio/clipped_share", "ratio/above_max_share", "weight/clipped_share")
+CLIPPED = (
+    "ratio/clipped_share",
+    "ratio/above_max_share",
+    "weight/clipped_share",
+    "weight/lowest_share",
+    "weight/zero_share",
+    "value/clipped_share",
+    "q/clipped_share",
+)
 EFFECTIVE = ("weight/effective_share", "heldout/weight/w/effective_share", "heldout/ratio/rho/effective_share")
 FITS = {  # ends of the names of quantities, and their unit
     "/log_prob": "log-density of the action (nats)",
@@ -109,6 +117,14 @@ class Diagnosis:
             return rho
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.quantities["weight/w"] / rho
+
+    @property
+    def outside_share(self) -> float | None:
+        """Share of the ratios t that lie outside their clip range, which `epsilon_schedule=spread` narrows for each."""
+        ratio = self.series_ratio
+        if ratio is None or self.series is None:
+            return None
+        return float((np.abs(ratio - 1.0) > self.quantities.get("series/epsilon", self.series.epsilon)).mean())
 
     def terms(self) -> tuple[str, ...]:
         """Tags of the two terms of the policy loss, where it has two."""
@@ -278,10 +294,9 @@ def effective(values: np.ndarray) -> list[float | None]:
 
 def describe_series(diagnosis: Diagnosis) -> dict[str, Any] | None:
     """The series term of the policy loss: its order, clip range and largest error there, and how often t is clipped."""
-    series, ratio = diagnosis.series, diagnosis.series_ratio
+    series = diagnosis.series
     if series is None:
         return None
-    inside = None if ratio is None else np.abs(ratio - 1.0) <= series.epsilon
     return {
         "divergence": series.divergence.name,
         "exact": series.exact,
@@ -290,7 +305,7 @@ def describe_series(diagnosis: Diagnosis) -> dict[str, Any] | None:
         "radius": finite(series.divergence.series_radius),
         "converges": series.converges,
         "remainder": series.remainder,
-        "clipped_share": None if inside is None else float(1.0 - inside.mean()),
+        "clipped_share": diagnosis.outside_share,
     }
 
 

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from brpo.diagnosis import Diagnosis, markdown, numbers
-from brpo.diagnosis_panels import PANELS
+from brpo.diagnosis_panels import PANELS, Panel
 from brpo.files import write_atomically, write_json
 
 STYLE = {
@@ -45,15 +45,20 @@ def write(diagnosis: Diagnosis) -> list[Path]:
 
 def absent(diagnosis: Diagnosis) -> dict[str, str]:
     """The panels that this run has not, each with its reason."""
-    return {panel.title: reason for panel in PANELS if (reason := panel.absent(diagnosis))}
+    concerned = [panel for panel in PANELS if panel.concerns(diagnosis)]
+    return {panel.title: reason for panel in concerned if (reason := panel.absent(diagnosis))}
+
+
+def shown(diagnosis: Diagnosis) -> list[Panel]:
+    """The panels that it has."""
+    return [panel for panel in PANELS if not panel.absent(diagnosis)]
 
 
 def draw(diagnosis: Diagnosis) -> bytes:
     """The page as a PNG."""
-    lacking = absent(diagnosis)
-    shown = [panel for panel in PANELS if panel.title not in lacking]
-    columns = min(len(shown), 2 if len(shown) == 4 else 3) or 1
-    rows = max(math.ceil(len(shown) / columns), 1)  # a page without panels says why
+    lacking, panels = absent(diagnosis), shown(diagnosis)
+    columns = min(len(panels), 2 if len(panels) == 4 else 3) or 1
+    rows = max(math.ceil(len(panels) / columns), 1)  # a page without panels says why
     note = "\n".join(
         line
         for title, reason in lacking.items()
@@ -66,9 +71,9 @@ def draw(diagnosis: Diagnosis) -> bytes:
         engine: Any = figure.get_layout_engine()
         engine.set(rect=(0.005, margin / height, 0.99, 1.0 - (margin + 0.5) / height), hspace=0.06, wspace=0.03)
         grid = figure.subplots(rows, columns, squeeze=False).flat
-        for axes in list(grid)[len(shown) :]:
+        for axes in list(grid)[len(panels) :]:
             axes.axis("off")
-        for panel, axes in zip(shown, figure.axes, strict=False):
+        for panel, axes in zip(panels, figure.axes, strict=False):
             axes.set_title(panel.title)
             panel.draw(axes, diagnosis)
         figure.text(0.01, 1.0 - 0.08 / height, heading(diagnosis), va="top", weight="bold", size=10)

@@ -7,17 +7,23 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from brpo.callbacks.recorder import WEIGHTS
 from brpo.diagnosis import CLIPPED, EFFECTIVE, FITS, Curve, Diagnosis, effective, number
 from brpo.functional import series
+from brpo.modules.diffusion import DiffusionActor
 
-COLORS = ("#1f5a96", "#c8581d", "#3b8a4e", "#8a4f9e")
+COLORS = ("#1f5a96", "#c8581d", "#3b8a4e", "#8a4f9e", "#a3892a", "#4a4a4a")
 KL = "kl/pathwise"
 WORDS = {
     "ratio/clipped_share": "ratio t outside the clip range",
     "ratio/above_max_share": "$\\rho$ above its cap",
     "weight/clipped_share": "weight at its upper clip",
+    "weight/lowest_share": "weight at its lower end",
+    "weight/zero_share": "weight 0",
+    "value/clipped_share": "exponent of V's loss at its clip",
+    "q/clipped_share": "error of Q beyond Huber's delta",
     "weight/effective_share": "w, batches",
     "heldout/weight/w/effective_share": "w, held-out",
     "heldout/ratio/rho/effective_share": "$\\rho$, held-out",
@@ -41,11 +47,13 @@ class Panel:
         title: what it shows.
         absent: why this run has no such panel; empty where it has.
         draw: draws it.
+        concerns: whether this kind of run could have it; the page does not say of others that they lack it.
     """
 
     title: str
     absent: Callable[[Diagnosis], str]
     draw: Callable[[Axes, Diagnosis], None]
+    concerns: Callable[[Diagnosis], bool] = lambda _: True
 
 
 # --- Why a panel is left out ------------------------------------------------------------------------------------------
@@ -101,6 +109,11 @@ def no_value_gap(diagnosis: Diagnosis) -> str:
     return "no rollouts were made" if "critic" in diagnosis.algorithm.trained else f"{diagnosis.name} has no critic"
 
 
+def of_diffusion(diagnosis: Diagnosis) -> bool:
+    """Whether the policy is a diffusion."""
+    return any(isinstance(part, DiffusionActor) for part in diagnosis.algorithm.modules())
+
+
 def no_terms(diagnosis: Diagnosis) -> str:
     """Reason where the policy loss is not a sum of two."""
     return "" if diagnosis.terms() else no_curve((), "has a policy loss of one term")(diagnosis)
@@ -122,6 +135,11 @@ def draw_weights(name: str, symbol: str) -> Callable[[Axes, Diagnosis], None]:
         share = np.full(positive.size, 100.0 / values.size)
         axes.hist(positive.clip(low, high), bins, weights=share, color=COLORS[0], alpha=0.8)  # pyright: ignore[reportArgumentType]
         axes.set_xscale("log" if wide else "linear")
+        if wide:  # minor ticks need no labels: on little more than a decade they cover one another
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            if high < 100.0 * low:
+                axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.axvline(1.0, color="black", linewidth=0.8, linestyle="--")
         cap = getattr(diagnosis.algorithm, "max_ratio", None) if name == "ratio/rho" else None
         if cap is not None and low < cap < high:
@@ -161,9 +179,8 @@ def plot(axes: Axes, curve: Curve, color: str, label: str, factor: float = 1.0, 
 
 def draw_clipped(axes: Axes, diagnosis: Diagnosis) -> None:
     """Shares of what is clipped, mean over the seeds."""
-    for tag, color in zip(CLIPPED, COLORS, strict=False):
-        if tag in diagnosis.curves:
-            plot(axes, diagnosis.curves[tag], color, WORDS[tag], 100.0)
+    for tag, color in zip([tag for tag in CLIPPED if tag in diagnosis.curves], COLORS, strict=False):
+        plot(axes, diagnosis.curves[tag], color, WORDS[tag], 100.0)
     over_updates(axes, "share of the batch (%)")
     top = max(axes.get_ylim()[1], 5.0)
     axes.set_ylim(-0.03 * top, top)  # a share of 0 is seen too
@@ -245,7 +262,9 @@ def draw_series(axes: Axes, diagnosis: Diagnosis) -> None:
         behind.grid(False)
         axes.set_zorder(behind.get_zorder() + 1)
         axes.patch.set_visible(False)
-        words += f"\n{100 * (1 - inside.size / ratio.size):.1f} % of t lie outside the clip range"
+        words += f"\n{100 * (diagnosis.outside_share or 0.0):.1f} % of t lie outside the clip range"
+        if "series/epsilon" in diagnosis.quantities:
+            words += f"\nof each; epsilon there {number(float(diagnosis.quantities['series/epsilon'].mean()))} on average"
     write_inside(axes, words)
 
 
@@ -301,7 +320,7 @@ PANELS = (
     Panel("Fit of held-out actions over time", no_fit_over_time, draw_fit_over_time),
     Panel("Fit of held-out actions by episode", no_fit, draw_fit_by_episode),
     Panel("Truncated series", no_series, draw_series),
-    Panel("Pathwise KL", no_curve((KL,), "records no pathwise KL here"), draw_kl),
+    Panel("Pathwise KL", no_curve((KL,), "records no pathwise KL here"), draw_kl, of_diffusion),
     Panel("Value gap", no_value_gap, draw_value_gap),
     Panel("Terms of the policy loss", no_terms, draw_terms),
 )

@@ -60,10 +60,8 @@ def record(path: Path, algo: str) -> None:
 
 
 def draw_panels(diagnosed: diagnosis.Diagnosis) -> bytes:
-    lacking = diagnosis_page.absent(diagnosed)
-    for panel in diagnosis_page.PANELS:
-        if panel.title not in lacking:
-            panel.draw(Figure().subplots(), diagnosed)
+    for panel in diagnosis_page.shown(diagnosed):
+        panel.draw(Figure().subplots(), diagnosed)
     return b"\x89PNG"
 
 
@@ -82,6 +80,7 @@ def test_every_method_gets_a_page(algo: str, datasets: Path, tmp_path: Path, mon
     assert found["value_gap"] == {"0": {"updates": [10, 20], "values": [1.5, 2.0]}, "1": {"updates": [10], "values": [-0.5]}}
     page = (path / "diagnosis.md").read_text()
     shown = {panel.title for panel in diagnosis_page.PANELS} - set(found["absent"])
+    assert ("Pathwise KL" in found["absent"]) == (algo in ("bdpo", "diffusion_bc"))  # of others it is not said
     for name in found["quantities"]:
         assert f"| `{name}` |" in page
     assert ("Weights w" in shown) == ("weight/w" in found["quantities"])
@@ -103,7 +102,7 @@ def test_what_lacks_is_said_in_words(datasets: Path, tmp_path: Path) -> None:
     draw_panels(found)
     cloned = diagnosis.diagnose(saved_run(tmp_path / "bc", "bc") / "checkpoints" / "last.ckpt")
     empty = replace(cloned, quantities={}, curves={}, value_gaps={})
-    assert len(diagnosis_page.absent(empty)) == len(diagnosis_page.PANELS)
+    assert len(diagnosis_page.absent(empty)) == len(diagnosis_page.PANELS) - 1  # not of the pathwise KL: no diffusion
     assert diagnosis_page.draw(empty).startswith(b"\x89PNG")
     absent = diagnosis_page.absent(cloned)
     assert absent["Value gap"] == "BC has no critic"
@@ -148,6 +147,9 @@ def test_the_ratio_of_the_series_and_its_clipped_share(datasets: Path, tmp_path:
     assert described is not None
     assert described["clipped_share"] == 0.25  # of t = 1, 0.5, 2 and 1.25 the third leaves [0.5, 1.5]
     assert (described["order"], described["remainder"]) == (4, found.series.remainder)
+    found.quantities["series/epsilon"] = np.array([[0.5, 0.4, 0.5, 0.1]])  # narrowed: the second and fourth leave theirs
+    assert (described := diagnosis.describe_series(found)) is not None
+    assert described["clipped_share"] == 0.75
 
 
 def test_what_cannot_be_diagnosed_is_one_line(

@@ -265,6 +265,7 @@ def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path)
         (["algo=iql", "algo.expectle=0.7"], "Key 'expectle' is not in struct"),
         (["algo=iql", "algo.expectile=1.7"], "algo.expectile=1.7 is not allowed; it must be in (0, 1)"),
         (["algo=sfac", "algo.divergence=jefreys"], "Unknown divergence 'jefreys'. Known: chi2"),
+        (["algo=sfac", "algo.divergence=[jeffreys]"], "Unknown divergence ['jeffreys']. Known: chi2"),
         (["dataset=brpo/halfcheetah/medium-replay"], "Did you mean brpo/halfcheetah/medium-replay-v0?"),
         (["dataset=mujoco/hopper/medium-v0"], "could not be downloaded"),
         (["trainer.precision=16-mixed"], "Use trainer.precision=bf16-mixed"),

@@ -77,6 +77,7 @@ class EQL(OfflineAlgorithm):
         """`E_D[exp(u / temperature) + V / temperature]`, clipped and scaled, (seeds,)."""
         value = self.value(batch.observations)  # (seeds, batch)
         self.record("value/mean", value.mean(-1))
+        self.record("value/clipped_share", losses.clipped_share(q - value, self.temperature, self.max_exponent))
         return losses.exponential_value(q - value, value, self.temperature, self.max_exponent).mean(-1)
 
     def actor_loss(self, batch: Batch, q: Tensor) -> Tensor:

@@ -167,6 +167,7 @@ class SfAC(OfflineAlgorithm):
         if self.value_kind == "expectile":
             return losses.expectile(q - value, self.expectile).mean(-1)
         if self.value_kind == "softmax":
+            self.record("value/clipped_share", losses.clipped_share(q - value, self.temperature, self.max_exponent))
             return losses.gumbel(q - value, self.temperature, self.max_exponent).mean(-1)
         return (self.sampled_q(batch.observations, "value") - value).square().mean(-1)
 
@@ -202,6 +203,8 @@ class SfAC(OfflineAlgorithm):
         terms = self.regularizer(log_t, shrink)
         if self.ratio == "target":
             terms = weights.capped_ratio(log_rho, self.max_ratio) * terms
+        if shrink is not None:
+            self.record("series/epsilon", self.regularizer.epsilon * shrink.mean(-1))
         self.record("ratio/clipped_share", self.regularizer.clipped_share(log_t, shrink))
         self.record("ratio/above_max_share", (log_rho > math.log(self.max_ratio)).to(log_rho.dtype).mean(-1))
         return terms.mean(-1)
@@ -221,7 +224,8 @@ class SfAC(OfflineAlgorithm):
             clipped = exponent > math.log(self.max_weight)
         else:
             omega = series.ratio_on_branch(self.branch, exponent)
-            clipped = (exponent < self.branch.at_low) | (exponent > self.branch.at_high)
+            clipped = exponent > self.branch.at_high
+            self.record("weight/lowest_share", (exponent < self.branch.at_low).to(omega.dtype).mean(-1))
         weight = weights.normalize(omega)
         self.record("weight/mean_before_normalization", omega.mean(-1))
         self.record("weight/effective_share", weights.effective_sample_share(weight))
@@ -277,10 +281,13 @@ class SfAC(OfflineAlgorithm):
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         """Likelihoods of both models, the ratios, the weights, Q and V on held-out transitions."""
-        q = self.critic_target(batch.observations, batch.actions).amin(1)
+        critics = self.critic_target(batch.observations, batch.actions)
+        q, shrink = critics.amin(1), self.shrink(critics)
         log_prob, behavior_log_prob = self.log_prob(self.actor, batch), self.log_prob(self.behavior, batch)
         log_rho, weight = log_prob - behavior_log_prob, self.weight(batch, q)
+        found = {} if shrink is None else {"series/epsilon": self.regularizer.epsilon * shrink}
         return {
+            **found,
             "actor/log_prob": log_prob,
             "behavior/log_prob": behavior_log_prob,
             "ratio/rho": log_rho.exp(),

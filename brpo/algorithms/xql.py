@@ -84,6 +84,7 @@ class XQL(OfflineAlgorithm):
         """Gumbel regression of V to Q, (seeds,)."""
         value = self.value(batch.observations)  # (seeds, batch)
         self.record("value/mean", value.mean(-1))
+        self.record("value/clipped_share", losses.clipped_share(q - value, self.temperature, self.max_exponent))
         return losses.gumbel(q - value, self.temperature, self.max_exponent, self.subtract_max).mean(-1)
 
     def actor_loss(self, batch: Batch, q: Tensor) -> Tensor:
@@ -107,6 +108,8 @@ class XQL(OfflineAlgorithm):
             target = losses.td_target(batch.rewards, batch.terminated, next_values, self.discount)
         q = self.critic(batch.observations, batch.actions)  # (seeds, critics, batch)
         self.record("q/mean", q.mean((1, 2)))
+        beyond = (q - target.unsqueeze(1)).abs() > self.huber_delta
+        self.record("q/clipped_share", beyond.to(q.dtype).mean((1, 2)))
         return losses.ensemble_huber(q, target, self.huber_delta)
 
     @torch.no_grad()

@@ -91,6 +91,8 @@ def _taylor(divergence: Divergence, order: int) -> tuple[float, ...]:
     coefficients = _derivatives(divergence.f, order if divergence.coefficient is None else min(order, 1))
     if divergence.coefficient is not None:
         coefficients += tuple(divergence.coefficient(n) for n in range(2, order + 1))
+    elif order >= 2:
+        _check_beside_one(divergence)
     if not all(map(math.isfinite, coefficients)):
         raise ValueError(
             f"The series of the divergence {divergence.name!r} is not finite up to order {order}: {coefficients}. "
@@ -112,6 +114,27 @@ def _derivatives(f: Callable[[Tensor], Tensor], order: int) -> tuple[float, ...]
                 return tuple(coefficients) + (0.0,) * (order - n)
             (value,) = torch.autograd.grad(value, t, create_graph=True, allow_unused=True, materialize_grads=True)
     return tuple(coefficients)
+
+
+BESIDE = 1e-3  # how far from 1 a user's f is looked at
+
+
+@cache
+def _check_beside_one(divergence: Divergence) -> None:
+    """Whether f below and above 1 has the curvature that differentiation finds at 1, where a kink or a jump hides.
+
+    Raises:
+        ValueError: it has another one.
+    """
+    f0, c1, c2, c3 = _derivatives(divergence.f, 3)
+    sides = torch.tensor([-BESIDE, BESIDE], dtype=torch.float64)
+    found = ((divergence.f(1.0 + sides) - f0 - c1 * sides) / sides.square()).tolist()
+    if max(abs(side - c2) for side in found) > 0.05 * abs(c2) + 10.0 * BESIDE * abs(c3) + 0.1 * BESIDE:
+        raise ValueError(
+            f"The divergence {divergence.name!r} has no Taylor series at 1: f''(1) = {2 * c2:g} by differentiation, but "
+            f"{2 * found[0]:g} just below and {2 * found[1]:g} just above. Set smooth=False if f has a kink there (it is "
+            "then used without a series), or mend f."
+        )
 
 
 @cache
@@ -242,7 +265,7 @@ def get_divergence(name: str) -> Divergence:
     Raises:
         ValueError: the name is unknown (the message lists the known ones), or has no finite number behind it.
     """
-    if name in DIVERGENCES:
+    if isinstance(name, str) and name in DIVERGENCES:
         return DIVERGENCES[name]
     kind, _, number = str(name).partition(":")
     if kind not in PARAMETRIC:

@@ -30,6 +30,12 @@ def gumbel(
     return torch.exp(exponent - offset) - torch.exp(-offset) * (exponent + 1.0)
 
 
+@torch.no_grad()
+def clipped_share(error: Float[Tensor, "seeds batch"], temperature: float, max_exponent: float) -> Float[Tensor, " seeds"]:
+    """Share of the errors that `gumbel` or `exponential_value` takes for `temperature * max_exponent`."""
+    return (error > temperature * max_exponent).to(error.dtype).mean(-1)
+
+
 def exponential_value(
     error: Float[Tensor, "seeds batch"], value: Float[Tensor, "seeds batch"], temperature: float, max_exponent: float
 ) -> Float[Tensor, "seeds batch"]:

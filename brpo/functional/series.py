@@ -66,11 +66,14 @@ def branch(divergence: Divergence, order: int) -> Branch:
     if order not in (2, 3, 4, 5):
         raise ValueError(f"policy_order must be 2, 3, 4 or 5 (the equation is solvable by radicals), got {order}.")
     coefficients = divergence.taylor(order)
+    if coefficients[2] <= 0:
+        raise ValueError(
+            f"The divergence {divergence.name!r} has f''(1) = {2 * coefficients[2]:g}, which must be positive: "
+            "a temperature is measured by it. Take another divergence."
+        )
     derivative = tuple(n * coefficients[n] if n >= 2 else 0.0 for n in range(1, order + 1))
     while derivative[-1] == 0.0:  # a polynomial f (chi2) has no terms of high order
         derivative = derivative[:-1]
-    if derivative[1] <= 0:
-        raise ValueError(f"The divergence {divergence.name!r} has f''(1) = {derivative[1]:g}; it must be positive.")
     polynomial = np.polynomial.Polynomial(derivative)
     turning = [root.real for root in np.atleast_1d(polynomial.deriv().roots()) if abs(root.imag) < 1e-9]
     low = max([-1.0, *(u for u in turning if u < 0)])

@@ -52,6 +52,14 @@ def test_value_and_actor_losses_by_hand(algo: str, overrides: list[str], value_l
     assert algorithm.latest["weight/clipped_share"].tolist() == [float(weight == algorithm.max_weight)]
 
 
+@pytest.mark.parametrize("algo", ["eql", "xql"])
+def test_clipped_exponents_are_counted(algo: str) -> None:
+    """V is 3; the temperature 0.1 and the clip of 7 hold errors to 0.7."""
+    algorithm = prepared(algo, "algo.temperature=0.1", "algo.max_exponent=7")
+    algorithm.value_loss(three_transitions(), torch.tensor([[3.6, 3.8, 4.0]], dtype=torch.float64))
+    assert algorithm.latest["value/clipped_share"].tolist() == pytest.approx([2 / 3])
+
+
 @pytest.mark.parametrize("algo", ["sql", "eql"])
 def test_critic_loss_by_hand_stops_at_termination_only(algo: str) -> None:
     """Targets 1 + 0.99 * 3, 2 + 0.99 * 3 and 3 (terminated); critics at 5 and 4."""
@@ -62,8 +70,9 @@ def test_critic_loss_by_hand_stops_at_termination_only(algo: str) -> None:
 def test_xql_critic_loss_is_hubers() -> None:
     """Delta 1: errors 1.03, 0.03, 2 of the first critic and 0.03, -0.97, 1 of the second."""
     linear, square = (1.03 - 0.5) + (2 - 0.5), 0.5 * (0.03**2 + 0.03**2 + 0.97**2 + 1)
-    loss = prepared("xql", "algo.huber_delta=1").critic_loss(three_transitions())
-    assert loss.item() == pytest.approx((linear + square) / 3)
+    xql = prepared("xql", "algo.huber_delta=1")
+    assert xql.critic_loss(three_transitions()).item() == pytest.approx((linear + square) / 3)
+    assert xql.latest["q/clipped_share"].tolist() == pytest.approx([2 / 6])
 
 
 def test_sql_leaves_out_what_is_bad_enough() -> None:

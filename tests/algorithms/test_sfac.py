@@ -139,7 +139,8 @@ def test_target_and_fit_can_have_divergences_of_their_own() -> None:
     sfac = prepared("algo.temperature=1", "algo.omega=series", "algo.target_divergence=jensen_shannon")
     weight = sfac.weight(three_transitions(), torch.tensor([[2.0, 3.0, 3.5]], dtype=torch.float64))
     assert weight.tolist()[0] == pytest.approx([0.0, 1.0, 2.0])
-    assert sfac.latest["weight/clipped_share"].tolist() == pytest.approx([1 / 3])  # 1 + 2x < 0
+    assert sfac.latest["weight/lowest_share"].tolist() == pytest.approx([1 / 3])  # 1 + 2x < 0
+    assert sfac.latest["weight/clipped_share"].tolist() == [0.0]  # the branch has no upper end
     assert sfac.regularizer.coefficients[2:] == pytest.approx((1 / 2, -1 / 3, 1 / 4))
     both = make_algorithm("sfac", "algo.divergence=alpha:0.5", "algo.regularizer.loss_order=3")
     assert both.divergence is both.target_divergence is both.regularizer.divergence
@@ -225,6 +226,17 @@ def test_what_a_run_shows_of_its_ratios_and_weights() -> None:
         "actor/log_prob", "behavior/log_prob", "ratio/rho", "ratio/t", "weight/w", "q/target", "value/v",
     }  # fmt: skip
     assert torch.allclose(values["ratio/t"], values["weight/w"] / values["ratio/rho"])
+
+
+def test_the_narrowed_epsilon_is_shown() -> None:
+    """epsilon / (1 + spread / temperature), its mean over the batch and for each held-out transition."""
+    sfac, batch = make_algorithm("sfac", "algo.epsilon_schedule=spread", "algo.temperature=0.5"), random_batch()
+    critics = sfac.critic_target(batch.observations, batch.actions)
+    expected = sfac.regularizer.epsilon / (1.0 + critics.std(1, correction=0) / 0.5)
+    assert torch.allclose(sfac.diagnose(batch)["series/epsilon"], expected)
+    sfac.step(batch)
+    assert torch.allclose(sfac.latest["series/epsilon"], expected.mean(-1))
+    assert 0 < sfac.latest["series/epsilon"].item() < sfac.regularizer.epsilon
 
 
 def test_value_losses_by_hand() -> None:

@@ -228,3 +228,28 @@ def test_total_variation_has_no_series() -> None:
 def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"Unknown divergence 'jefreys'. Known: chi2, gan, .*jeffreys.*, alpha:NUMBER"):
         get_divergence("jefreys")
+
+
+@pytest.mark.parametrize(
+    ("f", "found"),
+    [
+        (lambda t: 0.5 * (t - 1.0).abs(), r"0 by differentiation, but 1000 just below and 1000 just above"),
+        (
+            lambda t: torch.where(t > 1.0, 1.0, 2.0) * (t - 1.0).square(),
+            r"4 by differentiation, but 4 just below and 2 just",
+        ),
+    ],
+    ids=["kink", "jump"],
+)
+def test_a_kink_at_one_is_no_series(f, found: str) -> None:
+    mine = Divergence("mine", "test", f)
+    with pytest.raises(ValueError, match=r"'mine' has no Taylor series at 1: f''\(1\) = " + found):
+        mine.taylor(4)
+    assert Divergence("mine", "test", f, smooth=False).f(f64(3.0)).item() > 0
+
+
+@pytest.mark.parametrize("name", [name for name in SMOOTH if get_divergence(name).smooth])
+def test_no_known_divergence_is_taken_for_one_with_a_kink(name: str) -> None:
+    known = get_divergence(name)
+    mine = Divergence("mine", "test", known.f)
+    assert mine.taylor(4) == pytest.approx(known.taylor(4), abs=1e-9)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brpo.functional import series
-from brpo.functional.divergences import DIVERGENCES, get_divergence
+from brpo.functional.divergences import DIVERGENCES, Divergence, get_divergence
 
 SMOOTH = [name for name, divergence in DIVERGENCES.items() if divergence.smooth] + ["alpha:-1.5", "alpha:0.5", "alpha:3"]
 ORDERS = (2, 3, 4, 5)
@@ -129,3 +129,10 @@ def test_float32_in_float32_out_and_large_values() -> None:
 def test_refuses_other_orders(order: int) -> None:
     with pytest.raises(ValueError, match="policy_order must be 2, 3, 4 or 5"):
         series.policy_ratio(DIVERGENCES["kl"], order, f64(0.0))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_divergence_without_curvature_is_refused(order: int) -> None:
+    flat = Divergence("flat", "test", lambda t: (t - 1.0) ** 4)
+    with pytest.raises(ValueError, match=r"'flat' has f''\(1\) = 0, which must be positive"):
+        series.branch(flat, order)
