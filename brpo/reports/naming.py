@@ -148,8 +148,8 @@ def _usual(names: Sequence[str], methods: Counter[tuple[str, ...]]) -> dict[str,
 
 def _of_some_only(algo: str, key: str, results: Sequence[SeedResult]) -> str:
     known = [result for result in results if key in result.options]
-    runs, all_runs = ({result.run for result in group} for group in (known, results))
-    return f"{algo}: `{key}` is {_text(known[0].options[key])} in {len(runs)} of {len(all_runs)} runs; the others do not know it."
+    runs, all_runs = (len({result.run for result in group}) for group in (known, results))
+    return f"{algo}: `{key}` is {_text(known[0].options[key])} in {runs} of {all_runs} runs; the others do not know it."
 
 
 def _between_data_sets(algo: str, key: str, results: Sequence[SeedResult]) -> str:
