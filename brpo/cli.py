@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from brpo.errors import Interrupted
-from brpo.exits import exit_code_of
+from brpo.exits import exit_code_of_command
 
 if TYPE_CHECKING:
     from brpo.sweeps.collect import Row
@@ -146,6 +146,20 @@ def diagnose(
         print(file)
 
 
+@app.command()
+def divergences(
+    order: Annotated[int, typer.Option(min=2, help="Of the series in the last column, algo.regularizer.loss_order.")] = 4,
+    epsilon: Annotated[float, typer.Option(help="Of its clip range, algo.regularizer.epsilon; above 0.")] = 0.5,
+) -> None:
+    """Print the known f-divergences with their series, radius and bounds. docs/divergences.md explains the columns."""
+    from brpo import divergence_table
+    from brpo.functional.divergences import DIVERGENCES
+    from brpo.options import require_positive
+
+    require_positive(epsilon=epsilon)
+    print(divergence_table.table(DIVERGENCES.values(), order, epsilon))
+
+
 @app.command("collect")
 def collect_sweep(
     sweep: Annotated[Path, typer.Argument(metavar="SWEEP_DIR", help="The folder that the sweep named, runs/sweeps/<time>.")],
@@ -225,7 +239,7 @@ def _table(columns: Mapping[str, Sequence[str]]) -> Table:
 
 def main() -> None:
     """Entry point: one line and exit code 2 for wrong input, as `train.py`."""
-    sys.exit(exit_code_of(app, debug=bool(os.environ.get("BRPO_DEBUG"))))
+    sys.exit(exit_code_of_command(app, debug=bool(os.environ.get("BRPO_DEBUG"))))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,27 @@ def exit_code_of(run: Callable[[], Any], debug: bool = False) -> int:
     return outcome_of(run, debug)[0]
 
 
+def exit_code_of_command(app: Callable[..., Any], debug: bool = False) -> int:
+    """As `exit_code_of`, of a typer app: what it says of its arguments is one line too, and not a box."""
+
+    def run() -> None:
+        try:
+            code = app(standalone_mode=False)
+        except Exception as error:
+            if type(error).__name__ == "Abort":
+                raise KeyboardInterrupt from error
+            if not hasattr(error, "format_message"):  # typer's and click's own have it
+                raise
+            if not (said := " ".join(error.format_message().replace("Value error, ", "").split())):
+                raise SystemExit(WRONG_INPUT) from error  # without arguments: the help was printed
+            path = getattr(getattr(error, "ctx", None), "command_path", "")
+            raise UserError(f"{said.rstrip('.')}. See {path} --help." if path else said) from error
+        if code:
+            raise SystemExit(code)
+
+    return exit_code_of(run, debug)
+
+
 def outcome_of(run: Callable[[], Any], debug: bool = False) -> tuple[int, str | None]:
     """As `exit_code_of`; gives the exit code and the line, None where all went well."""
     try:

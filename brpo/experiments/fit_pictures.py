@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from brpo.experiments.mixture_fits import Fits
 from brpo.experiments.mixtures import Grid, Mixture
-from brpo.functional.divergences import DIVERGENCES
 
 COLUMNS = 5
 INSIDE = 0.86  # share of a density's mass within its contour: two standard deviations of a Gaussian in the plane
@@ -22,19 +21,20 @@ CLIPPED: dict[str, Any] = {"color": "#c8581d", "linewidth": 1.2, "linestyle": "-
 
 def draw(families: Sequence[Fits]) -> bytes:
     """One panel for each family and divergence, as a PNG: the target, the exact fit, the clipped one, the truncated ones."""
-    rows = math.ceil(len(DIVERGENCES) / COLUMNS)
+    names = families[0].names
+    rows = math.ceil(len(names) / COLUMNS)
     with matplotlib.rc_context({"font.size": 7, "axes.titlesize": 8}):  # pyright: ignore[reportArgumentType]
         figure = Figure(figsize=(10.0, 1.75 * rows * len(families) + 0.8), layout="constrained")
         parts = figure.subfigures(len(families), 1, squeeze=False).flat
         for fits, part in zip(families, parts, strict=True):
             part.suptitle(f"{fits.family} fits, {fits.task.dimension}-D", weight="bold", x=0.01, ha="left", size=9)
             grid = list(part.subplots(rows, COLUMNS, sharex=True, sharey=True).flat)
-            for name, axes in zip(DIVERGENCES, grid, strict=False):
+            for name, axes in zip(names, grid, strict=False):
                 axes.set_title(name)
                 axes.set_xticks([])
                 axes.set_yticks([])
                 panel(axes, fits, name)
-            for axes in grid[len(DIVERGENCES) :]:
+            for axes in grid[len(names) :]:
                 axes.axis("off")
         handles = legend(families[0])
         figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]), frameon=False)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from brpo.experiments.mixtures import Grid, Mixture, Objective, divergence_between, fit, objectives
-from brpo.functional.divergences import DIVERGENCES
 
 ORDERS = range(2, 8)
 RESTARTS = 3  # as many as a target has modes
@@ -45,7 +44,7 @@ class Fits:
         chosen: the objective of each fit.
         found: the fits, (objectives, components, ...).
         losses: final value of each objective, (objectives,).
-        divergences: every divergence of the table of each fit, (objectives, divergences).
+        divergences: every divergence that was fitted, of each fit, (objectives, divergences).
         mass: of each fit inside the cube, (objectives,).
     """
 
@@ -56,6 +55,11 @@ class Fits:
     losses: torch.Tensor
     divergences: torch.Tensor
     mass: torch.Tensor
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the divergences, in the order of `divergences`."""
+        return tuple(dict.fromkeys(objective.divergence.name for objective in self.chosen))
 
 
 def tasks() -> list[Task]:
@@ -78,14 +82,15 @@ def mixture(weights: Sequence[float], means: Sequence[Any], covariances: Sequenc
     return Mixture(log_weights.log(), centers, torch.linalg.cholesky(spreads))
 
 
-def fit_family(task: Task, family: str, *, clip: float, updates: int, seed: int) -> Fits:
+def fit_family(task: Task, family: str, *, clip: float, updates: int, seed: int, also: Sequence[str] = ()) -> Fits:
     """Fit a family under every objective, and measure all divergences on the finer grid."""
-    chosen, components = objectives(ORDERS, clip), task.families[family]
+    chosen, components = objectives(ORDERS, clip, also), task.families[family]
     found, losses = fit(task.target, chosen, task.grid, components=components, updates=updates, restarts=RESTARTS, seed=seed)
     log_p, log_q = (m.log_density(task.measure.points) for m in (task.target, found))
     mass = task.measure.integrate(log_q.exp())
     log_p, log_q = task.measure.normalized(log_p), task.measure.normalized(log_q)
-    divergences = [divergence_between(d, log_p, log_q, task.measure) for d in DIVERGENCES.values()]
+    used = {objective.divergence.name: objective.divergence for objective in chosen}
+    divergences = [divergence_between(d, log_p, log_q, task.measure) for d in used.values()]
     return Fits(task, family, chosen, found, losses, torch.stack(divergences, -1), mass)
 
 
@@ -100,7 +105,7 @@ def rows(results: Sequence[Fits]) -> list[dict[str, Any]]:
             "epsilon": "" if math.isinf(objective.epsilon) else objective.epsilon,
             "loss": float(loss),
             "mass": float(mass),
-            **{name: float(value) for name, value in zip(DIVERGENCES, values, strict=True)},
+            **{name: float(value) for name, value in zip(fits.names, values, strict=True)},
         }
         for fits in results
         for objective, loss, mass, values in zip(fits.chosen, fits.losses, fits.mass, fits.divergences, strict=True)
@@ -114,7 +119,7 @@ def table(results: Sequence[Fits]) -> str:
     for fits in results:
         lines += [f"{fits.task.dimension}-D, {fits.family}", "", f"| objective | {' | '.join(labels)} |"]
         lines += ["|---" * (len(labels) + 1) + "|"]
-        for column, name in enumerate(DIVERGENCES):
+        for column, name in enumerate(fits.names):
             own = {
                 objective.label: short(float(values[column]))
                 for objective, values in zip(fits.chosen, fits.divergences, strict=True)

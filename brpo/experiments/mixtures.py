@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from brpo.functional import streams
-from brpo.functional.divergences import DIVERGENCES, Divergence
+from brpo.functional.divergences import DIVERGENCES, Divergence, get_divergence
 
 LARGEST_LOG_RATIO = 300.0  # |log p/q| beyond this is cut: the square of its exponential is still a float64
 RATE, LARGEST_GRADIENT = 0.05, 1.0  # Adam's first step size, and the gradient norm of a fit that it sees at most
@@ -110,15 +110,17 @@ class Objective:
         return "exact" if math.isinf(self.epsilon) else "clipped"
 
 
-def objectives(orders: Sequence[int], clip: float) -> list[Objective]:
+def objectives(orders: Sequence[int], clip: float, also: Sequence[str] = ()) -> list[Objective]:
     """Every divergence of the table exactly, and where its g has a series, not all zeros, clipped and truncated.
 
     Args:
         orders: N_loss.
         clip: epsilon as a share of the radius of convergence, in (0, 1].
+        also: names of divergences that are not in the table, as `alpha:0.7`.
     """
-    exact = [Objective(divergence) for divergence in DIVERGENCES.values()]
-    expandable = [d for d in DIVERGENCES.values() if d.smooth and any(d.conditional_symmetry_taylor(max(orders))[2:])]
+    divergences = [*DIVERGENCES.values(), *map(get_divergence, also)]
+    exact = [Objective(divergence) for divergence in divergences]
+    expandable = [d for d in divergences if d.smooth and any(d.conditional_symmetry_taylor(max(orders))[2:])]
     clipped = [Objective(d, None, clip * d.series_radius) for d in expandable]
     return exact + clipped + [Objective(d, order, clip * d.series_radius) for d in expandable for order in orders]
 

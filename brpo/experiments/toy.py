@@ -22,7 +22,7 @@ from brpo.datasets import toy
 from brpo.errors import UserError
 from brpo.evaluation import toy_pictures
 from brpo.evaluation.toy import Target, draw
-from brpo.exits import exit_code_of
+from brpo.exits import exit_code_of_command
 from brpo.files import write_atomically
 from brpo.runs import RunFolder
 
@@ -173,4 +173,4 @@ def _write(output: Path, rows: list[toy_pictures.Row], across: bool = False) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(app))
+    sys.exit(exit_code_of_command(app))

@@ -31,6 +31,7 @@ class Divergence:
         coefficient: n -> c_n for n >= 2, the coefficient of (t-1)^n in f; None to differentiate instead.
         radius: convergence radius of the series around 1; None to estimate it from the coefficients.
         smooth: False where f is not differentiable at 1; there is then no series.
+        formula: f in words, for tables.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Divergence:
     coefficient: Callable[[int], float] | None = None
     radius: float | None = None
     smooth: bool = True
+    formula: str = ""
 
     def df(self, t: Tensor) -> Tensor:
         """f'(t), elementwise, by automatic differentiation."""
@@ -185,16 +187,27 @@ DIVERGENCES: dict[str, Divergence] = {
             lambda t: torch.special.xlogy(t, t),
             lambda n: _sign(n) / (n * (n - 1)),
             radius=1.0,
+            formula="t ln t",
         ),
-        Divergence("reverse_kl", "KL(Q || P)", lambda t: -torch.log(t), lambda n: _sign(n) / n, radius=1.0),
-        Divergence("chi2", "Pearson chi^2", lambda t: (t - 1.0).square(), lambda n: float(n == 2), radius=1.0),
-        Divergence("neyman_chi2", "Neyman chi^2", lambda t: (1.0 - t).square() / t, _sign, radius=1.0),
+        Divergence("reverse_kl", "KL(Q || P)", lambda t: -torch.log(t), lambda n: _sign(n) / n, radius=1.0, formula="-ln t"),
+        Divergence(
+            "chi2",
+            "Pearson chi^2",
+            lambda t: (t - 1.0).square(),
+            lambda n: float(n == 2),
+            radius=1.0,
+            formula="(t - 1)^2",
+        ),
+        Divergence(
+            "neyman_chi2", "Neyman chi^2", lambda t: (1.0 - t).square() / t, _sign, radius=1.0, formula="(1 - t)^2 / t"
+        ),
         Divergence(
             "hellinger",
             "squared Hellinger distance, without the factor 1/2",
             lambda t: (t.sqrt() - 1.0).square(),
             _hellinger_coefficient,
             radius=1.0,
+            formula="(sqrt(t) - 1)^2",
         ),
         Divergence(
             "le_cam",
@@ -202,14 +215,22 @@ DIVERGENCES: dict[str, Divergence] = {
             lambda t: (t - 1.0).square() / (t + 1.0),
             lambda n: _sign(n) * 2.0 ** (1 - n),
             radius=1.0,
+            formula="(t - 1)^2 / (t + 1)",
         ),
-        Divergence("total_variation", "total variation distance", lambda t: (t - 1.0).abs() / 2.0, smooth=False),
+        Divergence(
+            "total_variation",
+            "total variation distance",
+            lambda t: (t - 1.0).abs() / 2.0,
+            smooth=False,
+            formula="abs(t - 1) / 2",
+        ),
         Divergence(
             "jeffreys",
             "Jeffreys: KL(P || Q) + KL(Q || P)",
             lambda t: (t - 1.0) * torch.log(t),
             lambda n: _sign(n) / (n - 1),
             radius=1.0,
+            formula="(t - 1) ln t",
         ),
         Divergence(
             "jensen_shannon",
@@ -217,6 +238,7 @@ DIVERGENCES: dict[str, Divergence] = {
             _jensen_shannon,
             _jensen_shannon_coefficient,
             radius=2.0,
+            formula="t ln t - (1 + t) ln((1 + t) / 2)",
         ),
         Divergence(
             "gan",
@@ -224,6 +246,7 @@ DIVERGENCES: dict[str, Divergence] = {
             _gan,
             _jensen_shannon_coefficient,
             radius=2.0,
+            formula="t ln t - (1 + t) ln(1 + t) + 2 ln 2",
         ),
     )
 }

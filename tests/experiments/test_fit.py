@@ -99,25 +99,29 @@ def test_tables_and_pictures_are_complete_and_the_same_again(monkeypatch: pytest
     for task in mixture_fits.tasks():
         small = mixture_fits.Task(task.target, Grid.cube(5.0, 21, task.dimension), Grid.cube(5.0, 25, task.dimension))
         again = [
-            [mixture_fits.fit_family(small, family, clip=1.0, updates=2, seed=1) for family in small.families]
+            [mixture_fits.fit_family(small, name, clip=1.0, updates=2, seed=1, also=["alpha:3"]) for name in small.families]
             for _ in range(2)
         ]
         first, second = (mixture_fits.as_csv(mixture_fits.rows(results)) for results in again)
         assert first == second
         found = list(csv.DictReader(io.StringIO(first)))
         keys = {(row["family"], row["objective"], row["order"]) for row in found}
-        assert len(keys) == len(found) == 2 * len(objectives(range(2, 4), 1.0))
-        assert all(math.isfinite(float(row[name])) for row in found for name in ("loss", "mass", *DIVERGENCES))
-        assert mixture_fits.table(again[0]).count("| `") == 2 * len(DIVERGENCES)
+        assert len(keys) == len(found) == 2 * len(objectives(range(2, 4), 1.0, ["alpha:3"]))
+        names = (*DIVERGENCES, "alpha:3")
+        assert all(math.isfinite(float(row[name])) for row in found for name in ("loss", "mass", *names))
+        assert mixture_fits.table(again[0]).count("| `") == 2 * len(names)
         if task.dimension == 1:
             assert fit_pictures.draw(again[0]).startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("option", "value"), [("--clip", "1.5"), ("--updates", "0")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--clip", "1.5"), ("--updates", "0"), ("--also", "kl"), ("--also", "alpha:x")]
+)
 def test_wrong_options_are_one_line(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     from brpo.exits import exit_code_of
     from brpo.experiments.fit import app
 
     assert exit_code_of(lambda: app([option, value], standalone_mode=False)) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {option} {value} is not allowed; it must be ")
+    says = {"kl": "--also kl is not needed", "alpha:x": "--also: The divergence 'alpha:x' needs a finite number"}
+    assert line.startswith(f"error: {says.get(value, f'{option} {value} is not allowed; it must be ')}")

@@ -1,0 +1,55 @@
+"""The known divergences and what decides how they act in Sf-AC, as a Markdown table: `brpo divergences`."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from brpo.functional import series
+from brpo.functional.divergences import Divergence
+
+SHOWN = 5  # the highest order of the coefficients that are shown
+HEAD = (
+    "divergence", "f(t)", "symmetric", "slope of w", "largest w, order 3, 5", f"g_2 to g_{SHOWN}", "radius",
+    "orders beyond it", "coefficient below",
+)  # fmt: skip
+
+
+def table(divergences: Iterable[Divergence], order: int, epsilon: float) -> str:
+    """A row for each divergence.
+
+    Args:
+        divergences: from `DIVERGENCES`, or of the user's.
+        order: of the series in the last column, `loss_order`.
+        epsilon: clip range there.
+    """
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    return "\n".join([*lines, *("| " + " | ".join(row(each, order, epsilon)) + " |" for each in divergences)])
+
+
+def row(divergence: Divergence, order: int, epsilon: float) -> list[str]:
+    """The cells of a divergence; those of its series are empty where it has none."""
+    first = [f"`{divergence.name}`", f"`{divergence.formula}`", "yes" if divergence.is_symmetric else "no"]
+    if not divergence.smooth:
+        return [*first, *["-"] * (len(HEAD) - len(first))]
+    g = divergence.conditional_symmetry_taylor(max(order, 2 * SHOWN))
+    ends = [1.0 + series.branch(divergence, n).high for n in (3, 5)]
+    return [
+        *first,
+        f"{1.0 / divergence.d2f1:.4g}",
+        ", ".join("none" if math.isinf(end) else f"{end:.4g}" for end in ends),
+        ", ".join(f"{value:.3g}" for value in g[2 : SHOWN + 1]),
+        f"{divergence.series_radius:.4g}",
+        ", ".join(str(n) for n in range(2, SHOWN + 1) if g[n] > 0) or "-",
+        largest_coefficient(g[: order + 1], epsilon),
+    ]
+
+
+def largest_coefficient(g: tuple[float, ...], epsilon: float) -> str:
+    """`(1 + epsilon) / h(1 + epsilon)`: from there on the series term pushes a clipped sample below its target. Ours.
+
+    Beyond the clip the gradient on log pi of a transition is `coefficient rho h(1 + epsilon) - w`, with `w > (1 + epsilon)
+    rho`, so that a smaller coefficient always leaves it pointing up. Where h is negative the term itself points up.
+    """
+    h = series.evaluate(g, torch.tensor([1.0 + epsilon], dtype=torch.float64)).item()
+    return f"{(1.0 + epsilon) / h:.3g}" if h > 0 else "any"

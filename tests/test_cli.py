@@ -1,0 +1,71 @@
+"""The `brpo` command itself: what it says of its arguments, and its tables."""
+
+import os
+
+import pytest
+
+from brpo import cli, divergence_table
+from brpo.exits import exit_code_of_command
+from brpo.functional.divergences import DIVERGENCES, Divergence, get_divergence
+from tests.helpers import ROOT
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["report"], r"error: Missing argument 'RUN...'. See brpo report --help."),
+        (["bogus"], r"error: No such command 'bogus'. See brpo --help."),
+        (
+            ["diagnose", "run", "--checkpoint", "newest"],
+            "error: Invalid value for '--checkpoint': 'newest' is not one of 'last', 'best'. See brpo diagnose --help.",
+        ),
+        (["divergences", "--epsilon", "0"], "error: epsilon=0.0 is not allowed; it must be positive and finite."),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["brpo", *arguments])
+    assert exit_code_of_command(cli.app) == 2
+    assert capsys.readouterr().err.splitlines() == [says]
+
+
+def test_without_arguments_it_helps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["brpo"])
+    with pytest.raises(SystemExit) as stopped:
+        exit_code_of_command(cli.app)
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert "Usage: brpo" in said.out
+    assert not said.err
+
+
+def test_the_page_has_the_table_of_divergences(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["brpo", "divergences"])
+    assert exit_code_of_command(cli.app) == 0
+    table = capsys.readouterr().out.strip()
+    assert table.count(os.linesep) == len(DIVERGENCES) + 1
+    assert table in (ROOT / "docs" / "divergences.md").read_text()
+
+
+def test_a_row_by_hand() -> None:
+    """Jeffreys: g = -ln t, so h(1.5) = 0.25 / 2 - 0.125 / 3 up to order 3; f_3' = 2u - 1.5 u^2 turns at u = 2/3."""
+    name, f, symmetric, slope, largest, g, radius, beyond, below = divergence_table.row(get_divergence("jeffreys"), 3, 0.5)
+    assert (name, f, symmetric, slope, radius, beyond) == ("`jeffreys`", "`(t - 1) ln t`", "yes", "0.5", "1", "2, 4")
+    assert g == "0.5, -0.333, 0.25, -0.2"
+    assert largest.startswith("1.667, ")
+    assert float(below) == pytest.approx(1.5 / (0.125 - 0.125 / 3), rel=1e-2)
+    assert divergence_table.row(Divergence("mine", "test", lambda t: 3.0 * (t - 1.0).square()), 2, 1.0)[3] == "0.1667"
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_formulas_are_the_functions(name: str) -> None:
+    """In words for the table, in torch for the code."""
+    import numpy as np
+    import torch
+
+    t = np.array([0.2, 0.9, 1.7, 4.0])
+    words = DIVERGENCES[name].formula.replace("^", "**").replace("t ln t", "t * ln(t)").replace(") ln", ") * ln")
+    words = words.replace("ln t", "ln(t)").replace("2 ln 2", "2 * ln(2)")
+    found = eval(words, {"__builtins__": {}}, {"t": t, "ln": np.log, "sqrt": np.sqrt, "abs": np.abs})
+    assert DIVERGENCES[name].f(torch.from_numpy(t)).numpy() == pytest.approx(found)
