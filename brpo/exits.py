@@ -28,9 +28,10 @@ def exit_code_of_command(app: Callable[..., Any], debug: bool = False) -> int:
         except Exception as error:
             if type(error).__name__ == "Abort":
                 raise KeyboardInterrupt from error
-            if not hasattr(error, "format_message"):  # typer's and click's own have it
+            message = getattr(error, "format_message", None)  # typer's and click's own have it
+            if message is None:
                 raise
-            if not (said := " ".join(error.format_message().replace("Value error, ", "").split())):
+            if not (said := " ".join(message().replace("Value error, ", "").split())):
                 raise SystemExit(WRONG_INPUT) from error  # without arguments: the help was printed
             path = getattr(getattr(error, "ctx", None), "command_path", "")
             raise UserError(f"{said.rstrip('.')}. See {path} --help." if path else said) from error

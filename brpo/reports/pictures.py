@@ -90,7 +90,7 @@ def _curves(axes: Any, comparison: Comparison, task: Task, style: dict[str, dict
     axes.set_xlabel("updates", fontsize=9)
     axes.set_ylabel(METRICS[task.metric].words, fontsize=9)
     axes.tick_params(labelsize=8)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.25)
 

@@ -54,7 +54,8 @@ def table(datasets: Sequence[str], rows: Sequence[Published]) -> str:
             [row.method, row.dataset, f"{row.mean} ± {row.std}" if row.std else row.mean, row.source, row.rule]
             for row in found
         )
-        parts.append(markdown(["method", "data set", "normalized score", "source", "checkpoint rule"], lines))
+        header = ["method", "data set", "normalized score", "source", "checkpoint rule"]
+        parts.append(markdown(header, lines, ["data set", "source", "checkpoint rule"]))
     if without:
         parts.append(f"There are no published scores for {', '.join(f'`{dataset}`' for dataset in without)}.\n")
     return "\n".join(parts)

@@ -12,6 +12,7 @@ from brpo.reports.run_folders import Found
 from brpo.reports.seed_result import METRICS, RULES
 
 MARKDOWN = "report.md"
+DIRTY = "-dirty"  # behind a commit, `brpo.results`
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class Report:
     def _provenance(self) -> str:
         results = self.found.results
         lines = [f"git: {', '.join(sorted({result.git or 'no clone' for result in results}))}"]
+        if any((result.git or "").endswith(DIRTY) for result in results):
+            lines.append(f"{DIRTY.removeprefix('-')}: the code of those runs was not wholly committed when they started")
         lines += sorted({f"versions: {result.versions}" for result in results})
         return "".join(f"- {line}\n" for line in lines)
 

@@ -61,7 +61,8 @@ class Protocol:
     def __str__(self) -> str:
         """In words."""
         often = f", evaluated every {self.every}" if self.every else ""
-        return f"{self.mode} action, {self.episodes} episodes, {self.updates} updates{often}"
+        episodes = f"{self.episodes} episode" + ("" if self.episodes == 1 else "s")
+        return f"{self.mode} action, {episodes}, {self.updates} updates{often}"
 
 
 Curve = tuple[tuple[int, float], ...]  # update and value of each evaluation, in the unit of the run's metric

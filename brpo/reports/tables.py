@@ -17,9 +17,9 @@ _AGGREGATES = ["method", "runs", "mean [95 %]", "IQM [95 %]", "CVaR 10 %", "wors
 HOLE = "–"  # noqa: RUF001
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; numbers stand right of the first column."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence[str] = ()) -> str:
+    """A Markdown table; what is right of the first column is numbers, flush right, but for columns of `words`."""
+    lines = [header, ["---", *("---" if name in words else "---:" for name in header[1:])], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -99,7 +99,8 @@ def robustness(comparison: Comparison) -> str:
         rows.append([method.name, f"{100 * share:.0f} %", task.dataset, f"{there} of {len(tasks)}"])
     return (
         "Where a method does worst: its mean final score over that of the best method on the same data set, the smallest of "
-        "these over the data sets that it has.\n\n" + markdown(["method", "share", "data set", "data sets"], rows)
+        "these over the data sets that it has.\n\n"
+        + markdown(["method", "share", "data set", "data sets"], rows, ["data set"])
     )
 
 
@@ -152,22 +153,30 @@ def episodes(comparison: Comparison) -> str:
 
 def cost(comparison: Comparison) -> str:
     """Wall time and speed of the runs."""
+    rows = (
+        [name, runs, together, *(HOLE if mean is None else f"{mean:.0f}" for mean in means), engine]
+        for name, runs, together, *means, engine in _costs(comparison)
+    )
+    header = ["method", "runs", "seeds in a run", "wall time of a run (s)", "updates/s", "engine"]
+    return "Mean over runs; wall time with evaluations, of all parts of a resumed run.\n\n" + markdown(
+        header, rows, ["engine"]
+    )
+
+
+def _costs(comparison: Comparison) -> Iterator[list[Any]]:
+    """Method, runs, seeds in a run, wall seconds and updates per second (means over the runs that have them), engine."""
     groups: dict[tuple[str, int, str], dict[str, SeedResult]] = {}
     for (method, _), found in comparison.cells.items():
         for result in found:
             groups.setdefault((method.name, result.together, result.engine), {})[result.run] = result
-    rows = (
-        [name, str(len(runs)), str(together), _mean([run.wall_seconds for run in runs.values()]),
-         _mean([run.updates_per_second for run in runs.values()]), engine]
-        for (name, together, engine), runs in groups.items()
-    )  # fmt: skip
-    header = ["method", "runs", "seeds in a run", "wall time of a run (s)", "updates/s", "engine"]
-    return "Mean over runs; wall time with evaluations, of all parts of a resumed run.\n\n" + markdown(header, rows)
+    for (name, together, engine), runs in groups.items():
+        means = (_mean([getattr(run, key) for run in runs.values()]) for key in ("wall_seconds", "updates_per_second"))
+        yield [name, str(len(runs)), str(together), *means, engine]
 
 
-def _mean(values: Sequence[float | None]) -> str:
+def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return f"{fmean(known):.0f}" if known else HOLE
+    return fmean(known) if known else None
 
 
 def _column(task: Task) -> str:
@@ -189,14 +198,17 @@ _NUMBERS = ("runs", "mean", "mean_low", "mean_high", "std", "iqm", "iqm_low", "i
 
 
 def write_tables(folder: Path, comparisons: Sequence[Comparison]) -> None:
-    """Write `scores.csv`, `aggregates.csv` and `improvement.csv` with all digits.
+    """Write `scores.csv`, `aggregates.csv`, `improvement.csv` and `cost.csv` with all digits.
 
     Raises:
         OSError: they cannot be written.
     """
     scores = ("method", "dataset", "digest", "metric", *_PROTOCOL, "rule", *_NUMBERS, "worst_seed", "worst_seed_value")
     write_csv(folder / "scores.csv", (*scores, "worst_episode_return", "episodes_cvar_return"), _score_rows(comparisons))
-    worst = ("worst_dataset", "worst_dataset_mean", "worst_seed_dataset", "worst_seed", "worst_seed_value")
+    worst = (
+        "worst_dataset", "worst_dataset_mean", "worst_seed_dataset", "worst_seed", "worst_seed_value",
+        "worst_share", "worst_share_dataset",
+    )  # fmt: skip
     write_csv(
         folder / "aggregates.csv",
         ("method", *_PROTOCOL, "rule", "datasets", *_NUMBERS, *worst),
@@ -208,6 +220,9 @@ def write_tables(folder: Path, comparisons: Sequence[Comparison]) -> None:
         for (ours, theirs), (value, interval) in aggregates.improvements(comparison).items()
     )
     write_csv(folder / "improvement.csv", ("method", "over", *_PROTOCOL, "probability", "low", "high"), rows)
+    costs = ([name, *_protocol(comparison), *rest] for comparison in comparisons for name, *rest in _costs(comparison))
+    header = ("method", *_PROTOCOL, "runs", "seeds_in_a_run", "wall_seconds", "updates_per_second", "engine")
+    write_csv(folder / "cost.csv", header, costs)
 
 
 def _protocol(comparison: Comparison) -> list[Any]:
@@ -236,11 +251,16 @@ def _score_rows(comparisons: Sequence[Comparison]) -> Iterator[list[Any]]:
 
 def _aggregate_rows(comparisons: Sequence[Comparison]) -> Iterator[list[Any]]:
     for comparison in comparisons:
+        shares = aggregates.worst_shares(comparison)
         for (method, rule), found in aggregates.over_tasks(comparison).items():
+            share: list[Any] = ["", ""]
+            if rule == "final" and method in shares:
+                value, at = shares[method]
+                share = [value, at.dataset]
             if found is None:
-                yield [method.name, *_protocol(comparison), rule, *[""] * (len(_NUMBERS) + 6)]
+                yield [method.name, *_protocol(comparison), rule, *[""] * (len(_NUMBERS) + 6), *share]
             else:
                 task, mean = found.worst_task
                 where, *worst = found.worst_seed
                 yield [method.name, *_protocol(comparison), rule, found.tasks, *_numbers(found), task.dataset, mean,
-                       where.dataset, *worst]  # fmt: skip
+                       where.dataset, *worst, *share]  # fmt: skip

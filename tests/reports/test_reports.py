@@ -306,7 +306,7 @@ def test_a_report_can_be_made_from_a_report(two_runs: Path, written: Path, tmp_p
 
 def test_no_path_of_this_machine_is_written(two_runs: Path, written: Path) -> None:
     texts = [file.read_text() for file in written.iterdir() if file.suffix != ".png"]
-    assert len(texts) == 7 and not any(str(two_runs.parent) in text for text in texts)
+    assert len(texts) == 8 and not any(str(two_runs.parent) in text for text in texts)
 
 
 def test_csv_tables(written: Path) -> None:
@@ -323,6 +323,11 @@ def test_csv_tables(written: Path) -> None:
     aggregate = list(csv.DictReader((written / "aggregates.csv").open()))
     assert [(row["method"], row["rule"], row["datasets"]) for row in aggregate] == [
         ("bc", "final", "1"), ("bc", "best", "1"), ("bc", "auc", "1")]  # fmt: skip
+    assert [(row["worst_share"], row["worst_share_dataset"]) for row in aggregate] == [
+        ("1.0", "tests/one-v0"), ("", ""), ("", "")]  # fmt: skip
+    costs = {row["method"]: row for row in csv.DictReader((written / "cost.csv").open())}
+    assert (costs["bc"]["runs"], costs["bc"]["seeds_in_a_run"]) == ("1", "2")
+    assert float(costs["bc"]["wall_seconds"]) > 0
 
 
 def test_pictures(written: Path) -> None:
