@@ -6,6 +6,7 @@ several sittings and machines; `--store` puts there what the report is made of.
     python benchmarks/grid.py comparison        # docs/results.md
     python benchmarks/grid.py symmetry          # docs/results.md: Sf-AC without its symmetry term
     python benchmarks/grid.py policies          # docs/results.md: mixtures as policy and behaviour model
+    python benchmarks/grid.py halfcheetah       # docs/sfac.md: why TD3+BC is better on HalfCheetah replay
     python benchmarks/grid.py modes             # docs/results.md: runs to be evaluated by `brpo evaluate --mode`
     python benchmarks/grid.py diffusion         # docs/results.md: BDPO and diffusion cloning
     python benchmarks/grid.py search            # docs/sfac.md
@@ -84,6 +85,16 @@ POLICIES = {
     "sfac mixture behavior": ["algo=sfac", "actor@algo.behavior=mixture"],
     "bc mixture": ["algo=bc", "actor=mixture"],
 }
+HALFCHEETAH = {  # where Sf-AC does worst: what makes TD3+BC better, and which of Sf-AC's own options could help
+    "td3_bc without Q": ["algo=td3_bc", "algo.q_coefficient=0"],
+    "td3_bc, raw observations": ["algo=td3_bc", "data.normalize_observations=false"],
+    "sfac, V of its own actions": ["algo=sfac", "algo.value_loss=sample"],
+    "sfac, temperature 1": ["algo=sfac", "algo.temperature=1"],
+    "sfac, softmax": ["algo=sfac", "algo.value_loss=softmax"],
+    "sfac, series weights": ["algo=sfac", "algo.omega=series"],
+    "sfac, behavior ratio": ["algo=sfac", "algo.ratio=behavior"],
+    "sfac, epsilon 1": ["algo=sfac", "algo.regularizer.epsilon=1"],
+}
 MODES = {algo: [f"algo={algo}"] for algo in ("sfac", "awac", "iql", "sql", "xql", "eql", "bc")}  # td3_bc has one action only
 EPISODES = "eval.episodes=30"  # sampled actions differ more from episode to episode
 CLONING = ["algo=diffusion_bc", "max_updates=50000", EPISODES]  # as many updates as bdpo's pre-training
@@ -96,11 +107,12 @@ BUDGET = ["eval.every=10000", "eval.episodes=10"]
 QUESTIONS = {  # rows, data sets, updates; three seeds
     "symmetry": (SYMMETRY, REPLAY[1:3], 50000),
     "policies": (POLICIES, REPLAY[1:], 50000),
+    "halfcheetah": (HALFCHEETAH, REPLAY[3:], 50000),
     "modes": (MODES, MEDIUM[:1], 20000),
     "diffusion": (DIFFUSION, MEDIUM + REST[:3], 10000),
 }
 
-BESIDE = {"symmetry": ("sfac",), "policies": ("sfac", "bc")}  # what stands beside them in a report: rows of the comparison
+BESIDE = {"symmetry": ("sfac",), "policies": ("sfac", "bc"), "halfcheetah": ("sfac", "td3_bc")}  # what stands beside them in a report: rows of the comparison
 
 
 def cells(grid: str) -> dict[tuple[str, str], list[str]]:
