@@ -112,7 +112,8 @@ QUESTIONS = {  # rows, data sets, updates; three seeds
     "diffusion": (DIFFUSION, MEDIUM + REST[:3], 10000),
 }
 
-BESIDE = {"symmetry": ("sfac",), "policies": ("sfac", "bc"), "halfcheetah": ("sfac", "td3_bc")}  # what stands beside them in a report: rows of the comparison
+# What stands beside them in a report: rows of the comparison.
+BESIDE = {"symmetry": ("sfac",), "policies": ("sfac", "bc"), "halfcheetah": ("sfac", "td3_bc")}
 
 
 def cells(grid: str) -> dict[tuple[str, str], list[str]]:
