@@ -159,6 +159,14 @@ def _chosen_members(
         raise UserError(f"behavior={path} has not finished its pre-training. Finish that run first: resume={path}.")
     made_of = ours.get("recipe", {})
     stored = {**made_of["parts"], **made_of["options"]} if made_of else ours.get("config", {}).get("algo", {})
+    maker = str(made_of.get("algorithm") or ours.get("config", {}).get("algo", {}).get("_target_"))
+    lacking = [part for part in algorithm.pretrained if stored.get(part) is None and algo.get(part) is not None]
+    if maker != algo["_target_"] and lacking:
+        mine = type(algorithm).__name__
+        raise UserError(
+            f"behavior={path} is of {maker.rpartition('.')[2]}, which has no algo.{lacking[0]} that {mine} could take. "
+            f"Give a run of {mine}, or behavior=fresh to train one."
+        )
     for option in (*algorithm.pretrained, *algorithm.pretrained_by):
         other = _differing(stored.get(option), algo.get(option))
         if other:

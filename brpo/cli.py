@@ -31,6 +31,13 @@ class Mode(StrEnum):
     sampled = "sampled"
 
 
+class Sampler(StrEnum):
+    """How a diffusion policy steps from noise to an action."""
+
+    ddpm = "ddpm"
+    ddim = "ddim"
+
+
 class Rule(StrEnum):
     """Which checkpoint of a run."""
 
@@ -93,6 +100,9 @@ def evaluate(
     episodes: Annotated[int | None, typer.Option(min=1, help="For each seed; the run's own number unless given.")] = None,
     mode: Annotated[Mode | None, typer.Option(help="The mode or a sample; the run's own unless given.")] = None,
     checkpoint: Annotated[Rule, typer.Option(help="Which checkpoint of a run folder.")] = Rule.last,
+    sampler: Annotated[Sampler | None, typer.Option(help="Of a diffusion policy; the run's own unless given.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of its reverse pass; few steps want ddim.")] = None,
+    candidates: Annotated[int | None, typer.Option(min=1, help="BDPO: actions that Q chooses among.")] = None,
     video: Annotated[bool, typer.Option(help="Also film one episode of each seed into RUN/videos.")] = False,
     frames: Annotated[int, typer.Option(min=1, help="Longest video, in environment steps.")] = 500,
 ) -> None:
@@ -101,12 +111,14 @@ def evaluate(
 
     path = saved_runs.checkpoint_of(run, checkpoint.value)
     try:
-        result = saved_runs.evaluate_checkpoint(path, episodes=episodes, mode=mode.value if mode else None)
-        _print_evaluation(result)
+        options = {"sampler": sampler.value if sampler else None, "steps": steps, "candidates": candidates}
+        acting = {name: value for name, value in options.items() if value is not None}
+        result = saved_runs.evaluate_checkpoint(path, episodes=episodes, mode=mode.value if mode else None, acting=acting)
+        _print_evaluation(result, acting)
         if video:
             if "MUJOCO_GL" not in os.environ and sys.platform == "linux" and not os.environ.get("DISPLAY"):
                 os.environ["MUJOCO_GL"] = "egl"  # renders without a screen
-            for file in saved_runs.film(path, mode=result["mode"], max_frames=frames):
+            for file in saved_runs.film(path, mode=result["mode"], max_frames=frames, acting=acting):
                 print(f"video: {file}")
     except KeyboardInterrupt:
         raise Interrupted("the evaluation was given up") from None
@@ -120,18 +132,19 @@ _COLUMNS: dict[str, str] = {
 }
 
 
-def _print_evaluation(result: dict[str, Any]) -> None:
+def _print_evaluation(result: dict[str, Any], acting: Mapping[str, Any]) -> None:
     table = Table(title=f"{result['algo']} on {result['dataset']}, {result['checkpoint']}", title_justify="left")
     rows, digits = result["rows"], result["digits"]
     names = [name for name in rows[0].numbers() if not name.startswith("mode_share")]  # mode_error sums them up
     for column in ["seed", *(_COLUMNS.get(name) or name.replace("_", " ") for name in names)]:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for row in rows:
         numbers = row.numbers()
         table.add_row(str(row.seed), *("" if numbers[n] is None else f"{numbers[n]:.{digits}f}" for n in names))
     console.print(table)
     where = f"episodes a seed in {result['environment']}" if result["environment"] else "samples a seed"
-    print(f"{result['episodes']} {where}, {result['mode']} action, {result['moment']}")
+    other = "".join(f", {name} {value}" for name, value in acting.items())
+    print(f"{result['episodes']} {where}, {result['mode']} action{other}, {result['moment']}")
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,21 @@ from brpo.evaluation.make import make_evaluator
 from brpo.types import DataSpec
 
 
-def load_algorithm(path: Path) -> tuple[OfflineAlgorithm, dict[str, Any]]:
+def load_algorithm(path: Path, acting: Mapping[str, Any] | None = None) -> tuple[OfflineAlgorithm, dict[str, Any]]:
     """The algorithm of a checkpoint with its weights, on the CPU, and its configuration.
 
+    Args:
+        path: the checkpoint.
+        acting: options of `algo.acting` other than those of the run: no weight depends on them.
+
     Raises:
-        UserError: the checkpoint is damaged, or names classes that are not ours.
+        UserError: the checkpoint is damaged, or names classes that are not ours; or it knows no such way of acting.
     """
     checkpoint = checkpoint_io.read(path)
     try:
         config, spec = checkpoint["brpo"]["config"], DataSpec.from_dict(checkpoint["brpo"]["spec"])
         configuration.check_trusted(config["algo"])
+        _act_otherwise(config["algo"], acting or {}, path)
         seeds = configuration.seed_list(config["seeds"])
         algorithm = configuration.build(config["algo"], spec, place="algo", seeds=seeds, max_updates=config["max_updates"])
         algorithm.load_state_dict(checkpoint["state_dict"])
@@ -40,6 +45,15 @@ def load_algorithm(path: Path) -> tuple[OfflineAlgorithm, dict[str, Any]]:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"The checkpoint {path} does not fit this version of brpo ({error}).") from error
     return algorithm.eval(), config
+
+
+def _act_otherwise(algo: dict[str, Any], acting: Mapping[str, Any], path: Path) -> None:
+    known = algo.get("acting", {})
+    if unknown := [name for name in acting if name not in known]:
+        allowed = f"it has {', '.join(sorted(known))}" if known else "diffusion policies alone can"
+        raise UserError(f"The policy of {path} cannot act by another {' or '.join(unknown)}: {allowed}. Leave it out.")
+    if acting:
+        algo["acting"] = {**known, **acting}
 
 
 def checkpoint_of(run: Path, rule: str) -> Path:
@@ -69,18 +83,21 @@ def checkpoint_of(run: Path, rule: str) -> Path:
     return path
 
 
-def evaluate_checkpoint(path: Path, *, episodes: int | None = None, mode: str | None = None) -> dict[str, Any]:
+def evaluate_checkpoint(
+    path: Path, *, episodes: int | None = None, mode: str | None = None, acting: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Evaluate the policies of a checkpoint, from the same starts as the evaluations of training.
 
     Args:
         path: the checkpoint.
         episodes: of each seed, samples on a toy task; None: as the run's own evaluations.
         mode: `mean` or `sampled`; None: as the run's own evaluations.
+        acting: options of `algo.acting` other than the run's own.
 
     Raises:
         UserError: the checkpoint cannot be used, or its environment is not here.
     """
-    algorithm, config = load_algorithm(path)
+    algorithm, config = load_algorithm(path, acting)
     spec, seeds = algorithm.spec, configuration.seed_list(config["seeds"])
     sampled = toy.is_toy(spec.dataset_id)
     options = {**config["eval"], **({"episodes": episodes} if episodes else {}), **({"mode": mode} if mode else {})}
@@ -114,7 +131,7 @@ def moment(algorithm: OfflineAlgorithm) -> str:
     return made if algorithm.update_count >= algorithm.max_updates else f"{made} of {algorithm.max_updates}: not finished"
 
 
-def film(path: Path, *, mode: str, max_frames: int) -> Iterator[Path]:
+def film(path: Path, *, mode: str, max_frames: int, acting: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """Film one episode of each seed into the run's `videos/`, without a screen; gives each file when it is there.
 
     Raises:
@@ -122,7 +139,7 @@ def film(path: Path, *, mode: str, max_frames: int) -> Iterator[Path]:
     """
     import imageio.v2 as imageio
 
-    algorithm, config = load_algorithm(path)
+    algorithm, config = load_algorithm(path, acting)
     seeds = configuration.seed_list(config["seeds"])
     place = path.resolve().parent
     folder = runs.RunFolder(place.parent if place.name == "checkpoints" else place).videos  # a checkpoint may stand alone

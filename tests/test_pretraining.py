@@ -351,6 +351,11 @@ def test_a_run_of_diffusion_cloning_serves_bdpo(tmp_path: Path, cache: Path) -> 
             with pytest.raises(UserError, match=rf"has another algo\.actor: {differs} is .* there and .* here"):
                 prepared(f"behavior={named}", override, algo="bdpo").look_up()
     assert found(prepared(f"behavior={cached}", "algo.behavior_polyak=0.1", algo="bdpo"))
+    for named, kind in ((path, "DiffusionBC"), (cached, "BDPO")):
+        with pytest.raises(
+            UserError, match=rf"is of {kind}, which has no algo.behavior that SfAC could take. Give a run of SfAC"
+        ):
+            prepared(f"behavior={named}", "algo.pretrain_updates=4").look_up()
 
 
 def test_a_model_that_is_not_finished_or_has_no_place(tmp_path: Path, cache: Path) -> None:

@@ -79,6 +79,8 @@ def test_train_resume_and_evaluate(algo: str, tmp_path: Path, capsys: pytest.Cap
     assert "200 samples a seed, sampled action, update 12" in shown
     refused = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "whole"), "--mode", "mean"])
     assert "eval.mode=mean is not allowed on toy/8gaussians" in str(refused.exception)
+    refused = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "whole"), "--steps", "2"])
+    assert "cannot act by another steps: diffusion policies alone can. Leave it out." in str(refused.exception)
 
 
 def test_bdpo_draws_its_paths_and_knows_what_its_start_is_worth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +94,12 @@ def test_bdpo_draws_its_paths_and_knows_what_its_start_is_worth(tmp_path: Path, 
     assert "evaluation/paths" in tags["images"]
     table = rows(folder)
     assert float(table[0]["start_exact"]) == pytest.approx(0.881, abs=1e-3)
+    evaluate = ["evaluate", str(folder), "--episodes", "50"]
+    quick = CliRunner().invoke(cli.app, [*evaluate, "--sampler", "ddim", "--steps", "2"]).stdout
+    assert "50 samples a seed, sampled action, sampler ddim, steps 2, update 6" in quick
+    assert quick.splitlines()[:-1] != CliRunner().invoke(cli.app, evaluate).stdout.splitlines()[:-1]
+    refused = CliRunner().invoke(cli.app, [*evaluate, "--steps", "51"])
+    assert "A reverse pass has 1 to" in str(refused.exception)
     experiment.table([folder], tmp_path / "toy.csv")
     (line,) = csv.DictReader((tmp_path / "toy.csv").open())
     assert [line[key] for key in ("task", "algorithm", "seeds", "updates", "pretrain_updates")] == [

@@ -67,13 +67,19 @@ class AWAC(OfflineAlgorithm):
 
     def critic_loss(self, batch: Batch) -> Tensor:
         """Squared error of every critic to `r + discount (1 - terminated) min_i Q'_i(s', a')`, a' ~ pi, (seeds,)."""
-        with torch.no_grad():
-            next_actions = self.sample(batch.next_observations, "next_actions")
-            next_values = self.critic_target(batch.next_observations, next_actions).amin(1)
-            target = losses.td_target(batch.rewards, batch.terminated, next_values, self.discount)
+        target = self.q_target(batch)
         q = self.critic(batch.observations, batch.actions)  # (seeds, critics, batch)
         self.record("q/mean", q.mean((1, 2)))
         return losses.ensemble_squared_error(q, target)
+
+    @torch.no_grad()
+    def q_target(self, batch: Batch) -> Tensor:
+        """The right side of `critic_loss`, (seeds, batch)."""
+        if not self.bootstraps:
+            return batch.rewards
+        next_actions = self.sample(batch.next_observations, "next_actions")
+        next_values = self.critic_target(batch.next_observations, next_actions).amin(1)
+        return losses.td_target(batch.rewards, batch.terminated, next_values, self.discount)
 
     def actor_loss(self, batch: Batch) -> Tensor:
         """Regression weighted with the advantage, (seeds,)."""

@@ -191,6 +191,11 @@ class OfflineAlgorithm(lightning.LightningModule):
         """The critic's value (seeds, n) of environment-unit observations and [-1, 1] actions, in scaled rewards."""
         return None
 
+    @property
+    def bootstraps(self) -> bool:
+        """Whether anything that follows an action counts: else targets of Q are the rewards, and need no next action."""
+        return self.discount > 0 and not self.spec.one_step
+
     def generation_paths(self, observations: Tensor) -> tuple[Tensor, Tensor] | None:
         """Ways of sampled actions out of noise, for pictures: points (seeds, steps + 1, n, action) and abar (steps + 1,).
 

@@ -5,7 +5,7 @@ Differs from the authors' code:
 - weights start as torch's linear layers do, theirs are orthogonal;
 - the cosine schedules of the learning rates end at max_updates, theirs after a number of steps of its own;
 - the best of the candidates is taken where `eval.mode=mean`; `sampled` takes a plain sample;
-- where every transition terminates its episode, no next action is sampled: it would be multiplied by 0.
+- where every transition terminates its episode, or the discount is 0, no next action is sampled: it would count nothing.
 """
 
 import math
@@ -149,7 +149,7 @@ class BDPO(OfflineAlgorithm):
     @torch.no_grad()
     def q_target(self, batch: Batch) -> Tensor:
         """`r + discount (1 - terminated) (agg Q'(s', x_0) - eta sum_n l_n(s'))`, (seeds, batch), by the actor's average."""
-        if self.spec.one_step:
+        if not self.bootstraps:
             return batch.rewards
         observations = self.repeated(batch.next_observations)
         like = observations.new_empty(*observations.shape[:2], self.steps * self.spec.action_dim)
@@ -268,7 +268,8 @@ class BDPO(OfflineAlgorithm):
         notices = []
         if self.pretrain_updates == 0:
             notices.append(
-                "algo.pretrain_updates=0: the behaviour model starts untrained; the paper trains it 2000000 updates"
+                "algo.pretrain_updates=0: without behavior=PATH the behaviour model starts untrained; the paper trains it "
+                "2000000 updates"
             )
         if self.critic_only >= self.max_updates:
             notices.append(

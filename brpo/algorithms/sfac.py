@@ -234,15 +234,21 @@ class SfAC(OfflineAlgorithm):
 
     def critic_loss(self, batch: Batch) -> Tensor:
         """Squared error of every critic to its target, (seeds,)."""
-        with torch.no_grad():
-            if self.value_kind == "sample":
-                next_values = self.sampled_q(batch.next_observations, "critic")
-            else:
-                next_values = self.value(batch.next_observations)
-            target = losses.td_target(batch.rewards, batch.terminated, next_values, self.discount)
+        target = self.q_target(batch)
         q = self.critic(batch.observations, batch.actions)  # (seeds, critics, batch)
         self.record("q/mean", q.mean((1, 2)))
         return losses.ensemble_squared_error(q, target)
+
+    @torch.no_grad()
+    def q_target(self, batch: Batch) -> Tensor:
+        """`r + discount (1 - terminated)` times V(s'), or Q at the policy's action there, (seeds, batch)."""
+        if not self.bootstraps:
+            return batch.rewards
+        if self.value_kind == "sample":
+            next_values = self.sampled_q(batch.next_observations, "critic")
+        else:
+            next_values = self.value(batch.next_observations)
+        return losses.td_target(batch.rewards, batch.terminated, next_values, self.discount)
 
     @torch.no_grad()
     def value_estimate(self, observations: Tensor, actions: Tensor) -> Tensor:

@@ -75,12 +75,18 @@ class TD3BC(OfflineAlgorithm):
 
     def critic_loss(self, batch: Batch) -> Tensor:
         """Squared error of every critic to `r + discount (1 - terminated) min_i Q'_i(s', a')`, (seeds,)."""
-        with torch.no_grad():
-            next_q = self.critic_target(batch.next_observations, self.target_actions(batch.next_observations))
-            target = losses.td_target(batch.rewards, batch.terminated, next_q.amin(1), self.discount)
+        target = self.q_target(batch)
         q = self.critic(batch.observations, batch.actions)  # (seeds, critics, batch)
         self.record("q/mean", q.mean((1, 2)))
         return losses.ensemble_squared_error(q, target)
+
+    @torch.no_grad()
+    def q_target(self, batch: Batch) -> Tensor:
+        """The right side of `critic_loss`, (seeds, batch)."""
+        if not self.bootstraps:
+            return batch.rewards
+        next_q = self.critic_target(batch.next_observations, self.target_actions(batch.next_observations))
+        return losses.td_target(batch.rewards, batch.terminated, next_q.amin(1), self.discount)
 
     @torch.no_grad()
     def target_actions(self, observations: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from brpo.engine.compiled import compile_update
 from brpo.engine.runner import EagerRunner
 from brpo.errors import UserError
 
-WORTH_COMPILING = 20_000  # updates: compiling takes half a minute, and saves a fifth of the time or more
+WORTH_COMPILING = (
+    20_000  # updates, with those of a pre-training: compiling takes half a minute, and saves a fifth of the time or more
+)
 MOST_SEEDS = 4  # a compiled graph on a CPU has the networks of every seed in it one by one
 
 
@@ -50,9 +52,13 @@ def choose(
     if shutil.which("g++") is None:
         return "eager", "there is no g++ to compile with"
     # By the whole run and not by what is left of it: a part that was resumed is to repeat the roundings of the first.
-    if algorithm.max_updates < WORTH_COMPILING or len(algorithm.seeds) > MOST_SEEDS:
+    if _updates(algorithm) < WORTH_COMPILING or len(algorithm.seeds) > MOST_SEEDS:
         return "eager", f"compiling pays from {WORTH_COMPILING} updates on, with at most {MOST_SEEDS} seeds"
-    return "compile", "compiled updates are a fifth faster or more, after half a minute"
+    return "compile", "compiled updates are a fifth faster or more, once they are compiled"
+
+
+def _updates(algorithm: OfflineAlgorithm) -> int:
+    return algorithm.max_updates + algorithm.pretrain_updates
 
 
 def _graph_obstacle(algorithm: OfflineAlgorithm, device: torch.device, storage: str) -> str | None:
@@ -84,7 +90,7 @@ def make_runner(
         precision: Lightning's. Compiled updates go with 32-true alone; `auto` then captures eager ones.
     """
     if name == "cudagraph":
-        pays = algorithm.max_updates >= WORTH_COMPILING and precision == "32-true"
+        pays = _updates(algorithm) >= WORTH_COMPILING and precision == "32-true"
         if engine["compiled"] is True or (engine["compiled"] == "auto" and pays):
             compile_update(algorithm, engine["backend"], or_eager=engine["compiled"] == "auto")
         return graphs.GraphRunner(transitions, batch_size, engine["chunk"])

@@ -39,7 +39,7 @@ def compile_update(algorithm: OfflineAlgorithm, backend: str = "inductor", or_ea
         raise UserError(f"engine.backend={backend} is unknown to torch.compile; inductor is the usual one.") from error
     optimizers = algorithm.optimizers_by_part.values()
     if algorithm.ranks.averages or not all(FusedAdamStep.is_plain(optimizer) for optimizer in optimizers):
-        compile_losses(algorithm, backend)
+        compile_losses(algorithm, backend, or_eager)
         return
     _compile_method(algorithm, "update", algorithm.trained, backend, or_eager)
     if algorithm.pretrain_updates:
@@ -57,14 +57,19 @@ def _compile_method(algorithm: OfflineAlgorithm, name: str, parts: tuple[str, ..
         try:
             whole(batch)
         except _FAILURES as error:
-            reason = " ".join(str(error).split())[:300]
-            if not or_eager:
-                raise UserError(f"engine=compile cannot compile {type(algorithm).__name__}: {reason}") from error
-            print(f"note: the update cannot be compiled and goes on eagerly: {reason}", flush=True)
+            _give_up("the update", algorithm, error, or_eager)
             setattr(algorithm, name, eager)
             eager(batch)
 
     setattr(algorithm, name, update)
+
+
+def _give_up(what: str, algorithm: OfflineAlgorithm, error: Exception, or_eager: bool) -> None:
+    """Say that something goes on eagerly, or raise."""
+    reason = " ".join(str(error).split())[:300]
+    if not or_eager:
+        raise UserError(f"engine=compile cannot compile {type(algorithm).__name__}: {reason}") from error
+    print(f"note: {what} cannot be compiled and goes on eagerly: {reason}", flush=True)
 
 
 def _whole_update(
@@ -101,18 +106,20 @@ def _scalars(algorithm: OfflineAlgorithm, parts: tuple[str, ...]) -> dict[str, T
     return {name: torch.zeros((), dtype=kind, device=algorithm.device) for name in parts}
 
 
-def compile_losses(algorithm: OfflineAlgorithm, backend: str = "inductor") -> list[str]:
+def compile_losses(algorithm: OfflineAlgorithm, backend: str = "inductor", or_eager: bool = False) -> list[str]:
     """Put a compiled version in the place of each part's loss, the method `<part>_loss`; gives their names.
 
-    What a loss records comes out of the compiled function beside its value.
+    What a loss records comes out of the compiled function beside its value. `or_eager` and what is raised: `compile_update`.
     """
     names = [f"{part}_loss" for part in algorithm.optimizers_by_part if hasattr(algorithm, f"{part}_loss")]
     for name in names:
-        setattr(algorithm, name, _compiled_loss(algorithm, getattr(algorithm, name), backend))
+        setattr(algorithm, name, _compiled_loss(algorithm, getattr(algorithm, name), backend, or_eager))
     return names
 
 
-def _compiled_loss(algorithm: OfflineAlgorithm, loss: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]:
+def _compiled_loss(
+    algorithm: OfflineAlgorithm, loss: Callable[..., Tensor], backend: str, or_eager: bool
+) -> Callable[..., Tensor]:
     def loss_and_records(*inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         algorithm.latest = {}
         value = loss(*inputs)
@@ -122,7 +129,13 @@ def _compiled_loss(algorithm: OfflineAlgorithm, loss: Callable[..., Tensor], bac
 
     def run(*inputs: Any) -> Tensor:
         before = algorithm.latest
-        value, recorded = function(*inputs)
+        try:
+            value, recorded = function(*inputs)
+        except _FAILURES as error:
+            _give_up(loss.__name__, algorithm, error, or_eager)
+            setattr(algorithm, loss.__name__, loss)
+            algorithm.latest = before
+            return loss(*inputs)
         algorithm.latest = {**before, **recorded}
         return value
 

@@ -1,6 +1,7 @@
 """Pictures of toy tasks as in figures 4 and 5 of arXiv:2502.04778: samples beside data and target, and generation paths."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -142,7 +143,7 @@ def draw_paths(
             _draw_paths(*drawn)
         row[0].set_ylabel(name)
     for panel, step in zip(panels[0], steps, strict=True):
-        panel.set_title(f"n = {len(paths) - 1 - step}", fontsize=10)
+        panel.set_title(f"{len(paths) - 1 - step} steps left", fontsize=10)  # which is n, where all of them are taken
     figure.colorbar(_ENERGIES, ax=panels, label="V", shrink=0.9, aspect=15 * len(fields), pad=0.01)
     return figure
 
@@ -162,10 +163,10 @@ def png(figure: Figure) -> bytes:
 
 
 def _frame(panel: Any, reach: float = 1.0) -> None:
-    panel.set_xlim(-reach, reach)
+    outer = 1 if reach < 3.0 else math.floor(reach)  # labels of others would lie on one another
+    panel.set_xticks([-outer, 0, outer])
+    panel.set_yticks([-outer, 0, outer])
+    panel.set_xlim(-reach, reach)  # after the ticks, which widen the axes to hold themselves
     panel.set_ylim(-reach, reach)
     panel.set_aspect("equal")
-    ticks = [-1, 0, 1] if reach < 3.0 else [-round(reach), 0, round(reach)]  # labels of others would lie on one another
-    panel.set_xticks(ticks)
-    panel.set_yticks(ticks)
     panel.tick_params(labelsize=7)

@@ -59,18 +59,6 @@ def test_actor_and_behaviour_wait() -> None:
     assert seen == [critics, critics, critics, critics, everything, critics, everything]
 
 
-def test_one_step_data_ask_for_no_next_action(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same weights as with the sampling, whose result is multiplied by 0."""
-    batch = random_batch()
-    ended = Batch(*(getattr(batch, name) for name in Batch.__slots__[:-1]), torch.ones_like(batch.terminated))
-    slow, quick = make(), make(spec=make_spec(one_step=True))
-    monkeypatch.setattr(quick, "sampled_path", lambda *_: pytest.fail("next actions were sampled"))
-    for _ in range(3):
-        slow.step(ended)
-        quick.step(ended)
-    assert all(torch.equal(value, state(quick)[name]) for name, value in state(slow).items())
-
-
 def test_samples_are_aggregated_by_their_mean_or_their_maximum() -> None:
     batch = random_batch()
     mean, largest = (make(f"algo.over_samples={how}", "algo.rho_lcb=0").q_target(batch) for how in ("mean", "max"))

@@ -295,3 +295,38 @@ def test_batch_stream_is_what_the_runner_trains_on() -> None:
     EagerRunner(data, 5).run(Spy(), 2, 4)  # type: ignore[arg-type]
     indices = batch_indices(torch.tensor([4]), torch.arange(2, 4), 5, len(data))
     assert torch.equal(torch.stack(seen), torch.stack([data.gather(row).rewards for row in indices]))
+
+
+@pytest.mark.parametrize(
+    ("algo", "overrides", "samples"),
+    [
+        ("awac", [], "sample"),
+        ("td3_bc", [], "target_actions"),
+        ("sfac", ["algo.value_loss=sample"], "sampled_q"),
+        ("bdpo", [], "sampled_path"),
+    ],
+)
+@pytest.mark.parametrize("reason", ["one_step", "discount"])
+def test_where_nothing_follows_no_next_action_is_sampled(
+    algo: str, overrides: list[str], samples: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights as with the sampling, whose result is multiplied by 0."""
+    batch = random_batch()
+    ended = Batch(*(getattr(batch, name) for name in Batch.__slots__[:-1]), torch.ones_like(batch.terminated))
+    slow = make_algorithm(algo, *overrides)
+    if reason == "one_step":
+        quick: Any = make_algorithm(algo, *overrides, spec=make_spec(one_step=True))
+    else:
+        quick = make_algorithm(algo, *overrides, "algo.discount=0")
+    sample = getattr(quick, samples)
+
+    def in_other_places(first: torch.Tensor, *rest: Any) -> Any:
+        assert not torch.equal(first[:, :1], batch.next_observations[:, :1]), "a next action was sampled"
+        return sample(first, *rest)
+
+    monkeypatch.setattr(quick, samples, in_other_places)
+    for _ in range(3):
+        slow.step(ended)
+        quick.step(ended)
+    left, right = slow.state_dict(), quick.state_dict()
+    assert all(torch.equal(value, right[name]) for name, value in left.items())

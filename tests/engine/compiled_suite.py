@@ -172,6 +172,21 @@ def test_what_cannot_be_compiled_is_said_or_runs_eagerly(capsys: pytest.CaptureF
         EagerRunner(DATA, 8).run(refused, 0, 3)
 
 
+def test_a_loss_that_cannot_be_compiled_is_said_or_runs_eagerly(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where losses alone are compiled: under another optimizer, and where ranks average."""
+    eager, compiled = pair("bc", ["algo.optimizer.fused=false"])
+    eager.__class__ = compiled.__class__ = Peeking
+    compile_update(compiled, "aot_eager", or_eager=True)
+    run_both(eager, compiled)
+    assert_equal(eager, compiled, 0.0)
+    assert "note: actor_loss cannot be compiled and goes on eagerly" in capsys.readouterr().out
+    refused = pair("bc", ["algo.optimizer.fused=false"])[0]
+    refused.__class__ = Peeking
+    compile_update(refused, "aot_eager")
+    with pytest.raises(UserError, match="engine=compile cannot compile Peeking"):
+        EagerRunner(DATA, 8).run(refused, 0, 3)
+
+
 def test_an_unknown_backend_is_refused_at_once() -> None:
     with pytest.raises(UserError, match="engine.backend=induktor is unknown"):
         compile_update(pair("bc", [])[0], "induktor")

@@ -191,8 +191,10 @@ def test_paths_are_drawn_from_panel_to_panel() -> None:
     first, second, below = figure.axes[:3]
     assert (first.get_ylabel(), below.get_ylabel()) == ("exact", "learned")
     assert np.asarray(below.images[0].get_array()).min() == 1.0
-    assert [panel.get_title() for panel in (first, second)] == ["n = 2", "n = 0"]
+    assert [panel.get_title() for panel in (first, second)] == ["2 steps left", "0 steps left"]
     assert [len(line.get_xdata()) for line in first.lines] == [2, 2, 2]
     assert np.asarray(second.lines[1].get_ydata()).tolist() == paths[1:, 1, 1].tolist()
     assert np.asarray(second.collections[0].get_offsets()) == pytest.approx(paths[3])
     assert [list(panel.images[0].get_extent()) for panel in (first, second)] == [[-2, 2, -2, 2], [-1, 1, -1, 1]]
+    wide = toy_pictures.draw_paths(paths, {"exact": [np.zeros((5, 5))]}, [1], [3.7]).axes[0]
+    assert (wide.get_xlim(), wide.get_xticks().tolist()) == ((-3.7, 3.7), [-3, 0, 3])  # no white border round the field
