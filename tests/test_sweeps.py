@@ -343,7 +343,7 @@ def test_sweep_with_a_failing_job_and_its_table(cli: Run, tmp_path: Path, tmp_pa
     records = records_of(tmp_path)
     assert [record["status"] for record in records] == ["done", "failed", "done", "failed"]
     assert [record["exit_code"] for record in records] == [0, 2, 0, 2]
-    assert len({record["pid"] for record in records}) == 2
+    assert len({record["pid"] for record in records}) == 4  # each job has a process of its own
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
     assert all((folder / records[n]["run_dir"] / "result.json").exists() for n in (0, 2))
     assert "final: return" in (folder / "jobs" / "2.log").read_text()
@@ -398,6 +398,26 @@ def test_jobs_of_a_killed_sweep_save_and_end(data_root: Path, tmp_path: Path) ->
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # nothing is left over where this fails
     assert [record["status"] for record in records_of(tmp_path)] == ["interrupted"] * 2  # the third was not started
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_fails_alone(data_root: Path, tmp_path: Path) -> None:
+    """As the kernel kills one when memory runs out; the workers go on with the next jobs."""
+    options = [*TINY, "trainer=cpu", "algo=bc", "eval.episodes=1", "eval.every=50", "engine.chunk=10"]
+    sweep = ["-m", *options, "max_updates=100000,50", "seeds=[0],[1]", "hydra.launcher.n_jobs=2"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *sweep],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "MINARI_DATASETS_PATH": str(data_root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    wait_for(lambda: len(list(tmp_path.glob("runs/bc/*/*/checkpoints/last.ckpt"))) == 2, process)
+    for record in records_of(tmp_path):  # both of the long ones
+        os.kill(record["pid"], signal.SIGKILL)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2, err
+    assert [record["status"] for record in records_of(tmp_path)] == ["failed", "failed", "done", "done"]
+    assert err.count("killed by SIGKILL; the kernel does that when memory runs out") == 2
+    assert "2 of 4 jobs done" in out
 
 
 @pytest.mark.slow

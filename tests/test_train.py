@@ -121,7 +121,7 @@ def start(tmp_path: Path, data_root: Path, *arguments: str) -> subprocess.Popen[
     )
 
 
-def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Any, process: subprocess.Popen[Any]) -> None:
     """Poll until the condition holds; fail with the process's own words where it ends first."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:

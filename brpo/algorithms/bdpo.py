@@ -173,8 +173,13 @@ class BDPO(OfflineAlgorithm):
         """The pathwise KL and its profile over the steps, of (N, seeds, n)."""
         profile = penalties.mean(-1)  # (N, seeds)
         self.record("kl/pathwise", profile.sum(0))
-        for n in range(1, self.steps + 1, math.ceil(self.steps / MOST_STEPS_RECORDED)):
+        for n in self.profiled_steps:
             self.record(f"kl/step_{n}", profile[self.steps - n])
+
+    @property
+    def profiled_steps(self) -> range:
+        """The n that a profile of the penalties shows."""
+        return range(1, self.steps + 1, math.ceil(self.steps / MOST_STEPS_RECORDED))
 
     def value_loss(self, batch: Batch) -> Tensor:
         """Squared error of every V_n to its target, the mean over critics and batch, (seeds,)."""
@@ -290,7 +295,10 @@ class BDPO(OfflineAlgorithm):
         noisy = diffusion.noised(actions, noise, self.actor_target.module.steps_at(n))
         predicted = self.aggregate(self.value_target(observations, noisy, n))
         achieved = self.achieved(observations, noisy, n, noises)
+        # Where updates sample chains they record the profile (`record_penalties`).
+        profile = {} if self.bootstraps else {f"kl/step_{m}": penalties[self.steps - m] for m in self.profiled_steps}
         return {
+            **profile,
             "behavior/denoising_error": self.behavior_target.module.denoising_error(observations, actions, n, noise),
             "actor/kl": penalties.sum(0),
             "q/target": self.aggregate(self.critic_target(observations, actions)),

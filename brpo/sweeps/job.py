@@ -1,6 +1,7 @@
 """One job of a sweep: its device, its record, and what a signal does to it. Imports nothing heavy."""
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -47,19 +48,60 @@ def run_job(config: DictConfig, run: Run) -> None:
 
 
 def _run_in_worker(folder: SweepFolder, job: Job, run: Run, debug: bool) -> None:
-    """Run a job in a process that shares devices and terminal with others, and makes one job after another."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a worker that dies takes the whole sweep with it
+    """Run a job for a process that shares devices and terminal with others, and makes one job after another.
+
+    The job has a process of its own: what kills it, as the kernel does when memory runs out, ends the job alone. A worker
+    that dies takes the whole sweep with it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if folder.stopped.exists() or _left_alone():
         return
     _pin(folder)
+    import brpo.launch  # noqa: F401  # torch and Lightning: once, and not for each job
+
     with _printing_to(folder.log(job.number)) as terminal:
         write(terminal, f"job {job.number} starts: {' '.join(folder.varying(job.overrides))}")
         start = time.monotonic()
-        with _stopped_when_left_alone():
-            job = _recorded(folder, job, lambda on_folder: _run_until_stopped(folder, run, on_folder), debug)
+        child = os.fork()
+        if child == 0:
+            _be_the_job(folder, job, run, debug)
+        with _when_left_alone(lambda: _end(child)):
+            _, state = os.waitpid(child, 0)
+        recorded = next((known for known in folder.read() if known.number == job.number), None)
+        if os.WIFSIGNALED(state) and (recorded is None or recorded.status == Status.running):
+            number = os.WTERMSIG(state)
+            job = (recorded or job).but(status=Status.failed, exit_code=128 + number, error=_killed(number))
+            folder.write(job)
+        else:
+            job = recorded or job.but(status=Status.interrupted)  # before it had a run
         place = os.path.relpath(folder.run_folder(job) or folder.log(job.number))
         write(terminal, f"job {job.number} {job.status} after {time.monotonic() - start:.0f} s: {job.error or place}")
+
+
+def _be_the_job(folder: SweepFolder, job: Job, run: Run, debug: bool) -> NoReturn:
+    """The job's own process: run it, keep its record, and leave nothing of the worker's to be done here."""
+    worker = os.getppid()
+    try:
+        with _when_left_alone(lambda: _end(os.getpid()), lambda: os.getppid() != worker):
+            until_stopped = functools.partial(_run_until_stopped, folder, run)
+            _recorded(folder, job.but(pid=os.getpid()), until_stopped, debug)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _end(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGTERM)
+
+
+def _killed(number: int) -> str:
+    memory = "; the kernel does that when memory runs out" if number == signal.SIGKILL else ""
+    return f"killed by {signal.Signals(number).name}{memory}"
 
 
 def _run_until_stopped(folder: SweepFolder, run: Run, on_folder: Callable[[Path], None]) -> None:
@@ -81,14 +123,14 @@ def _left_alone() -> bool:
 
 
 @contextlib.contextmanager
-def _stopped_when_left_alone() -> Iterator[None]:
-    """End the job, with its checkpoint, when the leader was killed: who starts the sweep again would find it busy."""
+def _when_left_alone(end: Callable[[], None], left_alone: Callable[[], bool] = _left_alone) -> Iterator[None]:
+    """End the job, with its checkpoint, when its leader was killed: who starts the sweep again would find it busy."""
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(WATCH_SECONDS):
-            if _left_alone():
-                os.kill(os.getpid(), signal.SIGTERM)
+            if left_alone():
+                end()
                 return
 
     threading.Thread(target=watch, daemon=True).start()
