@@ -126,6 +126,7 @@ def evaluate(
 
 _COLUMNS: dict[str, str] = {
     "return_mean": "return",
+    "sliced_wasserstein": "SW distance",
     "return_std": "std",
     "return_worst": "worst",
     "return_cvar": "CVaR 10 %",
