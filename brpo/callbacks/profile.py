@@ -12,7 +12,9 @@ from brpo.files import write_atomically
 
 
 class Profile(Callback):
-    """Traces the second chunk that is trained (the first one warms up, compiles or is captured), or the only one.
+    """Traces the first chunk that trains all parts as the rest of the run will: once it is compiled or captured.
+
+    That is the second one (third under a CUDA graph) after the last part has joined, or the last one of a run that is shorter.
 
     Written are a `*.pt.trace.json.gz` (drop it on ui.perfetto.dev; TensorBoard's profiler plugin reads it too) and
     `summary.txt`. Only rank 0 is traced.
@@ -25,15 +27,17 @@ class Profile(Callback):
     def __init__(self, folder: Path, rows: int = 25) -> None:
         self.folder, self.rows = folder, rows
         self.profiler: profile | None = None
-        self.chunks = 0
+        self.chunks = 0  # that trained all parts
+        self.done = False
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Start, if this is the chunk."""
-        if batch[0] < 0:  # pre-training
+        if batch[0] < 0 or self.done or not trainer.is_global_zero:  # below 0: pre-training
             return
-        self.chunks += 1
-        only = self.chunks == 1 and batch[1] >= pl_module.max_updates
-        if (self.chunks == 2 or only) and trainer.is_global_zero:
+        all_parts = batch[0] >= max((after for _, after in pl_module.asked), default=0)
+        self.chunks = self.chunks + 1 if all_parts else 0
+        if self.chunks > getattr(pl_module.runner, "warms_up", 1) or batch[1] >= pl_module.max_updates:
+            self.done = True
             cuda = [ProfilerActivity.CUDA] if pl_module.device.type == "cuda" else []
             self.profiler = profile(activities=[ProfilerActivity.CPU, *cuda])
             self.profiler.start()

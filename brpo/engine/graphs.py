@@ -48,6 +48,8 @@ class GraphRunner(EagerRunner):
         capture: records a function's operations.
     """
 
+    warms_up = 2  # one by one, then captured
+
     def __init__(self, transitions: Transitions, batch_size: int, chunk: int, capture: Capture = cuda_capture) -> None:
         super().__init__(transitions, batch_size)
         self.chunk, self.capture = chunk, capture

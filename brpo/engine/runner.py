@@ -15,6 +15,8 @@ class EagerRunner:
         batch_size: transitions of an update, for each seed.
     """
 
+    warms_up = 1  # chunks of a kind before they take the time that they will take: what is compiled is compiled in them
+
     def __init__(self, transitions: Transitions, batch_size: int) -> None:
         self.transitions, self.batch_size = transitions, batch_size
 

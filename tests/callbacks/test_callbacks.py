@@ -291,15 +291,27 @@ def test_a_checkpoint_of_other_sizes_is_one_line(tmp_path: Path) -> None:
         saved_runs.load_algorithm(saved(tmp_path, algo=config["algo"]))
 
 
-def test_profile_traces_the_second_chunk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One trace that Perfetto and TensorBoard read, and a table; of the first chunk where there is no second."""
+def test_profile_traces_a_chunk_that_is_as_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One trace that Perfetto and TensorBoard read, and a table: of the second chunk, the third under a CUDA graph.
+
+    Of those that train all parts; of the last one where there are too few.
+    """
     trainer: Any = SimpleNamespace(is_global_zero=True)
-    for name, updates, traced in (("three", 30, "updates 10 to 20"), ("one", 10, "updates 0 to 10")):
-        module: Any = SimpleNamespace(device=torch.device("cpu"), max_updates=updates)
+    for name, updates, after, warms_up, traced in (
+        ("three", 30, 0, 1, "updates 10 to 20"),
+        ("graph", 40, 0, 2, "updates 20 to 30"),
+        ("late", 60, 20, 1, "updates 30 to 40"),
+        ("too late", 30, 20, 1, "updates 20 to 30"),
+        ("one", 10, 0, 1, "updates 0 to 10"),
+    ):
+        module: Any = SimpleNamespace(
+            device=torch.device("cpu"), max_updates=updates, asked=set(), runner=SimpleNamespace(warms_up=warms_up)
+        )
         profile = Profile(tmp_path / name)
         for start in range(0, updates, 10):
             profile.on_train_batch_start(trainer, module, (start, start + 10), 0)
             torch.ones(3).add(start)
+            module.asked = {(1, 0), (5, after)}  # known once an update was made
             profile.on_train_batch_end(trainer, module, None, (start, start + 10), 0)
         assert (tmp_path / name / "summary.txt").read_text().startswith(traced)
         (trace,) = (tmp_path / name).glob("*.pt.trace.json.gz")
