@@ -14,7 +14,7 @@ from brpo.files import write_atomically
 class Profile(Callback):
     """Traces the first chunk that trains all parts as the rest of the run will: once it is compiled or captured.
 
-    That is the second one (third under a CUDA graph) after the last part has joined, or the last one of a run that is shorter.
+    That is the second one (third under a CUDA graph) after the last part has joined; of a shorter run the last one.
 
     Written are a `*.pt.trace.json.gz` (drop it on ui.perfetto.dev; TensorBoard's profiler plugin reads it too) and
     `summary.txt`. Only rank 0 is traced.
