@@ -2,6 +2,7 @@
 
     python benchmarks/toy_limit.py [TASK...] [--schedule vp_toy] [--steps 50] [--cells 768]
     python benchmarks/toy_limit.py --run RUN        # what the behaviour model of a run allows, re-weighted; no table then
+    python benchmarks/toy_limit.py rings --profile [--run RUN]      # the KL of the best chain (of a run of BDPO) by step
 
 A step of the actor has the variance of the behaviour's and chooses its mean, which is not the form of the exact posterior.
 The best such chain follows from the last step backwards (V_0 the energy, the last step without noise):
@@ -33,6 +34,7 @@ from brpo.functional.diffusion import Schedule
 
 DENSITY = 2_000_000  # points that the density is made of
 SAMPLES = 10_000  # that are compared
+FIRST = 8  # steps whose KL is shown one by one
 ROUNDS = 10  # so many times as many samples of a behaviour model are drawn again by their weights; also starts of V_N
 EDGE = 1.3  # the grid of clean actions reaches from -EDGE to EDGE
 Energy = Callable[[np.ndarray], np.ndarray]
@@ -142,6 +144,30 @@ def samples(steps: list[Step], start: np.ndarray, noise: np.random.Generator, be
     return noisy
 
 
+def penalties(steps: list[Step], noise: np.random.Generator, schedule: Schedule) -> list[float]:
+    """Mean KL of each step of the best chain, n = 1 first."""
+    noisy, found = noise.standard_normal((SAMPLES, 2)), []
+    for n, step in reversed(list(enumerate(steps, start=1))):
+        mean = step.actor(noisy)
+        found.append(float(((mean - step.behavior(noisy)) ** 2).sum(-1).mean() / (2.0 * schedule.betas[n])))
+        noisy = mean + step.std * noise.standard_normal(noisy.shape)
+    return found[::-1]
+
+
+@torch.no_grad()
+def penalties_of(run: Path) -> list[float]:
+    """The same of the actor of a run of BDPO (the first seed's), by its own behaviour model."""
+    algorithm, _ = saved_runs.load_algorithm(saved_runs.checkpoint_of(run, "last"))
+    seeds, generator = algorithm.seeds.numel(), torch.Generator().manual_seed(0)
+    noise = torch.randn(seeds, SAMPLES, algorithm.steps * 2, generator=generator)
+    return algorithm.sampled_path(torch.zeros(seeds, SAMPLES, 1), noise)[1][:, 0].mean(-1).tolist()[::-1]
+
+
+def shown(found: list[float]) -> str:
+    """The first steps one by one, the others together, and all."""
+    return " | ".join(f"{value:.3f}" for value in [*found[:FIRST], sum(found[FIRST:]), sum(found)])
+
+
 def limits(dataset_id: str, eta: float, schedule: Schedule, cells: int) -> list[str]:
     """A line of the table."""
     target, noise = Target.of(dataset_id, eta), np.random.default_rng(0)
@@ -189,9 +215,24 @@ def main(
     eta: float = ETA,
     cells: int = 768,
     run: Annotated[list[Path] | None, typer.Option(help="Run folders of BDPO or diffusion cloning; no table then.")] = None,
+    profile: Annotated[bool, typer.Option(help="The KL to the behaviour by step instead.")] = False,
 ) -> None:
     """Print what is asked for."""
     print(machine())
+    if profile:
+        print(f"| KL of | {' | '.join(f'n = {n}' for n in range(1, FIRST + 1))} | further | all |\n|{'---|' * (FIRST + 3)}")
+        for dataset_id in [toy.PREFIX + task.removeprefix(toy.PREFIX) for task in tasks or []]:
+            points, plan = (
+                toy.sample(dataset_id, DENSITY, seed=toy.SEED + 1).astype(np.float64),
+                Schedule.of(schedule, steps),
+            )
+            best = solve(points, lambda at, name=dataset_id: toy.energy(name, at), eta, plan, cells)[0]
+            print(
+                f"| the best chain on {dataset_id} | {shown(penalties(best, np.random.default_rng(0), plan))} |", flush=True
+            )
+        for folder in run or []:
+            print(f"| {folder.name} | {shown(penalties_of(folder))} |")
+        return
     if run:
         print("| run | task | its behaviour model, re-weighted |\n|---|---|---|")
         for folder in run:

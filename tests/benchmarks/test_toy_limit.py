@@ -53,3 +53,16 @@ def test_the_behaviour_chain_draws_the_data(solved: tuple) -> None:
     drawn = toy_limit.samples(steps, noise.standard_normal((20_000, 2)), noise, behavior=True)
     np.testing.assert_allclose(drawn.mean(0), 0.0, atol=0.01)
     assert (np.abs(drawn.std(0) - STD) < 0.15 * STD).all()  # ten steps of fixed variance are not the exact ones
+
+
+def test_penalties_of_the_best_chain(solved: tuple) -> None:
+    """Each step goes `slope_n beta_n / eta` further, which costs `slope_n^2 beta_n / (2 eta^2)` nats wherever it begins."""
+    steps, _, schedule = solved
+    slope, expected = SLOPE, []
+    for n in range(1, schedule.steps + 1):
+        bar, plan = schedule.alpha_bars[n], schedule.step(n)
+        expected.append(slope**2 * schedule.betas[n] / (2.0 * ETA**2))
+        clean = math.sqrt(bar) * STD**2 / (bar * STD**2 + 1.0 - bar)
+        slope *= float(plan.from_clean) * clean + float(plan.from_noisy)
+    found = toy_limit.penalties(steps, np.random.default_rng(2), schedule)
+    np.testing.assert_allclose(found, expected, rtol=0.05, atol=1e-3)
