@@ -126,6 +126,20 @@ def test_sigkill_in_the_pretraining_then_resume_is_bit_exact(
         assert steps(tmp_path / "run", tag) == steps(fresh[0], tag), tag
 
 
+def test_bdpo_that_ends_in_its_pretraining_resumes_exactly(datasets: Path, tmp_path: Path, cache: Path) -> None:
+    """Its behaviour model, the average of it, and the actor that starts as a copy of that."""
+    own = [
+        "algo=bdpo", "algo.pretrain_updates=45", "max_updates=15", "eval.every=15", "seeds=[0,3]", "engine.chunk=5",
+        "algo.critic_only=5", "algo.samples=1", "algo.critic.critics=2", "algo.actor.hidden=[16,16]",
+    ]  # fmt: skip
+    whole = run(tmp_path / "whole", *own, "behavior=fresh")
+    with pytest.raises(KeyError, match="stopped"):
+        run(tmp_path / "run", *own, "behavior=fresh", callback={"_target_": "tests.helpers.Stop", "at": -10})
+    assert last(tmp_path / "run")["brpo"]["updates"] == -15
+    assert run(tmp_path / "run", *own, "behavior=fresh")["behavior"] == whole["behavior"]
+    assert same_weights(tmp_path / "whole", tmp_path / "run")
+
+
 @pytest.mark.parametrize(("at", "taken_up"), [(-90, None), (0, -40), (15, 0)])
 def test_a_run_that_ends_around_the_end_of_its_pretraining_resumes_exactly(
     at: int, taken_up: int | None, fresh: tuple[Path, Path, Result], datasets: Path, tmp_path: Path, cache: Path
