@@ -124,7 +124,8 @@ class Diagnosis:
         ratio = self.series_ratio
         if ratio is None or self.series is None:
             return None
-        return float((np.abs(ratio - 1.0) > self.quantities.get("series/epsilon", self.series.epsilon)).mean())
+        inside = np.abs(ratio - 1.0) <= self.quantities.get("series/epsilon", self.series.epsilon)  # NaN is not
+        return float(1.0 - inside.mean())
 
     def terms(self) -> tuple[str, ...]:
         """Tags of the two terms of the policy loss, where it has two."""

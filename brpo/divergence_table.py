@@ -29,8 +29,11 @@ def table(divergences: Iterable[Divergence], order: int, epsilon: float) -> str:
 
 def row(divergence: Divergence, order: int, epsilon: float) -> list[str]:
     """The cells of a divergence; those of its series are empty where it has none."""
-    first = [f"`{divergence.name}`", f"`{divergence.formula}`", "yes" if divergence.is_symmetric else "no"]
-    if not divergence.smooth:
+    formula = f"`{divergence.formula}`" if divergence.formula else "-"
+    first = [f"`{divergence.name}`", formula, "yes" if divergence.is_symmetric else "no"]
+    try:
+        series.branch(divergence, 2)
+    except ValueError:  # no series, or no curvature at 1
         return [*first, *["-"] * (len(HEAD) - len(first))]
     g = divergence.conditional_symmetry_taylor(max(order, 2 * SHOWN))
     ends = [1.0 + series.branch(divergence, n).high for n in (3, 5)]
@@ -40,7 +43,7 @@ def row(divergence: Divergence, order: int, epsilon: float) -> list[str]:
         ", ".join("none" if math.isinf(end) else f"{end:.4g}" for end in ends),
         ", ".join(f"{value:.3g}" for value in g[2 : SHOWN + 1]),
         f"{divergence.series_radius:.4g}",
-        ", ".join(str(n) for n in range(2, SHOWN + 1) if g[n] > 0) or "-",
+        ", ".join(str(n) for n in range(2, SHOWN + 1) if g[n] >= 0) or "-",
         largest_coefficient(g[: order + 1], epsilon),
     ]
 

@@ -68,6 +68,7 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
     else:
         configuration.check_config(config)
     if resumption is not None:
+        _keep_the_length(config, resumption, overrides)
         keys = set()
         for stored in (resumption.folder.read_config()[0], resumption.config):
             keys |= set(configuration.differing_keys(stored, config)) if stored else set()
@@ -126,6 +127,14 @@ def _automatic(config: dict[str, Any]) -> resuming.Resumption | None:
         print("resume=auto: no run to continue, starting one", flush=True)
         return None
     return resuming.resume_in(found)
+
+
+def _keep_the_length(config: dict[str, Any], resumption: resuming.Resumption, overrides: list[str]) -> None:
+    """A run goes on to the end that it was started with, unless another is typed: defaults may have changed since."""
+    stored = resumption.folder.read_config()[0].get("max_updates")
+    if stored is not None and stored != config["max_updates"] and "max_updates" not in map(_key, overrides):
+        print(f"note: max_updates={stored}, as the run was started; today's default is {config['max_updates']}", flush=True)
+        config["max_updates"] = stored
 
 
 def _continued_config(folder: runs.RunFolder, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:

@@ -102,6 +102,8 @@ def evaluate_checkpoint(
     sampled = toy.is_toy(spec.dataset_id)
     options = {**config["eval"], **({"episodes": episodes} if episodes else {}), **({"mode": mode} if mode else {})}
     configuration.check_evaluation(spec.dataset_id, options["mode"])
+    if "candidates" in (acting or {}) and options["mode"] == "sampled":
+        raise UserError("Candidates are chosen among where the mode is mean; sampled takes a plain sample. Leave them out.")
     eta = config["data"].get("eta", 0.0)  # runs from before there were toy tasks have none
     try:
         evaluator = make_evaluator(spec, len(seeds), episodes=options["episodes"], mode=options["mode"], eta=eta)

@@ -1,6 +1,7 @@
 """The sweeps of conf/sweep: every job of every file is a training that can be made, and a sweep ends with a report."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -8,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from brpo import launch
 from brpo.config import check_config, register_resolvers, to_plain
 from brpo.errors import UserError
+from brpo.resume import Resumption
 from brpo.runs import RunFolder
 from brpo.sweeps import callback as sweeps
 from brpo.sweeps.folder import Job, Status, SweepFolder
@@ -69,6 +71,19 @@ def test_a_run_with_a_group_of_its_algorithm_can_be_continued(tmp_path: Path) ->
         folder.create(composed, ["hydra/launcher=basic"])
         with pytest.raises(UserError, match="holds the override 'hydra/launcher=basic'"):
             launch._continued_config(folder, [])
+
+
+def test_a_resumed_run_keeps_its_length_unless_another_is_typed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As one with `algo/size=paper`, which had 30,000 updates before that file brought the paper's number."""
+    folder = RunFolder(tmp_path)
+    folder.create({"max_updates": 30_000}, ["algo/size=paper"])
+    found = Resumption(folder, None, 0, "")
+    config: dict[str, Any] = {"max_updates": 2_000_000}
+    launch._keep_the_length(config, found, ["algo/size=paper", "max_updates=2000000"])
+    assert (config["max_updates"], capsys.readouterr().out) == (2_000_000, "")
+    launch._keep_the_length(config, found, ["algo/size=paper"])
+    assert config["max_updates"] == 30_000
+    assert capsys.readouterr().out == "note: max_updates=30000, as the run was started; today's default is 2000000\n"
 
 
 def sweep_of_two(tmp_path: Path, **second: object) -> SweepFolder:

@@ -56,9 +56,10 @@ def test_a_row_by_hand() -> None:
     assert largest.startswith("1.667, ")
     assert float(below) == pytest.approx(1.5 / (0.125 - 0.125 / 3), rel=1e-2)
     assert divergence_table.row(Divergence("mine", "test", lambda t: 3.0 * (t - 1.0).square()), 2, 1.0)[3] == "0.1667"
+    assert divergence_table.row(Divergence("flat", "test", lambda t: (t - 1.0) ** 4), 2, 1.0)[1:] == ["-", "no", *["-"] * 6]
 
 
-@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("name", [name for name, divergence in DIVERGENCES.items() if divergence.formula])
 def test_formulas_are_the_functions(name: str) -> None:
     """In words for the table, in torch for the code."""
     import numpy as np

@@ -27,16 +27,20 @@ class Profile(Callback):
     def __init__(self, folder: Path, rows: int = 25) -> None:
         self.folder, self.rows = folder, rows
         self.profiler: profile | None = None
-        self.chunks = 0  # that trained all parts
+        self.chunks = 0  # whole ones that trained all parts
+        self.size = 0
         self.done = False
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Start, if this is the chunk."""
         if batch[0] < 0 or self.done or not trainer.is_global_zero:  # below 0: pre-training
             return
+        size = batch[1] - batch[0]
+        self.size = max(self.size, size)
+        whole = size == self.size  # shorter ones, before an evaluation, are not captured
         all_parts = batch[0] >= max((after for _, after in pl_module.asked), default=0)
-        self.chunks = self.chunks + 1 if all_parts else 0
-        if self.chunks > getattr(pl_module.runner, "warms_up", 1) or batch[1] >= pl_module.max_updates:
+        self.chunks = self.chunks + whole if all_parts else 0
+        if (whole and self.chunks > getattr(pl_module.runner, "warms_up", 1)) or batch[1] >= pl_module.max_updates:
             self.done = True
             cuda = [ProfilerActivity.CUDA] if pl_module.device.type == "cuda" else []
             self.profiler = profile(activities=[ProfilerActivity.CPU, *cuda])

@@ -58,7 +58,7 @@ class UpdateProgress(ProgressBar):
         rate = self.recorder.chunk_rate
         self._rate = rate if not self._rate or batch[0] == 0 else 0.9 * self._rate + 0.1 * rate
         self._line_at = self._line_at if batch[1] else 0.0  # the end of the pre-training is shown
-        if not trainer.is_last_batch:  # an evaluation follows, and its line
+        if batch[0] < 0 or not trainer.is_last_batch:  # else an evaluation follows, and its line
             self._show(pl_module, pretraining=batch[0] < 0)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._dynamo import lookup_backend
 from torch._dynamo.exc import TorchDynamoException
+from torch._functorch import config as functorch_config
 from torch._inductor.exc import InductorError
 
 from brpo.algorithms.base import OfflineAlgorithm
@@ -16,6 +17,8 @@ from brpo.errors import UserError
 from brpo.types import Batch
 
 _FAILURES = (TorchDynamoException, InductorError)  # before anything has run
+# A loss's backward pass is compiled with it, so that it fails where the loss does and not in the middle of an update.
+_TOGETHER = {"force_non_lazy_backward_lowering": True}
 
 
 def compile_update(algorithm: OfflineAlgorithm, backend: str = "inductor", or_eager: bool = False) -> None:
@@ -130,7 +133,8 @@ def _compiled_loss(
     def run(*inputs: Any) -> Tensor:
         before = algorithm.latest
         try:
-            value, recorded = function(*inputs)
+            with functorch_config.patch(_TOGETHER):
+                value, recorded = function(*inputs)
         except _FAILURES as error:
             _give_up(loss.__name__, algorithm, error, or_eager)
             setattr(algorithm, loss.__name__, loss)

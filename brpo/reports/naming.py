@@ -66,9 +66,8 @@ def _naming(algo: str, results: Sequence[SeedResult]) -> Naming:
     keys = _without_twins(known, results)
     names = tuple(_short(key, keys) for key in keys)
     usual = _usual(names, Counter(_values(result, keys) for result in results))
-    notes = (
-        [f"{algo} is `{', '.join(f'{n}={v}' for n, v in usual.items())}` where its name says nothing else."] if usual else []
-    )
+    centre = ", ".join(f"{name}={value}" for name, value in usual.items() if value != _text(None))
+    notes = [f"{algo} is `{centre}` where its name says nothing else."] if centre else []
     notes += [_of_some_only(algo, key, results) for key in sorted(within.difference(known))]
     notes += [_between_data_sets(algo, key, results) for key in sorted(_differing(results) - within)]
     short = Naming(algo, keys, names, usual, absent=False, notes=tuple(notes))
@@ -133,14 +132,14 @@ def _short(key: str, keys: Sequence[str]) -> str:
 
 
 def _usual(names: Sequence[str], methods: Counter[tuple[str, ...]]) -> dict[str, str]:
-    """Where several options differ, the values of the method with the most results: variants around a centre.
+    """Where several options differ, the values of the method with by far the most results: variants around a centre.
 
-    Where no method has more than all others: of each option the value that more methods have than any other.
+    Where no method has half as many again as any other: of each option the value that more methods have than any other.
     """
     if len(names) < 2:
         return {}
     (centre, most), *others = methods.most_common()
-    if not others or most > others[0][1]:
+    if not others or most >= 1.5 * others[0][1]:
         return dict(zip(names, centre, strict=True))
     counts = [Counter(method[place] for method in methods).most_common(2) for place in range(len(names))]
     return {name: most[0][0] for name, most in zip(names, counts, strict=True) if most[0][1] > most[1][1]}

@@ -150,6 +150,13 @@ class SweepFolder:
                 raise UserError(f"{path} is no record of a job. Delete it, and the job counts as not started.") from error
         return sorted(found, key=lambda job: job.number)
 
+    def job(self, number: int) -> Job | None:
+        """The record of one job; None where there is none, or none that can be read."""
+        try:
+            return Job(**json.loads((self.jobs / f"{number}.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
     def run_folder(self, job: Job) -> Path | None:
         """The folder of a job's run."""
         return None if job.run_dir is None else (self.path / job.run_dir).resolve()

@@ -58,40 +58,57 @@ def _run_in_worker(folder: SweepFolder, job: Job, run: Run, debug: bool) -> None
     if folder.stopped.exists() or _left_alone():
         return
     _pin(folder)
-    import brpo.launch  # noqa: F401  # torch and Lightning: once, and not for each job
-
     with _printing_to(folder.log(job.number)) as terminal:
         write(terminal, f"job {job.number} starts: {' '.join(folder.varying(job.overrides))}")
         start = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            _be_the_job(folder, job, run, debug)
-        with _when_left_alone(lambda: _end(child)):
-            _, state = os.waitpid(child, 0)
-        recorded = next((known for known in folder.read() if known.number == job.number), None)
-        if os.WIFSIGNALED(state) and (recorded is None or recorded.status == Status.running):
-            number = os.WTERMSIG(state)
-            job = (recorded or job).but(status=Status.failed, exit_code=128 + number, error=_killed(number))
+        try:
+            job = _in_a_process(folder, job, run, debug)
+        except Exception as error:  # no memory for a process, or torch cannot be imported
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            job = job.but(status=Status.failed, exit_code=UNEXPECTED, error=reason)
             folder.write(job)
-        else:
-            job = recorded or job.but(status=Status.interrupted)  # before it had a run
         place = os.path.relpath(folder.run_folder(job) or folder.log(job.number))
         write(terminal, f"job {job.number} {job.status} after {time.monotonic() - start:.0f} s: {job.error or place}")
 
 
-def _be_the_job(folder: SweepFolder, job: Job, run: Run, debug: bool) -> NoReturn:
+def _in_a_process(folder: SweepFolder, job: Job, run: Run, debug: bool) -> Job:
+    """Run a job in a process of its own, and wait for it; gives its record."""
+    import brpo.launch  # noqa: F401  # torch and Lightning: once, and not for each job; neither starts CUDA or a thread
+
+    worker, child = os.getpid(), os.fork()
+    if child == 0:
+        _be_the_job(folder, job, run, debug, worker)
+    with _when_left_alone(lambda: _end(child)):
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    recorded = folder.job(job.number)
+    if recorded is None and code == DONE:
+        return job.but(status=Status.interrupted)  # before it had a run
+    if recorded is not None and recorded.status != Status.running:
+        return recorded
+    error = _killed(-code) if code < 0 else f"its process ended with {code} and left no word"
+    job = (recorded or job).but(status=Status.failed, exit_code=128 - code if code < 0 else code, error=error)
+    folder.write(job)
+    return job
+
+
+def _be_the_job(folder: SweepFolder, job: Job, run: Run, debug: bool, worker: int) -> NoReturn:
     """The job's own process: run it, keep its record, and leave nothing of the worker's to be done here."""
-    worker = os.getppid()
+    code = UNEXPECTED
     try:
         with _when_left_alone(lambda: _end(os.getpid()), lambda: os.getppid() != worker):
             until_stopped = functools.partial(_run_until_stopped, folder, run)
             _recorded(folder, job.but(pid=os.getpid()), until_stopped, debug)
+        code = DONE
     except BaseException:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
 
 
 def _end(process: int) -> None:
@@ -169,7 +186,7 @@ def _outcome(run: Callable[[], Any], debug: bool) -> tuple[int, str | None]:
 
 
 def _pin(folder: SweepFolder) -> None:
-    """Give this process a device for its whole life: once CUDA has started, it does not look at the variable again."""
+    """Give this process, and the jobs that it starts, a device for its whole life."""
     global _claim
     devices = folder.read_plan()[1]
     if _claim is None and devices:

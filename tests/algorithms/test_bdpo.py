@@ -126,6 +126,32 @@ def test_diagnostics_compare_values_with_what_the_chains_achieve() -> None:
     assert torch.allclose(values["value/gap"], values["value/predicted"] - values["value/achieved"])
 
 
+def test_the_profile_of_the_penalties_on_one_step_data() -> None:
+    """Where targets need no chain the held-out one shows it: the steps of a short chain add up to its KL."""
+    bdpo = make(spec=make_spec(one_step=True))
+    with torch.no_grad():
+        for parameter in bdpo.actor_target.module.parameters():
+            parameter.add_(0.1)
+        values = bdpo.diagnose(random_batch(size=9))
+    assert values["actor/kl"].min() > 0
+    assert torch.allclose(sum(values[f"kl/step_{n}"] for n in range(1, bdpo.steps + 1)), values["actor/kl"])
+    assert not [name for name in make().diagnose(random_batch()) if name.startswith("kl/")]
+
+
+def test_sizes_bring_updates_and_chunks_and_what_is_typed_wins() -> None:
+    def found(*overrides: str) -> tuple[int, int, int, str]:
+        config = compose_config("algo=bdpo", *overrides)
+        return config["max_updates"], config["algo"]["pretrain_updates"], config["engine"]["chunk"], config["engine"]["name"]
+
+    assert found() == (30_000, 50_000, 25, "auto")
+    assert found("algo/size=paper") == (2_000_000, 2_000_000, 25, "auto")
+    assert found("algo/size=paper", "dataset=toy/moons") == (100_000, 100_000, 25, "auto")
+    assert found("dataset=toy/moons", "engine=compile") == (5_000, 10_000, 25, "compile")
+    typed = ("max_updates=7", "algo.pretrain_updates=3", "engine=eager", "engine.chunk=2")
+    assert found("algo/size=paper", *typed) == (7, 3, 2, "eager")
+    assert found("trainer=smoke")[0] == 2
+
+
 def test_step_sizes_by_part() -> None:
     bdpo = make("algo/size=paper")
     rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in bdpo.optimizers_by_part.items()}

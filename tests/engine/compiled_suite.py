@@ -4,9 +4,11 @@ import copy
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch._inductor.exc import InductorError
 
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.engine.compiled import compile_update
@@ -185,6 +187,24 @@ def test_a_loss_that_cannot_be_compiled_is_said_or_runs_eagerly(capsys: pytest.C
     compile_update(refused, "aot_eager")
     with pytest.raises(UserError, match="engine=compile cannot compile Peeking"):
         EagerRunner(DATA, 8).run(refused, 0, 3)
+
+
+def test_a_backward_pass_that_cannot_be_compiled_is_one_of_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is compiled with the loss, and not later in the middle of an update."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    def refuse(graph: Any, inputs: Any) -> Any:
+        raise InductorError(RuntimeError("no compiler"), None)
+
+    torch._dynamo.register_backend(
+        aot_autograd(fw_compiler=lambda g, _: make_boxed_func(g.forward), bw_compiler=refuse), name="no_backward"
+    )
+    eager, compiled = pair("bc", ["algo.optimizer.fused=false"])
+    compile_update(compiled, "no_backward", or_eager=True)
+    run_both(eager, compiled)
+    assert_equal(eager, compiled, 0.0)
+    assert "note: actor_loss cannot be compiled and goes on eagerly" in capsys.readouterr().out
 
 
 def test_an_unknown_backend_is_refused_at_once() -> None:
