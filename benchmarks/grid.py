@@ -88,6 +88,7 @@ POLICIES = {
 HALFCHEETAH = {  # where Sf-AC does worst: what makes TD3+BC better, and which of Sf-AC's own options could help
     "td3_bc without Q": ["algo=td3_bc", "algo.q_coefficient=0"],
     "td3_bc, raw observations": ["algo=td3_bc", "data.normalize_observations=false"],
+    "sfac, normalized observations": ["algo=sfac", "data.normalize_observations=true"],
     "sfac, V of its own actions": ["algo=sfac", "algo.value_loss=sample"],
     "sfac, temperature 1": ["algo=sfac", "algo.temperature=1"],
     "sfac, softmax": ["algo=sfac", "algo.value_loss=softmax"],
