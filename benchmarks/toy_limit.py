@@ -222,14 +222,11 @@ def main(
     if profile:
         print(f"| KL of | {' | '.join(f'n = {n}' for n in range(1, FIRST + 1))} | further | all |\n|{'---|' * (FIRST + 3)}")
         for dataset_id in [toy.PREFIX + task.removeprefix(toy.PREFIX) for task in tasks or []]:
-            points, plan = (
-                toy.sample(dataset_id, DENSITY, seed=toy.SEED + 1).astype(np.float64),
-                Schedule.of(schedule, steps),
-            )
+            points = toy.sample(dataset_id, DENSITY, seed=toy.SEED + 1).astype(np.float64)
+            plan = Schedule.of(schedule, steps)
             best = solve(points, lambda at, name=dataset_id: toy.energy(name, at), eta, plan, cells)[0]
-            print(
-                f"| the best chain on {dataset_id} | {shown(penalties(best, np.random.default_rng(0), plan))} |", flush=True
-            )
+            found = penalties(best, np.random.default_rng(0), plan)
+            print(f"| the best chain on {dataset_id} | {shown(found)} |", flush=True)
         for folder in run or []:
             print(f"| {folder.name} | {shown(penalties_of(folder))} |")
         return

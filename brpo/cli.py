@@ -31,13 +31,6 @@ class Mode(StrEnum):
     sampled = "sampled"
 
 
-class Sampler(StrEnum):
-    """How a diffusion policy steps from noise to an action."""
-
-    ddpm = "ddpm"
-    ddim = "ddim"
-
-
 class Rule(StrEnum):
     """Which checkpoint of a run."""
 
@@ -100,7 +93,9 @@ def evaluate(
     episodes: Annotated[int | None, typer.Option(min=1, help="For each seed; the run's own number unless given.")] = None,
     mode: Annotated[Mode | None, typer.Option(help="The mode or a sample; the run's own unless given.")] = None,
     checkpoint: Annotated[Rule, typer.Option(help="Which checkpoint of a run folder.")] = Rule.last,
-    sampler: Annotated[Sampler | None, typer.Option(help="Of a diffusion policy; the run's own unless given.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Of a diffusion policy, ddpm or ddim; the run's own unless given.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of its reverse pass; few steps want ddim.")] = None,
     candidates: Annotated[int | None, typer.Option(min=1, help="BDPO: actions that Q chooses among.")] = None,
     video: Annotated[bool, typer.Option(help="Also film one episode of each seed into RUN/videos.")] = False,
@@ -111,7 +106,7 @@ def evaluate(
 
     path = saved_runs.checkpoint_of(run, checkpoint.value)
     try:
-        options = {"sampler": sampler.value if sampler else None, "steps": steps, "candidates": candidates}
+        options = {"sampler": sampler, "steps": steps, "candidates": candidates}
         acting = {name: value for name, value in options.items() if value is not None}
         result = saved_runs.evaluate_checkpoint(path, episodes=episodes, mode=mode.value if mode else None, acting=acting)
         _print_evaluation(result, acting)

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Iterable
 
-import torch
-
 from brpo.functional import series
 from brpo.functional.divergences import Divergence
 
@@ -37,6 +35,7 @@ def row(divergence: Divergence, order: int, epsilon: float) -> list[str]:
         return [*first, *["-"] * (len(HEAD) - len(first))]
     g = divergence.conditional_symmetry_taylor(max(order, 2 * SHOWN))
     ends = [1.0 + series.branch(divergence, n).high for n in (3, 5)]
+    bound = series.coefficient_bound(g[: order + 1], epsilon)
     return [
         *first,
         f"{1.0 / divergence.d2f1:.4g}",
@@ -44,15 +43,5 @@ def row(divergence: Divergence, order: int, epsilon: float) -> list[str]:
         ", ".join(f"{value:.3g}" for value in g[2 : SHOWN + 1]),
         f"{divergence.series_radius:.4g}",
         ", ".join(str(n) for n in range(2, SHOWN + 1) if g[n] >= 0) or "-",
-        largest_coefficient(g[: order + 1], epsilon),
+        "any" if math.isinf(bound) else f"{bound:.3g}",
     ]
-
-
-def largest_coefficient(g: tuple[float, ...], epsilon: float) -> str:
-    """`(1 + epsilon) / h(1 + epsilon)`: from there on the series term pushes a clipped sample below its target. Ours.
-
-    Beyond the clip the gradient on log pi of a transition is `coefficient rho h(1 + epsilon) - w`, with `w > (1 + epsilon)
-    rho`, so that a smaller coefficient always leaves it pointing up. Where h is negative the term itself points up.
-    """
-    h = series.evaluate(g, torch.tensor([1.0 + epsilon], dtype=torch.float64)).item()
-    return f"{(1.0 + epsilon) / h:.3g}" if h > 0 else "any"

@@ -20,6 +20,7 @@ import yaml
 from brpo.errors import UserError
 from brpo.files import remove_leftovers, write_atomically
 
+DIRTY = "-dirty"  # behind a commit: the code or its configuration differ from it
 _PACKAGES = ("brpo", "torch", "lightning", "numpy", "gymnasium", "mujoco", "minari", "hydra-core")
 
 
@@ -214,4 +215,4 @@ def git_commit() -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{commit}-dirty" if changed else commit
+    return f"{commit}{DIRTY}" if changed else commit

@@ -380,17 +380,24 @@ def test_a_sweep_that_cannot_be_composed_starts_no_job(cli: Run, tmp_path: Path)
     assert records_of(tmp_path) == []
 
 
+SWEEP = ["-m", *TINY, "trainer=cpu", "algo=bc", "eval.episodes=1", "eval.every=50", "engine.chunk=10"]
+
+
+def started(sweep: list[str], data_root: Path, folder: Path) -> subprocess.Popen[str]:
+    """A sweep of two jobs at a time in a session of its own; the first two have saved."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *sweep, "hydra.launcher.n_jobs=2"],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "MINARI_DATASETS_PATH": str(data_root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    wait_for(lambda: len(list(folder.glob("runs/bc/*/*/checkpoints/last.ckpt"))) == 2, process)
+    return process
+
+
 @pytest.mark.slow
 def test_jobs_of_a_killed_sweep_save_and_end(data_root: Path, tmp_path: Path) -> None:
     """Its workers would train on, and take the next job, while the same sweep with resume=auto finds them busy."""
-    options = [*TINY, "trainer=cpu", "algo=bc", "eval.episodes=1", "eval.every=50", "engine.chunk=10"]
-    sweep = ["-m", *options, "seeds=[0],[1],[2]", "max_updates=100000", "hydra.launcher.n_jobs=2"]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *sweep],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        env={**os.environ, "MINARI_DATASETS_PATH": str(data_root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    wait_for(lambda: len(list(tmp_path.glob("runs/bc/*/*/checkpoints/last.ckpt"))) == 2, process)
+    process = started([*SWEEP, "seeds=[0],[1],[2]", "max_updates=100000"], data_root, tmp_path)
     process.kill()
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and any(record["status"] == "running" for record in records_of(tmp_path)):
@@ -403,14 +410,7 @@ def test_jobs_of_a_killed_sweep_save_and_end(data_root: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_a_job_that_is_killed_fails_alone(data_root: Path, tmp_path: Path) -> None:
     """As the kernel kills one when memory runs out; the workers go on with the next jobs."""
-    options = [*TINY, "trainer=cpu", "algo=bc", "eval.episodes=1", "eval.every=50", "engine.chunk=10"]
-    sweep = ["-m", *options, "max_updates=100000,50", "seeds=[0],[1]", "hydra.launcher.n_jobs=2"]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *sweep],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "MINARI_DATASETS_PATH": str(data_root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    wait_for(lambda: len(list(tmp_path.glob("runs/bc/*/*/checkpoints/last.ckpt"))) == 2, process)
+    process = started([*SWEEP, "max_updates=100000,50", "seeds=[0],[1]"], data_root, tmp_path)
     for record in records_of(tmp_path):  # both of the long ones
         os.kill(record["pid"], signal.SIGKILL)
     out, err = process.communicate(timeout=PATIENCE)
@@ -423,25 +423,35 @@ def test_a_job_that_is_killed_fails_alone(data_root: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_interrupted_sweep_is_continued(cli: Run, data_root: Path, tmp_path: Path) -> None:
     """SIGINT to the whole group: running jobs save, the others do not start; resume=auto makes the rest."""
-    options = [*TINY, "trainer=cpu", "algo=bc", "eval.episodes=1", "eval.every=50", "engine.chunk=10"]
-    sweep = ["-m", *options, "resume=auto", "seeds=[0],[1],[2]", "max_updates=100000", "hydra.launcher.n_jobs=2"]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *sweep],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "MINARI_DATASETS_PATH": str(data_root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    wait_for(lambda: len(list(tmp_path.glob("runs/bc/*/*/checkpoints/last.ckpt"))) == 2, process)
+    sweep = [*SWEEP, "resume=auto", "seeds=[0],[1],[2]"]
+    process = started([*sweep, "max_updates=100000"], data_root, tmp_path)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert [record["status"] for record in records_of(tmp_path)] == ["interrupted", "interrupted"]
     assert "1 job not started" in err
     assert "0 of 3 jobs done" in out
-    started = {record["run_dir"] for record in records_of(tmp_path)}
+    first = {record["run_dir"] for record in records_of(tmp_path)}
     reached = max(int(record["error"].split("update ")[1].split(";")[0]) for record in records_of(tmp_path))
 
-    again = cli(*sweep[:-2], f"max_updates={reached + 50}", "hydra/launcher=basic")
+    again = cli(*sweep, f"max_updates={reached + 50}", "hydra/launcher=basic")
     assert again.returncode == 0, again.stderr
     assert "3 of 3 jobs done" in again.stdout
     runs = {record["run_dir"] for record in records_of(tmp_path)}
-    assert started < runs and len(runs) == 3
+    assert first < runs and len(runs) == 3
+
+
+@pytest.mark.parametrize(
+    ("leave", "code", "says"),
+    [
+        (lambda: os._exit(7), 7, "its process ended with 7 and left no word"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), 139, "killed by SIGSEGV"),
+    ],
+)
+def test_a_job_that_leaves_without_a_word_has_failed(leave: Any, code: int, says: str, tmp_path: Path) -> None:
+    """As a C library that gives up does."""
+    folder, number = SweepFolder(tmp_path), 3
+    folder.jobs.mkdir()
+    found = sweep_job._in_a_process(folder, Job(number, [], "bc", "tests/one-v0"), lambda _: leave(), debug=False)
+    assert (found.status, found.exit_code, found.error) == (Status.failed, code, says)
+    assert folder.job(number) == found

@@ -98,8 +98,13 @@ def test_bdpo_draws_its_paths_and_knows_what_its_start_is_worth(tmp_path: Path, 
     quick = CliRunner().invoke(cli.app, [*evaluate, "--sampler", "ddim", "--steps", "2"]).stdout
     assert "50 samples a seed, sampled action, sampler ddim, steps 2, update 6" in quick
     assert quick.splitlines()[:-1] != CliRunner().invoke(cli.app, evaluate).stdout.splitlines()[:-1]
-    refused = CliRunner().invoke(cli.app, [*evaluate, "--steps", "51"])
-    assert "A reverse pass has 1 to" in str(refused.exception)
+    for options, says in (
+        (["--steps", "51"], "A reverse pass has 1 to 2 steps"),
+        (["--sampler", "dpm"], "Unknown sampler 'dpm'. Known: ddpm, ddim."),
+        (["--candidates", "5"], "Candidates are chosen among where the mode is mean; sampled takes a plain sample."),
+    ):
+        refused = CliRunner().invoke(cli.app, [*evaluate, *options])
+        assert says in str(refused.exception)
     experiment.table([folder], tmp_path / "toy.csv")
     (line,) = csv.DictReader((tmp_path / "toy.csv").open())
     assert [line[key] for key in ("task", "algorithm", "seeds", "updates", "pretrain_updates")] == [

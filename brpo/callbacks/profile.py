@@ -40,7 +40,7 @@ class Profile(Callback):
         whole = size == self.size  # shorter ones, before an evaluation, are not captured
         all_parts = batch[0] >= max((after for _, after in pl_module.asked), default=0)
         self.chunks = self.chunks + whole if all_parts else 0
-        if (whole and self.chunks > getattr(pl_module.runner, "warms_up", 1)) or batch[1] >= pl_module.max_updates:
+        if (whole and self.chunks > pl_module.runner.warms_up) or batch[1] >= pl_module.max_updates:
             self.done = True
             cuda = [ProfilerActivity.CUDA] if pl_module.device.type == "cuda" else []
             self.profiler = profile(activities=[ProfilerActivity.CPU, *cuda])

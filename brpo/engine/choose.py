@@ -12,9 +12,8 @@ from brpo.engine.compiled import compile_update
 from brpo.engine.runner import EagerRunner
 from brpo.errors import UserError
 
-WORTH_COMPILING = (
-    20_000  # updates, with those of a pre-training: compiling takes half a minute, and saves a fifth of the time or more
-)
+# Updates, with those of a pre-training: compiling takes half a minute, and saves a fifth of the time or more.
+WORTH_COMPILING = 20_000
 MOST_SEEDS = 4  # a compiled graph on a CPU has the networks of every seed in it one by one
 
 

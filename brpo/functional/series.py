@@ -39,6 +39,16 @@ def remainder(divergence: Divergence, order: int, epsilon: float, points: int = 
     return (exact - evaluate(g, t)).abs().max().item()
 
 
+def coefficient_bound(coefficients: tuple[float, ...], epsilon: float) -> float:
+    """`(1 + epsilon) / h(1 + epsilon)`: below it a sample above the clip range is always pulled up to its target. Ours.
+
+    There the gradient of Sf-AC's policy loss on log pi is `coefficient rho h(1 + epsilon) - w`, with
+    `w > (1 + epsilon) rho`. Infinite where h is not positive: the term itself pulls up.
+    """
+    h = evaluate(coefficients, torch.tensor([1.0 + epsilon], dtype=torch.float64)).item()
+    return (1.0 + epsilon) / h if h > 0 else math.inf
+
+
 @dataclass(frozen=True)
 class Branch:
     """f_N'(1 + u) where it increases through u = 0.

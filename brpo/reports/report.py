@@ -10,9 +10,9 @@ from brpo.reports import compact, published, run_folders, tables
 from brpo.reports.comparison import Comparison, compare
 from brpo.reports.run_folders import Found
 from brpo.reports.seed_result import METRICS, RULES
+from brpo.runs import DIRTY
 
 MARKDOWN = "report.md"
-DIRTY = "-dirty"  # behind a commit, `brpo.results`
 
 
 @dataclass(frozen=True)

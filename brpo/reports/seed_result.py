@@ -49,6 +49,11 @@ _NOT_THE_METHOD = (
 _THE_METHOD = ("engine.matmul_precision", "trainer.precision")
 
 
+def plural(count: int, word: str) -> str:
+    """`1 seed`, `2 seeds`."""
+    return f"{count} {word}" + ("" if count == 1 else "s")
+
+
 @dataclass(frozen=True)
 class Protocol:
     """What numbers must share to stand in one table."""
@@ -61,8 +66,7 @@ class Protocol:
     def __str__(self) -> str:
         """In words."""
         often = f", evaluated every {self.every}" if self.every else ""
-        episodes = f"{self.episodes} episode" + ("" if self.episodes == 1 else "s")
-        return f"{self.mode} action, {episodes}, {self.updates} updates{often}"
+        return f"{self.mode} action, {plural(self.episodes, 'episode')}, {self.updates} updates{often}"
 
 
 Curve = tuple[tuple[int, float], ...]  # update and value of each evaluation, in the unit of the run's metric

@@ -10,7 +10,7 @@ from brpo.reports import aggregates
 from brpo.reports.aggregates import Aggregate
 from brpo.reports.compact import write_csv
 from brpo.reports.comparison import Comparison, Method, Task
-from brpo.reports.seed_result import METRICS, RULES, SeedResult
+from brpo.reports.seed_result import METRICS, RULES, SeedResult, plural
 from brpo.reports.statistics import Interval
 
 _AGGREGATES = ["method", "runs", "mean [95 %]", "IQM [95 %]", "CVaR 10 %", "worst data set", "worst seed"]
@@ -37,7 +37,7 @@ def results(comparison: Comparison, metric: str, rule: str) -> str:
         return f"{spread(list(values), METRICS[metric].digits)}{count}" if len(values) else HOLE
 
     rows = ([method.name, *(cell(method, task) for task in tasks)] for method in comparison.rows(tasks))
-    seeds = "in brackets the number of seeds" if len(counts) > 1 else _plural(max(counts), "seed")
+    seeds = "in brackets the number of seeds" if len(counts) > 1 else plural(max(counts), "seed")
     text = f"**{rule}** {METRICS[metric].words} ({RULES[rule]}); mean ± standard deviation over seeds, {seeds}.\n\n"
     return text + markdown(["method", *map(_column, tasks)], rows)
 
@@ -48,7 +48,7 @@ def over_tasks(comparison: Comparison) -> str:
     found = aggregates.over_tasks(comparison)
     rows = [_aggregate_row(comparison, method, tasks, found[method, "final"]) for method in comparison.rows(tasks)]
     return (
-        f"**final** normalized score over {_plural(len(tasks), 'data set')} and their seeds (runs). Mean: over data sets of "
+        f"**final** normalized score over {plural(len(tasks), 'data set')} and their seeds (runs). Mean: over data sets of "
         "the mean over seeds. IQM: mean without the lower and the upper quarter of all runs. CVaR: mean of the worst tenth "
         "of all runs, at least of one. In brackets 95 % intervals, runs drawn again within each data set (stratified "
         "percentile bootstrap).\n\n" + markdown(_AGGREGATES, rows)
@@ -73,7 +73,7 @@ def over_common_tasks(comparison: Comparison) -> str:
 def _aggregate_row(comparison: Comparison, method: Method, tasks: Sequence[Task], found: Aggregate | None) -> list[str]:
     if found is None:
         there = sum((method, task) in comparison.cells for task in tasks)
-        return [method.name, f"{there} of {_plural(len(tasks), 'data set')}", *[HOLE] * 5]
+        return [method.name, f"{there} of {plural(len(tasks), 'data set')}", *[HOLE] * 5]
     worst_task, mean = found.worst_task
     task, seed, value = found.worst_seed
     return [
@@ -185,10 +185,6 @@ def _column(task: Task) -> str:
 
 def _with_interval(value: float, interval: Interval, digits: int = 1) -> str:
     return f"{value:.{digits}f}" + ("" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]")
-
-
-def _plural(count: int, word: str) -> str:
-    return f"{count} {word}" + ("" if count == 1 else "s")
 
 
 # --- CSV --------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 import gzip
+import itertools
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from brpo import saved_runs
 from brpo.callbacks.checkpoints import Checkpoints
 from brpo.callbacks.evaluate import Evaluate
 from brpo.callbacks.profile import Profile
+from brpo.callbacks.progress import UpdateProgress
 from brpo.callbacks.recorder import Recorder
 from brpo.callbacks.signals import Signals
 from brpo.engine.checkpoint_io import encode
@@ -291,6 +293,21 @@ def test_a_checkpoint_of_other_sizes_is_one_line(tmp_path: Path) -> None:
         saved_runs.load_algorithm(saved(tmp_path, algo=config["algo"]))
 
 
+def test_lines_of_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The end of the pre-training is shown; of the chunk before an evaluation only the line with its score."""
+    recorder: Any = SimpleNamespace(chunk_rate=10.0, last_score=lambda: "score 3.0")
+    progress = UpdateProgress(recorder, max_updates=20, every_seconds=0.0)
+    module: Any = SimpleNamespace(update_count=0, pretrain_updates=5, pretrained=("behavior",))
+    trainer: Any = SimpleNamespace(is_last_batch=True)
+    progress.on_train_batch_end(trainer, module, None, (-5, 0), 0)
+    progress.on_train_epoch_end(trainer, module)
+    for module.update_count, trainer.is_last_batch in ((10, False), (20, True)):
+        progress.on_train_batch_end(trainer, module, None, (module.update_count - 10, module.update_count), 0)
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == ["behavior 5/5", "update 10/20"]
+    progress.on_train_epoch_end(trainer, module)
+    assert capsys.readouterr().out == "update 20/20  10/s  score 3.0  0 s left\n"
+
+
 def test_profile_traces_a_chunk_that_is_as_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One trace that Perfetto and TensorBoard read, and a table: of the second chunk, the third under a CUDA graph.
 
@@ -302,17 +319,19 @@ def test_profile_traces_a_chunk_that_is_as_the_rest(tmp_path: Path, capsys: pyte
         ("graph", 40, 0, 2, "updates 20 to 30"),
         ("late", 60, 20, 1, "updates 30 to 40"),
         ("too late", 30, 20, 1, "updates 20 to 30"),
+        ("cut", 40, 0, 2, "updates 30 to 40"),  # 10 to 15 and 15 to 20, round an evaluation, are no whole chunks
         ("one", 10, 0, 1, "updates 0 to 10"),
     ):
         module: Any = SimpleNamespace(
             device=torch.device("cpu"), max_updates=updates, asked=set(), runner=SimpleNamespace(warms_up=warms_up)
         )
         profile = Profile(tmp_path / name)
-        for start in range(0, updates, 10):
-            profile.on_train_batch_start(trainer, module, (start, start + 10), 0)
+        ends = [*range(0, updates + 1, 10), 15] if name == "cut" else range(0, updates + 1, 10)
+        for start, stop in itertools.pairwise(sorted(ends)):
+            profile.on_train_batch_start(trainer, module, (start, stop), 0)
             torch.ones(3).add(start)
             module.asked = {(1, 0), (5, after)}  # known once an update was made
-            profile.on_train_batch_end(trainer, module, None, (start, start + 10), 0)
+            profile.on_train_batch_end(trainer, module, None, (start, stop), 0)
         assert (tmp_path / name / "summary.txt").read_text().startswith(traced)
         (trace,) = (tmp_path / name).glob("*.pt.trace.json.gz")
         events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]

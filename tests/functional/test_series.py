@@ -136,3 +136,12 @@ def test_a_divergence_without_curvature_is_refused(order: int) -> None:
     flat = Divergence("flat", "test", lambda t: (t - 1.0) ** 4)
     with pytest.raises(ValueError, match=r"'flat' has f''\(1\) = 0, which must be positive"):
         series.branch(flat, order)
+
+
+@pytest.mark.parametrize(("epsilon", "bound"), [(0.2, 60.0), (0.5, 12.0), (1.0, 4.0)])
+def test_the_bound_on_the_coefficient_by_hand(epsilon: float, bound: float) -> None:
+    """Jeffreys to order 2, h = (t-1)^2 / 2: (1 + epsilon) / (epsilon^2 / 2). Jensen-Shannon's h is negative: none."""
+    assert series.coefficient_bound(get_divergence("jeffreys").conditional_symmetry_taylor(2), epsilon) == pytest.approx(
+        bound
+    )
+    assert math.isinf(series.coefficient_bound(get_divergence("jensen_shannon").conditional_symmetry_taylor(2), epsilon))
