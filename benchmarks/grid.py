@@ -10,6 +10,7 @@ several sittings and machines; `--store` puts there what the report is made of.
     python benchmarks/grid.py modes             # docs/results.md: runs to be evaluated by `brpo evaluate --mode`
     python benchmarks/grid.py diffusion         # docs/results.md: BDPO and diffusion cloning
     python benchmarks/grid.py search            # docs/sfac.md
+    python benchmarks/grid.py normalization     # docs/sfac.md: whether Sf-AC should see normalized observations
     python benchmarks/grid.py comparison --table        # nothing is run; the report alone
 
 The shared data sets are looked for in MINARI_DATASETS_PATH. `--only` picks cells by a regular expression, so that
@@ -76,6 +77,9 @@ SEARCH = {
     ],
     "T 3, coefficient 0": ["algo.temperature=3", "algo.regularizer.epsilon=0.5", "algo.symmetry_coefficient=0"],
 }
+# On other recordings than those of the comparison, too: the same agents, recorded with another seed.
+NORMALIZATION = {"raw": "data.normalize_observations=false", "normalized": "data.normalize_observations=true"}
+SEARCH_SEEDS = (100, 101)
 
 
 # What each question changes, beside the defaults of the comparison.
@@ -140,7 +144,21 @@ def cells(grid: str) -> dict[tuple[str, str], list[str]]:
             for row, overrides in SEARCH.items()
             for dataset in (*MEDIUM, BUNDLED)
         }
-    raise typer.BadParameter(f"{grid}: known grids are comparison, search, {', '.join(QUESTIONS)}")
+    if grid == "normalization":
+        return {
+            (f"{row}, seed {seed}", dataset): [
+                "algo=sfac",
+                f"dataset={dataset}",
+                f"seeds=[{seed}]",
+                "max_updates=50000",
+                *BUDGET,
+                override,
+            ]
+            for seed in SEARCH_SEEDS
+            for dataset in (*REPLAY[1:], MEDIUM[0], MEDIUM[2])
+            for row, override in NORMALIZATION.items()
+        }
+    raise typer.BadParameter(f"{grid}: known grids are comparison, search, normalization, {', '.join(QUESTIONS)}")
 
 
 def folder(grid: str, row: str, dataset: str) -> Path:
