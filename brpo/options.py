@@ -17,6 +17,9 @@ class OptionRefused(UserError):
         super().__init__(f"{option}={value} is not allowed; it must be {allowed}.")
         self.option, self.value, self.allowed = option, value, allowed
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OptionRefused, (self.option, self.value, self.allowed)  # ranks tell each other what was refused
+
     def of(self, place: str) -> "OptionRefused":
         """The same, of an option that stands at `place`."""
         return OptionRefused(f"{place}.{self.option}", self.value, self.allowed)

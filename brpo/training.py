@@ -130,10 +130,24 @@ def train(
     _quiet_libraries()
     commit = runs.git_commit()  # now: the clone may move on while this trains
     datamodule = make_datamodule(config)
-    ranks = strategy.start(config["trainer"], config["parallel"], len(configuration.seed_list(config["seeds"])))
-    set_up_torch(config["engine"], ranks)
+    with strategy.start(config["trainer"], config["parallel"], len(configuration.seed_list(config["seeds"]))) as ranks:
+        set_up_torch(config["engine"], ranks)
+        return _train(config, overrides, resumption, on_folder, datamodule, ranks, commit)
+
+
+def _train(
+    config: dict[str, Any],
+    overrides: list[str],
+    resumption: resume.Resumption | None,
+    on_folder: Callable[[Path], None] | None,
+    datamodule: OfflineDataModule,
+    ranks: Ranks,
+    commit: str | None,
+) -> dict[str, Any]:
+    """As `train`, on every rank."""
+    with _stopping_together(ranks):
+        folder = resumption.folder if resumption else runs.new_run_folder(config, configuration.algorithm_name(config))
     # One folder for all ranks, and one checkpoint: those that rank 0 has found.
-    folder = resumption.folder if resumption else runs.new_run_folder(config, configuration.algorithm_name(config))
     folder, resumption = ranks.exchange((folder, resumption))[0]
     signals = Signals()
     with contextlib.ExitStack() as building:
@@ -160,9 +174,10 @@ def train(
             on_folder(folder.path)
         transitions = datamodule.train_transitions.to(trainer.strategy.root_device)
         precision = config["trainer"]["precision"]
-        algorithm.runner = make_runner(
-            parts.engine, algorithm, transitions, config["engine"], config["batch_size"], precision
-        )
+        with _stopping_together(ranks):
+            algorithm.runner = make_runner(
+                parts.engine, algorithm, transitions, config["engine"], config["batch_size"], precision
+            )
         checkpoint = resumption.checkpoint if resumption else None
         if checkpoint is None:
             parts.pretraining.begin()
@@ -184,11 +199,11 @@ def train(
 
 @contextlib.contextmanager
 def _stopping_together(ranks: Ranks) -> Iterator[None]:
-    """An error of the user's input on one rank ends all of them."""
-    error: UserError | None = None
+    """An error of the user's input, or of the disk, on one rank ends all of them."""
+    error: UserError | OSError | None = None
     try:
         yield
-    except UserError as caught:
+    except (UserError, OSError) as caught:
         error = caught
     ranks.fail_together(error)
 
@@ -227,7 +242,7 @@ def _build(
     progress = UpdateProgress(recorder, config["max_updates"])
     checkpoints = Checkpoints(folder.checkpoints, recorder, signals, ranks)
     pretraining = Pretraining(config, algorithm, ranks)
-    callbacks: list[Callback] = [recorder, pretraining, evaluate, progress]
+    callbacks: list[Callback] = [signals, recorder, pretraining, evaluate, progress]
     callbacks += [configuration.build(node, place=f"callbacks.{name}") for name, node in (config["callbacks"] or {}).items()]
     if config["profile"]:
         callbacks.append(Profile(folder.path / "profile"))
@@ -283,7 +298,8 @@ def _quiet_libraries() -> None:
 def _evaluator(config: dict[str, Any], spec: DataSpec, seeds: int, ranks: Ranks) -> Evaluator | None:
     """What evaluates the policies of this rank's seeds; None where there is no environment."""
     options, processes = config["eval"], config["eval"]["processes"]
-    processes = processes or useful_processes(seeds * options["episodes"], cpu_count() // ranks.world)
+    evaluating = ranks.world if ranks.shares_seeds else 1
+    processes = processes or useful_processes(seeds * options["episodes"], cpu_count() // evaluating)
     try:
         return make_evaluator(
             spec, seeds, episodes=options["episodes"], mode=options["mode"], eta=config["data"]["eta"], processes=processes

@@ -161,6 +161,14 @@ class SaveWeights(Callback):
         torch.save(pl_module.state_dict(), f"rank{trainer.global_rank}.pt")
 
 
+class LoseLastRank(Callback):
+    """Ends the last rank without a word to the others."""
+
+    def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+        if trainer.global_rank == trainer.world_size - 1:
+            os._exit(9)
+
+
 class PoisonLastRank(Poison):
     """Makes the last rank alone diverge."""
 

@@ -157,6 +157,7 @@ class OfflineAlgorithm(lightning.LightningModule):
     def join(self, ranks: Ranks) -> None:
         """Train as one of several ranks. Where they average gradients, each draws numbers of its own."""
         self.ranks = ranks
+        self._refuse_mixing()
         if ranks.averages and ranks.rank > 0:  # rank 0 draws what a single process draws
             self.stream_seeds = streams.key(self.seeds, streams.purpose("rank"), ranks.rank)
 
@@ -387,11 +388,16 @@ class OfflineAlgorithm(lightning.LightningModule):
             kind = type(optimizer).__name__
             if kind in UNUSABLE:
                 raise UserError(f"algo.optimizer: {kind} needs what is not here: a loss to call again, or sparse gradients.")
-            if kind in NOT_BY_ELEMENT and len(self.seeds) > 1:
-                raise UserError(f"algo.optimizer: {kind} steps by whole tensors, which hold all seeds: train one at a time.")
             require_at_least_zero(**{"optimizer.lr": optimizer.param_groups[0]["lr"]})
         self._base_rate = {name: float(o.param_groups[0]["lr"]) for name, o in self.optimizers_by_part.items()}
+        self._refuse_mixing()
         return list(self.optimizers_by_part.values())
+
+    def _refuse_mixing(self) -> None:
+        """Refuse optimizers that mix the elements of a tensor where tensors, or checkpoints, hold several seeds."""
+        kinds = {type(optimizer).__name__ for optimizer in self.optimizers_by_part.values()}
+        for kind in kinds.intersection(NOT_BY_ELEMENT) if len(self.seeds) > 1 or self.ranks.shares_seeds else ():
+            raise UserError(f"algo.optimizer: {kind} steps by whole tensors, which hold all seeds: train one at a time.")
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Make the updates of a chunk; none reaches over the end of the pre-training."""

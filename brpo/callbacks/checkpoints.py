@@ -46,7 +46,6 @@ class Checkpoints(Callback):
 
         Nothing is saved as `last` here, so that an evaluation that was given up stays the first thing to do.
         """
-        self.signals.install()  # Lightning has put its own SIGTERM handler around ours by now; it would exit with 0
         if self.ranks.rank == 0:
             self._drop_other_best()
         self._save_best(trainer, pl_module)

@@ -4,9 +4,16 @@ import signal
 from types import FrameType
 from typing import Any
 
+import lightning
+from lightning.pytorch.callbacks import Callback
 
-class Signals:
-    """While entered, the first SIGINT or SIGTERM is noted; a second one does what it does without us."""
+
+class Signals(Callback):
+    """While entered, the first SIGINT or SIGTERM is noted; a second one does what it does without us.
+
+    It comes first in the list of callbacks: Lightning puts a SIGTERM handler of its own around ours when a training starts,
+    which would exit with 0, and confer with the other ranks while they do something else.
+    """
 
     HANDLED = (signal.SIGINT, signal.SIGTERM)
 
@@ -21,8 +28,12 @@ class Signals:
         self.install()
         return self
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Be the handler again."""
+        self.install()
+
     def install(self) -> None:
-        """Be the handler (again, after a library has put its own in place); not once a signal has been noted."""
+        """Be the handler; not once a signal has been noted."""
         for number in self._before if self.received is None else ():
             signal.signal(number, self._note)
 

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch import distributed as dist
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from brpo.errors import LeftToRankZero, UserError
+from brpo.errors import Interrupted, LeftToRankZero, TrainingDiverged, UserError
 
 T = TypeVar("T")
+AGREED = (UserError, OSError, TrainingDiverged, Interrupted, LeftToRankZero)  # ends that all ranks come to
 
 
 class Ranks:
@@ -25,6 +26,14 @@ class Ranks:
 
     def __init__(self, rank: int = 0, world: int = 1, mode: str = "seeds") -> None:
         self.rank, self.world, self.mode = rank, world, mode
+
+    def __enter__(self) -> "Ranks":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Leave the group where all come to the same end: NCCL would wait for ranks that do not."""
+        if self.world > 1 and (kind is None or issubclass(kind, AGREED)):
+            dist.destroy_process_group()
 
     @property
     def averages(self) -> bool:

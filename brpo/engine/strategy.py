@@ -34,6 +34,10 @@ class RanksStrategy(DDPStrategy):
     def _setup_model(self, model: torch.nn.Module) -> Any:
         return model
 
+    def _get_process_group_backend(self) -> str:
+        """NCCL for gradients alone, gloo for what the ranks tell each other: there a rank that is lost ends the wait."""
+        return "cpu:gloo,cuda:nccl" if self.root_device.type == "cuda" else super()._get_process_group_backend()
+
     def _register_ddp_hooks(self) -> None:
         pass
 

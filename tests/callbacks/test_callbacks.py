@@ -38,6 +38,15 @@ def test_first_signal_is_noted_and_the_second_is_not_ours() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_signals_take_their_place_again_when_a_training_starts() -> None:
+    """Lightning has put a handler around ours by then."""
+    with Signals() as signals:
+        ours = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signals.on_train_start(cast(Any, None), None)
+        assert signal.getsignal(signal.SIGTERM) == ours
+
+
 def test_ignored_signals_stay_ignored() -> None:
     """As under nohup."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from brpo.callbacks.pretraining import Pretraining
 from brpo.engine import checkpoint_io, strategy
 from brpo.engine.ranks import Ranks, choose_mode, join_optimizer, own_optimizer, own_state, seed_axis
 from brpo.errors import LeftToRankZero, UserError
+from brpo.options import OptionRefused
 from tests.conftest import ROOT, Run
 from tests.helpers import compose_config, make_algorithm, random_batch
 
@@ -74,6 +76,25 @@ def test_rank_zero_alone_says_what_failed() -> None:
     with pytest.raises(LeftToRankZero):
         TwoRanks("data", None, rank=1).fail_together(error)
     TwoRanks("data", None).fail_together(None)
+
+
+def test_refused_options_can_be_told_to_other_processes() -> None:
+    error = OptionRefused("discount", 2, "in [0, 1)").of("algo")
+    told = pickle.loads(pickle.dumps(error))
+    assert (type(told), str(told)) == (OptionRefused, "algo.discount=2 is not allowed; it must be in [0, 1).")
+
+
+def test_gradients_go_by_nccl_and_words_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for device, backend in (("cpu", "gloo"), ("cuda", "cpu:gloo,cuda:nccl")):
+        monkeypatch.setattr(strategy.RanksStrategy, "root_device", torch.device(device))
+        assert strategy.RanksStrategy()._get_process_group_backend() == backend
+
+
+def test_an_optimizer_that_mixes_seeds_is_refused_where_checkpoints_join_them() -> None:
+    algorithm = make_algorithm("bc", "algo.optimizer._target_=torch.optim.Adafactor", "~algo.optimizer.fused")
+    algorithm.join(Ranks(0, 2, "data"))
+    with pytest.raises(UserError, match="Adafactor steps by whole tensors"):
+        algorithm.join(Ranks(0, 2, "seeds"))
 
 
 def test_ranks_that_average_draw_numbers_of_their_own() -> None:
@@ -247,6 +268,15 @@ def test_one_rank_that_fails_or_is_stopped_ends_all(cli: Run, data_root: Path, t
     assert diverged.returncode == 3, diverged.stderr
     assert diverged.stderr.count("diverged: ") == 1
     assert "of seed 1 became NaN" in diverged.stderr
+
+    wrong = cli(*options, "algo.discount=2", f"run_dir={tmp_path / 'wrong'}")
+    assert (wrong.returncode, wrong.stderr) == (2, "error: algo.discount=2 is not allowed; it must be in [0, 1).\n")
+
+    lost = cli(
+        *options, "max_updates=1000", f"run_dir={tmp_path / 'lost'}",
+        "+callbacks.lose._target_=tests.helpers.LoseLastRank", PYTHONPATH=str(ROOT),
+    )  # fmt: skip
+    assert lost.returncode not in (0, 2, 3), lost.stderr
 
     run = tmp_path / "stopped"
     process = subprocess.Popen(
