@@ -7,6 +7,7 @@ several sittings and machines; `--store` puts there what the report is made of.
     python benchmarks/grid.py symmetry          # docs/results.md: Sf-AC without its symmetry term
     python benchmarks/grid.py policies          # docs/results.md: mixtures as policy and behaviour model
     python benchmarks/grid.py halfcheetah       # docs/sfac.md: why TD3+BC is better on HalfCheetah replay
+    python benchmarks/grid.py observations      # docs/results.md: the other methods with normalized observations
     python benchmarks/grid.py modes             # docs/results.md: runs to be evaluated by `brpo evaluate --mode`
     python benchmarks/grid.py diffusion         # docs/results.md: BDPO and diffusion cloning
     python benchmarks/grid.py search            # docs/sfac.md
@@ -38,9 +39,16 @@ BUNDLED = "brpo/halfcheetah/medium-replay-v0"
 REPLAY = (BUNDLED, *(dataset.replace("medium", "replay") for dataset in MEDIUM))
 REST = tuple(dataset.replace("medium", kind) for kind in ("medium-expert", "expert") for dataset in MEDIUM)
 FIRST, OTHERS = ("sfac", "iql", "awac", "bc"), ("sql", "eql", "xql", "td3_bc")
-STAGES = ((FIRST, REPLAY), (OTHERS, REPLAY), (FIRST + OTHERS, MEDIUM), (FIRST + OTHERS, REST))  # what is filled first
+RAW = "data.normalize_observations=false"
+VARIANTS = {"sfac, raw observations": ["algo=sfac", RAW]}  # Sf-AC's default when the comparison began
+STAGES = (  # what is filled first
+    (FIRST, REPLAY),
+    (OTHERS, REPLAY),
+    (FIRST + OTHERS, MEDIUM),
+    (FIRST + OTHERS, REST),
+    (tuple(VARIANTS), (*REPLAY, MEDIUM[0], MEDIUM[2])),
+)
 
-# The seed of the search is not among those of the comparison.
 # Rows are named by what they set (T is the temperature); everything else is the default.
 SEARCH = {
     "T 1/3, epsilon 1, coefficient 1": [
@@ -78,29 +86,26 @@ SEARCH = {
     "T 3, coefficient 0": ["algo.temperature=3", "algo.regularizer.epsilon=0.5", "algo.symmetry_coefficient=0"],
 }
 # On other recordings than those of the comparison, too: the same agents, recorded with another seed.
-NORMALIZATION = {"raw": "data.normalize_observations=false", "normalized": "data.normalize_observations=true"}
-SEARCH_SEEDS = (100, 101)
+NORMALIZATION = {"raw": RAW, "normalized": "data.normalize_observations=true"}
+SEARCH_SEED = 100  # not among those of the comparison
 
 
-# What each question changes, beside the defaults of the comparison.
-SYMMETRY = {"coefficient 0": ["algo=sfac", "algo.symmetry_coefficient=0"]}
+# What each question changes, beside the defaults of the comparison; those of Sf-AC were asked of raw observations.
+SYMMETRY = {"coefficient 0": ["algo=sfac", RAW, "algo.symmetry_coefficient=0"]}
 POLICIES = {
-    "sfac mixture": ["algo=sfac", "actor=mixture"],
-    "sfac mixture behavior": ["algo=sfac", "actor@algo.behavior=mixture"],
+    "sfac mixture": ["algo=sfac", RAW, "actor=mixture"],
+    "sfac mixture behavior": ["algo=sfac", RAW, "actor@algo.behavior=mixture"],
     "bc mixture": ["algo=bc", "actor=mixture"],
 }
-HALFCHEETAH = {  # where Sf-AC does worst: what makes TD3+BC better, and which of Sf-AC's own options could help
+HALFCHEETAH = {  # what makes TD3+BC better than Sf-AC of raw observations
     "td3_bc without Q": ["algo=td3_bc", "algo.q_coefficient=0"],
-    "td3_bc, raw observations": ["algo=td3_bc", "data.normalize_observations=false"],
-    "sfac, normalized observations": ["algo=sfac", "data.normalize_observations=true"],
-    "sfac, V of its own actions": ["algo=sfac", "algo.value_loss=sample"],
-    "sfac, temperature 1": ["algo=sfac", "algo.temperature=1"],
-    "sfac, softmax": ["algo=sfac", "algo.value_loss=softmax"],
-    "sfac, series weights": ["algo=sfac", "algo.omega=series"],
-    "sfac, behavior ratio": ["algo=sfac", "algo.ratio=behavior"],
-    "sfac, epsilon 1": ["algo=sfac", "algo.regularizer.epsilon=1"],
+    "td3_bc, raw observations": ["algo=td3_bc", RAW],
 }
-MODES = {algo: [f"algo={algo}"] for algo in ("sfac", "awac", "iql", "sql", "xql", "eql", "bc")}  # td3_bc has one action only
+OBSERVATIONS = {  # what it does for the others, beside Sf-AC and TD3+BC, which have it by default
+    f"{algo}, normalized observations": [f"algo={algo}", "data.normalize_observations=true"]
+    for algo in ("iql", "awac", "bc", "sql", "eql", "xql")
+}
+MODES = {algo: [f"algo={algo}", RAW] for algo in ("sfac", "awac", "iql", "sql", "xql", "eql", "bc")}  # td3_bc has one action
 EPISODES = "eval.episodes=30"  # sampled actions differ more from episode to episode
 CLONING = ["algo=diffusion_bc", "max_updates=50000", EPISODES]  # as many updates as bdpo's pre-training
 DIFFUSION = {
@@ -113,22 +118,34 @@ QUESTIONS = {  # rows, data sets, updates; three seeds
     "symmetry": (SYMMETRY, REPLAY[1:3], 50000),
     "policies": (POLICIES, REPLAY[1:], 50000),
     "halfcheetah": (HALFCHEETAH, REPLAY[3:], 50000),
+    "observations": (OBSERVATIONS, (*REPLAY[3:], *REPLAY[:3]), 50000),
     "modes": (MODES, MEDIUM[:1], 20000),
     "diffusion": (DIFFUSION, MEDIUM + REST[:3], 10000),
 }
 
 # What stands beside them in a report: rows of the comparison.
-BESIDE = {"symmetry": ("sfac",), "policies": ("sfac", "bc"), "halfcheetah": ("sfac", "td3_bc")}
+BESIDE = {
+    "symmetry": tuple(VARIANTS),
+    "policies": (*VARIANTS, "bc"),
+    "halfcheetah": (*VARIANTS, "sfac", "td3_bc"),
+    "observations": (*VARIANTS, "sfac", "iql", "awac", "bc", "sql", "eql", "xql", "td3_bc"),
+}
 
 
 def cells(grid: str) -> dict[tuple[str, str], list[str]]:
     """(row, data set) -> overrides."""
     if grid == "comparison":
         return {
-            (algo, dataset): [f"algo={algo}", f"dataset={dataset}", "seeds=5", "max_updates=50000", *BUDGET]
-            for algos, datasets in STAGES
+            (row, dataset): [
+                *VARIANTS.get(row, [f"algo={row}"]),
+                f"dataset={dataset}",
+                "seeds=5",
+                "max_updates=50000",
+                *BUDGET,
+            ]
+            for rows, datasets in STAGES
             for dataset in datasets
-            for algo in algos
+            for row in rows
         }
     if grid in QUESTIONS:
         rows, datasets, updates = QUESTIONS[grid]
@@ -138,7 +155,7 @@ def cells(grid: str) -> dict[tuple[str, str], list[str]]:
             for dataset in datasets
         }
     if grid == "search":
-        options = ["algo=sfac", "seeds=[100]", "max_updates=20000", "eval.every=5000", "eval.episodes=10"]
+        options = ["algo=sfac", RAW, f"seeds=[{SEARCH_SEED}]", "max_updates=20000", "eval.every=5000", "eval.episodes=10"]
         return {
             (row, dataset): [f"dataset={dataset}", *options, "engine.matmul_precision=medium", *overrides]
             for row, overrides in SEARCH.items()
@@ -146,15 +163,14 @@ def cells(grid: str) -> dict[tuple[str, str], list[str]]:
         }
     if grid == "normalization":
         return {
-            (f"{row}, seed {seed}", dataset): [
+            (f"{row}, seed {SEARCH_SEED}", dataset): [
                 "algo=sfac",
                 f"dataset={dataset}",
-                f"seeds=[{seed}]",
+                f"seeds=[{SEARCH_SEED}]",
                 "max_updates=50000",
                 *BUDGET,
                 override,
             ]
-            for seed in SEARCH_SEEDS
             for dataset in (*REPLAY[1:], MEDIUM[0], MEDIUM[2])
             for row, override in NORMALIZATION.items()
         }
@@ -163,7 +179,12 @@ def cells(grid: str) -> dict[tuple[str, str], list[str]]:
 
 def folder(grid: str, row: str, dataset: str) -> Path:
     """Run folder of a cell, from ROOT."""
-    return Path("runs") / "grid" / grid / re.sub(r"[^a-z0-9.]+", "-", row.lower()) / dataset.replace("/", "-")
+    return Path("runs") / "grid" / grid / slug(row) / dataset.replace("/", "-")
+
+
+def slug(row: str) -> str:
+    """A row's name as that of a folder."""
+    return re.sub(r"[^a-z0-9.]+", "-", row.lower())
 
 
 def stored(grid: str) -> Found:
@@ -177,7 +198,8 @@ def results(grid: str, older: Found) -> Found:
     found = run_folders.find([runs]) if runs.is_dir() else Found()
     datasets = {dataset for _, dataset in cells(grid)}
     comparison = stored("comparison").results if grid in BESIDE else []
-    beside = [result for result in comparison if result.algo in BESIDE[grid] and result.dataset in datasets]
+    rows = [slug(row) for row in BESIDE.get(grid, ())]
+    beside = [result for result in comparison if Path(result.run).parts[-2] in rows and result.dataset in datasets]
     names = {result.run for result in found.results}
     others = {(result.run, result.seed): result for result in [*beside, *older.results] if result.run not in names}
     return Found([*found.results, *others.values()], found.missing)

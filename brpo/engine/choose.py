@@ -64,7 +64,10 @@ def _graph_obstacle(algorithm: OfflineAlgorithm, device: torch.device, storage: 
     if device.type != "cuda":
         return f"the device is {device.type}, a CUDA graph needs a GPU"
     if algorithm.ranks.averages:
-        return "parallel=data exchanges gradients inside an update, which is not captured (parallel=seeds exchanges none, and one GPU alone may be faster)"
+        return (
+            "parallel=data exchanges gradients inside an update, which is not captured (parallel=seeds exchanges none, and "
+            "one GPU alone may be faster)"
+        )
     if storage != "device":
         return f"data.storage={storage} reads batches from a file, which is not captured"
     return graphs.obstacle(algorithm)

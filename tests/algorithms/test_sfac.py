@@ -14,7 +14,7 @@ from brpo.functional.divergences import DIVERGENCES
 from brpo.modules.divergence import SeriesDivergence
 from brpo.types import Batch
 from tests.algorithms.test_iql import constant_output, three_transitions
-from tests.helpers import make_algorithm, make_spec, random_batch
+from tests.helpers import compose_config, make_algorithm, make_spec, random_batch
 
 
 def prepared(*overrides: str):
@@ -24,6 +24,12 @@ def prepared(*overrides: str):
     constant_output(sfac.critic_target.module, 5.0, 4.0)
     constant_output(sfac.value, 3.0)
     return sfac
+
+
+def test_it_sees_normalized_observations_unless_others_are_typed() -> None:
+    assert compose_config("algo=sfac")["data"]["normalize_observations"] is True
+    assert compose_config("data.normalize_observations=false", "algo=sfac")["data"]["normalize_observations"] is False
+    assert compose_config("algo=sfac", "actor@algo.behavior=mixture")["algo"]["behavior"]["components"] > 1
 
 
 def test_weight_by_hand() -> None:
