@@ -244,11 +244,11 @@ def _is_toy(dataset: str) -> bool:
     return dataset.startswith("toy/")
 
 
-def differing_keys(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """Dotted keys, beyond those that a resumed run may change, whose values differ."""
+def differing(stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Both values of the dotted keys, beyond those that a resumed run may change, whose values differ."""
     left, right = flatten(stored), flatten(wanted)
-    keys = [key for key in {**left, **right} if left.get(key, ...) != right.get(key, ...)]
-    return sorted(key for key in keys if not resume_may_change(key))
+    values = {key: (left.get(key, "nothing"), right.get(key, "nothing")) for key in {**left, **right}}
+    return {key: (there, here) for key, (there, here) in values.items() if there != here and not resume_may_change(key)}
 
 
 def resume_may_change(key: str) -> bool:

@@ -1,5 +1,6 @@
 """What `train.py` does with a composed configuration: check, find what to resume, train, say what came out."""
 
+import functools
 import os
 import re
 import sys
@@ -31,7 +32,8 @@ RUN_KEYS = (
 )  # fmt: skip
 
 _MAY_CHANGE = (
-    f"A resumed run may change only {', '.join(configuration.RESUME_MAY_CHANGE)}. Leave the others out, or start a new run."
+    f"A resumed run may change only {', '.join(configuration.RESUME_MAY_CHANGE)}. Give the others as they were, or start a "
+    "new run."
 )
 
 
@@ -69,13 +71,12 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
         configuration.check_config(config)
     if resumption is not None:
         _keep_the_length(config, resumption, overrides)
-        keys = set()
+        differing = {}
         for stored in (resumption.folder.read_config()[0], resumption.config):
-            keys |= set(configuration.differing_keys(stored, config)) if stored else set()
-        if keys:
-            raise UserError(
-                f"{resumption.folder.path} was started with other values of: {', '.join(sorted(keys))}. {_MAY_CHANGE}"
-            )
+            differing |= configuration.differing(stored, config) if stored else {}
+        if differing:
+            values = [f"{key} ({there} there, {here} here)" for key, (there, here) in sorted(differing.items())]
+            raise UserError(f"{resumption.folder.path} was started with other values of: {', '.join(values)}. {_MAY_CHANGE}")
         if resumption.folder.result.exists() and resumption.updates >= config["max_updates"]:
             print(f"already finished: {resumption.folder.path} ({resumption.folder.result})", flush=True)
             if on_folder is not None:
@@ -166,8 +167,22 @@ def _continued_config(folder: runs.RunFolder, overrides: list[str]) -> tuple[dic
             f"{folder.path} was started with: {' '.join(kept) or 'no options'}. Together with what was just typed "
             f"({' '.join(typed)}) this gives no configuration: {in_one_line(error)} {_MAY_CHANGE}"
         ) from error
+    _keep_defaults(config, stored, kept)
     configuration.check_trusted({key: value for key, value in config.items() if key != "callbacks"})
     return config, [*kept, *(item for item in typed if _key(item) not in ("run_dir", "callbacks"))]
+
+
+def _keep_defaults(config: dict[str, Any], stored: dict[str, Any], kept: list[str]) -> None:
+    """Options that nobody has typed stay as they were, since defaults may have changed after the run was started."""
+    before = configuration.flatten(stored)
+    today = configuration.flatten(configuration.to_plain(compose("train", overrides=kept)))
+    for key, value in configuration.flatten(config).items():
+        typed = value != today.get(key, ...)
+        if typed or before.get(key, value) == value or key in ("resume", "run_dir") or _key(key) not in RUN_KEYS:
+            continue
+        print(f"note: {key}={before[key]}, as the run was started; today's default is {value}", flush=True)
+        *parents, name = key.split(".")
+        functools.reduce(dict.__getitem__, parents, config)[name] = before[key]
 
 
 def _key(override: str) -> str:

@@ -73,6 +73,23 @@ def test_a_run_with_a_group_of_its_algorithm_can_be_continued(tmp_path: Path) ->
             launch._continued_config(folder, [])
 
 
+def test_a_run_keeps_the_defaults_that_it_was_started_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As Sf-AC's runs of raw observations; what is typed counts, and options that the run lacks are today's."""
+    register_resolvers()
+    folder, overrides = RunFolder(tmp_path), ["algo=sfac", "seeds=[3]"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        stored = to_plain(compose("train", overrides=overrides))
+        stored["data"]["normalize_observations"] = False
+        stored["algo"]["temperature"], stored["run_dir"] = 1.0, "elsewhere"
+        del stored["algo"]["max_ratio"]
+        folder.create(stored, overrides)
+        config, _ = launch._continued_config(folder, ["algo.temperature=2"])
+    assert (config["data"]["normalize_observations"], config["algo"]["temperature"]) == (False, 2)
+    assert (config["algo"]["max_ratio"], config["run_dir"], config["seeds"]) == (20.0, None, [3])
+    says = "note: data.normalize_observations=False, as the run was started; today's default is True\n"
+    assert capsys.readouterr().out == says
+
+
 def test_a_resumed_run_keeps_its_length_unless_another_is_typed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """As one with `algo/size=paper`, which had 30,000 updates before that file brought the paper's number."""
     folder = RunFolder(tmp_path)
