@@ -54,9 +54,13 @@ def outcome_of(run: Callable[[], Any], debug: bool = False) -> tuple[int, str | 
     except (UserError, HydraException, OmegaConfBaseException) as error:
         return _report(f"error: {in_one_line(error)}", WRONG_INPUT, debug)
     except OSError as error:  # a full disk, a folder that cannot be written
-        where = f": {error.filename}" if error.filename else ""
-        return _report(f"error: {error.strerror or error}{where}", WRONG_INPUT, debug)
+        return _report(f"error: {disk_error(error)}", WRONG_INPUT, debug)
     return DONE, None
+
+
+def disk_error(error: OSError) -> str:
+    """What the system says, and of which file."""
+    return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
 
 
 def _report(message: str, code: int, debug: bool) -> tuple[int, str]:

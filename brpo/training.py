@@ -34,6 +34,7 @@ from brpo.evaluation import environments
 from brpo.evaluation.kinds import Evaluator, kind_of
 from brpo.evaluation.make import make_evaluator
 from brpo.evaluation.rollout import useful_processes
+from brpo.exits import disk_error
 from brpo.files import write_json
 from brpo.functional import products
 from brpo.options import OptionRefused
@@ -200,11 +201,13 @@ def _train(
 @contextlib.contextmanager
 def _stopping_together(ranks: Ranks) -> Iterator[None]:
     """An error of the user's input, or of the disk, on one rank ends all of them."""
-    error: UserError | OSError | None = None
+    error: UserError | None = None
     try:
         yield
-    except (UserError, OSError) as caught:
+    except UserError as caught:
         error = caught
+    except OSError as caught:
+        error = UserError(disk_error(caught))
     ranks.fail_together(error)
 
 

@@ -11,7 +11,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from brpo.errors import Interrupted, LeftToRankZero, TrainingDiverged, UserError
 
 T = TypeVar("T")
-AGREED = (UserError, OSError, TrainingDiverged, Interrupted, LeftToRankZero)  # ends that all ranks come to
+AGREED = (UserError, TrainingDiverged, Interrupted, LeftToRankZero)  # ends that all ranks come to
 
 
 class Ranks:

@@ -18,6 +18,7 @@ from brpo.engine import checkpoint_io, strategy
 from brpo.engine.ranks import Ranks, choose_mode, join_optimizer, own_optimizer, own_state, seed_axis
 from brpo.errors import LeftToRankZero, UserError
 from brpo.options import OptionRefused
+from brpo.training import _stopping_together
 from tests.conftest import ROOT, Run
 from tests.helpers import compose_config, make_algorithm, random_batch
 
@@ -82,6 +83,11 @@ def test_refused_options_can_be_told_to_other_processes() -> None:
     error = OptionRefused("discount", 2, "in [0, 1)").of("algo")
     told = pickle.loads(pickle.dumps(error))
     assert (type(told), str(told)) == (OptionRefused, "algo.discount=2 is not allowed; it must be in [0, 1).")
+
+
+def test_a_full_disk_before_the_first_update_is_told_to_all() -> None:
+    with pytest.raises(UserError, match="No space left on device: run/config.yaml"), _stopping_together(Ranks()):
+        raise OSError(28, "No space left on device", "run/config.yaml")
 
 
 def test_gradients_go_by_nccl_and_words_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
