@@ -16,6 +16,7 @@ from torch import Tensor
 
 MAX_BETA = 0.999  # as in Nichol, Dhariwal (2021): a larger one leaves nothing of x_{n-1} in x_n
 B_MIN, B_MAX = 0.1, 10.0  # of the VP schedule, BDPO's authors' code
+FINEST = 0.05  # noise over signal at n = 1 of the geometric schedule: below the spread of actions that agents leave
 TOY_SIZE = 4.5  # of the toy tasks' points in the units of their source; ours lie in [-1, 1]
 SAMPLERS = ("ddpm", "ddim")
 
@@ -48,6 +49,18 @@ def vp_betas(steps: int) -> list[float]:
     return [-math.expm1(-B_MIN / steps - slope * (2 * n - 1)) for n in range(1, steps + 1)]
 
 
+def geometric_betas(steps: int) -> list[float]:
+    """Noise over signal, `sqrt((1 - abar_n) / abar_n)`, from 0.05 at n = 1 by equal factors to that of `vp` at N.
+
+    Five steps of `vp` begin at 0.46, far above the spread of what a nearly deterministic agent does: the last steps then say
+    nothing of how narrow the data are. Levels in equal factors: Song, Ermon (2019), arXiv:1907.05600; in this form ours.
+    """
+    last = math.sqrt(math.expm1((B_MIN + B_MAX) / 2))
+    ratios = [FINEST * (last / FINEST) ** (n / (steps - 1)) for n in range(steps)] if steps > 1 else [last]
+    bars = [1.0, *(1.0 / (1.0 + ratio**2) for ratio in ratios)]
+    return [1.0 - after / before for before, after in zip(bars[:-1], bars[1:], strict=True)]
+
+
 def vp_toy_betas(steps: int) -> list[float]:
     """`vp` as points 4.5 times as large would meet it, written for points in [-1, 1].
 
@@ -66,6 +79,7 @@ BETAS: dict[str, Callable[[int], list[float]]] = {
     "linear": linear_betas,
     "cosine": cosine_betas,
     "vp": vp_betas,
+    "geometric": geometric_betas,
     "vp_toy": vp_toy_betas,
 }
 
@@ -97,25 +111,30 @@ class Schedule:
     Attributes:
         betas: variance that each step adds, `beta_0 = 0`.
         alpha_bars: share of the signal's variance left at n, from 1 downwards.
+        interpolation: in [0, 1], of the reverse step's variance on a logarithmic scale: 1 for beta_n, right where actions
+            spread as N(0, 1); 0 for the posterior's, right where they are one point.
     """
 
     betas: tuple[float, ...]
     alpha_bars: tuple[float, ...]
+    interpolation: float = 1.0
 
     @classmethod
-    def of(cls, name: str, steps: int) -> "Schedule":
+    def of(cls, name: str, steps: int, interpolation: float = 1.0) -> "Schedule":
         """A schedule of `steps` steps; `name` is a key of `BETAS`.
 
         Raises:
-            ValueError: the name is unknown, or there is not one step at least.
+            ValueError: the name is unknown, there is not one step at least, or `interpolation` is not in [0, 1].
         """
         if name not in BETAS:
             raise ValueError(f"Unknown noise schedule {name!r}. Known: {', '.join(sorted(BETAS))}.")
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ValueError(f"The number of diffusion steps must be a whole number of at least 1, got {steps}.")
+        if not 0.0 <= interpolation <= 1.0:
+            raise ValueError(f"The interpolation of the reverse variance must be in [0, 1], got {interpolation}.")
         betas = [0.0, *BETAS[name](steps)]
         bars = [math.prod(1.0 - beta for beta in betas[: n + 1]) for n in range(steps + 1)]
-        return cls(tuple(betas), tuple(bars))
+        return cls(tuple(betas), tuple(bars), interpolation)
 
     @property
     def steps(self) -> int:
@@ -125,8 +144,11 @@ class Schedule:
     def step(self, n: int, m: int | None = None, sampler: str = "ddpm") -> ReverseStep:
         """The reverse step from n to m < n (n - 1 unless given).
 
-        `ddpm`: the mean of `q(x_m | x_n, x_0)` and variance `1 - abar_n / abar_m`, beta_n for neighbours; **no noise where
-        m = 0**, as BDPO's authors' code. `ddim`: the deterministic step, Eq. 12 of its paper with eta = 0.
+        `ddpm`: the mean of `q(x_m | x_n, x_0)` and a variance between `1 - abar_n / abar_m`, beta_n for neighbours, and that of
+        `q` (Nichol, Dhariwal 2021, arXiv:2102.09672, Eq. 15 with a fixed v, the `interpolation`); **no noise where m = 0**, as
+        BDPO's authors' code. `ddim`: the deterministic step, Eq. 12 of its paper with eta = 0.
+
+        The penalty is that of the variance; where m = 0 that of beta_n, since q has none there.
         """
         m = n - 1 if m is None else m
         bar, bar_m = self.alpha_bars[n], self.alpha_bars[m]
@@ -137,10 +159,15 @@ class Schedule:
             alpha = bar / bar_m  # of the steps between taken together
             from_noisy = math.sqrt(alpha) * (1.0 - bar_m) / (1.0 - bar)
             from_clean = math.sqrt(bar_m) * (1.0 - alpha) / (1.0 - bar)
-            std = math.sqrt(1.0 - alpha) if m > 0 else 0.0
+            std = math.sqrt((1.0 - alpha) * self.narrowing(n, m)) if m > 0 else 0.0
         beta = self.betas[n]
-        penalty = beta / (2.0 * (1.0 - beta) * (1.0 - bar))
+        penalty = beta / (2.0 * (1.0 - beta) * (1.0 - bar) * self.narrowing(n, n - 1))
         return ReverseStep(math.sqrt(bar), math.sqrt(1.0 - bar), from_clean, from_noisy, std, penalty)
+
+    def narrowing(self, n: int, m: int) -> float:
+        """Variance of the reverse step from n to m over the largest one; 1 where m = 0."""
+        posterior = (1.0 - self.alpha_bars[m]) / (1.0 - self.alpha_bars[n])
+        return posterior ** (1.0 - self.interpolation) if m > 0 else 1.0
 
     def table(self) -> Float[Tensor, "n 6"]:
         """DDPM's steps n -> n - 1 by n = 0..N, for rows that each have an n of their own; entry 0 changes nothing."""
@@ -194,7 +221,8 @@ def step_kl(
 ) -> Float[Tensor, "seeds batch"]:
     """KL `l_n` of two Gaussian reverse steps from the same x_n, out of their predicted noises; summed over the action.
 
-    `||mu_p - mu_q||^2 / (2 beta_n) = beta_n / (2 (1 - beta_n) (1 - abar_n)) ||eps_p - eps_q||^2`, without clipped estimates.
+    `||mu_p - mu_q||^2 / (2 beta_n) = beta_n / (2 (1 - beta_n) (1 - abar_n)) ||eps_p - eps_q||^2`, without clipped estimates, and
+    with another variance than beta_n by as much as that is smaller.
     Source: BDPO (arXiv:2502.04778), Theorem 4.2; kept at n = 1 too, as in its authors' code.
     """
     return (step.penalty * (predicted - reference).square()).sum(-1)

@@ -113,6 +113,7 @@ class DiffusionActor(nn.Module):
         sampler: how `sample` steps: `ddpm` with noise, `ddim` without.
         sampling_steps: in 1..N, how many steps `sample` takes; None takes all.
         input_scale: > 0, factor on x_n as the network sees it; the diffusion itself stays as it is. Ours.
+        variance_interpolation: in [0, 1], of the variance of `ddpm`'s steps: 1 is beta_n, 0 that of the posterior.
 
     Raises:
         ValueError: an option is out of range.
@@ -134,13 +135,15 @@ class DiffusionActor(nn.Module):
         sampler: str = "ddpm",
         sampling_steps: int | None = None,
         input_scale: float = 1.0,
+        variance_interpolation: float = 1.0,
     ) -> None:
         super().__init__()
         if clip is not None:
             require_number("clip", clip, "positive and finite or null", lambda v: v > 0)
         require_positive(input_scale=input_scale)
         self.input_scale = float(input_scale)
-        self.schedule, self.clip, self.action_dim = Schedule.of(noise_schedule, steps), clip, spec.action_dim
+        self.schedule = Schedule.of(noise_schedule, steps, variance_interpolation)
+        self.clip, self.action_dim = clip, spec.action_dim
         self.network = TimedMLP(
             (seeds,),
             spec.observation_dim + spec.action_dim,

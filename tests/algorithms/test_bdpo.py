@@ -203,6 +203,7 @@ def test_sizes() -> None:
         compose_config("algo=bdpo", f"dataset=mujoco/{env}/medium-v0")["algo"]["eta"] for env in ("hopper", "walker2d")
     ] == [20, 15]
     assert (paper["acting"]["candidates"], small["acting"]["candidates"]) == (10, 0)
+    assert (paper["actor"]["noise_schedule"], small["actor"]["noise_schedule"]) == ("vp", "geometric")
     assert (paper["critic"]["layer_norm"], small["critic"]["layer_norm"]) == (False, True)
     assert small.keys() == paper.keys()
     assert small["learning_rates"].keys() == paper["learning_rates"].keys()
@@ -222,7 +223,7 @@ def test_toy_tasks_have_values_of_their_own() -> None:
     assert (composed["batch_size"], composed["eval"]["every"]) == (512, 70)
     plain, other = compose_config("algo=bdpo"), compose_config("algo=bc")
     actor = plain["algo"]["actor"]
-    assert (actor["clip"], actor["noise_schedule"], actor["input_scale"]) == (1.0, "vp", 1.0)
+    assert (actor["clip"], actor["noise_schedule"], actor["input_scale"]) == (1.0, "geometric", 1.0)
     assert all(plain[key] == other[key] for key in ("max_updates", "batch_size", "eval"))
 
 

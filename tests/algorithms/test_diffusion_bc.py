@@ -9,7 +9,7 @@ from tests.helpers import make_algorithm, make_spec, random_batch
 
 
 def test_it_learns_a_mean_and_a_spread() -> None:
-    """Actions N(0.4, 0.2): samples are far from the noise N(0, 1) they are made of."""
+    """Actions N(0.4, 0.2): samples spread as they do, though they are made of N(0, 1) in five steps."""
     cloning: Any = make_algorithm(
         "diffusion_bc", "algo.optimizer.lr=1e-2", "algo.polyak=0.05", spec=make_spec(action=1), dtype=torch.float32,
         sizes={"steps": 5},
@@ -20,7 +20,7 @@ def test_it_learns_a_mean_and_a_spread() -> None:
         cloning.step(Batch(nothing, actions, zeros, nothing, actions, zeros))
     sampled = cloning.act(nothing, deterministic=False)
     assert sampled.mean().item() == pytest.approx(0.4, abs=0.08)
-    assert 0.1 < sampled.std().item() < 0.35
+    assert sampled.std().item() == pytest.approx(0.2, abs=0.05)
 
 
 def test_its_loss_by_hand() -> None:

@@ -50,6 +50,21 @@ def test_vp_toy_is_vp_of_points_that_are_larger(steps: int) -> None:
         assert math.sqrt(ours / (1 - ours)) == pytest.approx(4.5 * math.sqrt(theirs / (1 - theirs)), rel=1e-9)
 
 
+@pytest.mark.parametrize("steps", [2, 5, 50])
+def test_geometric_goes_by_equal_factors_from_the_finest_level_to_the_end_of_vp(steps: int) -> None:
+    bars = Schedule.of("geometric", steps).alpha_bars[1:]
+    levels = [math.sqrt((1 - bar) / bar) for bar in bars]
+    assert levels[0] == pytest.approx(0.05)
+    assert bars[-1] == pytest.approx(math.exp(-5.05), rel=1e-9)
+    factors = [after / before for before, after in zip(levels[:-1], levels[1:], strict=True)]
+    assert factors == pytest.approx([factors[0]] * (steps - 1))
+
+
+def test_one_step_of_geometric_is_that_of_vp() -> None:
+    one, vp = (Schedule.of(name, 1).alpha_bars for name in ("geometric", "vp"))
+    assert one == pytest.approx(vp)
+
+
 def test_recorded_schedule_embedding_and_aggregation() -> None:
     schedule = Schedule.of("vp", 5)
     assert torch.allclose(torch.tensor(schedule.betas), recorded("schedule/betas"), rtol=1e-5)

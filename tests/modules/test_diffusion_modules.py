@@ -141,7 +141,7 @@ def test_q_sees_actions_times_its_scale() -> None:
     [
         ({"input_scale": 0.0}, "input_scale=0.0 is not allowed; it must be positive and finite"),
         ({"clip": 0.0}, "clip=0.0 is not allowed; it must be positive and finite or null"),
-        ({"noise_schedule": "vq"}, "Unknown noise schedule 'vq'. Known: cosine, linear, vp"),
+        ({"noise_schedule": "vq"}, "Unknown noise schedule 'vq'. Known: cosine, geometric, linear, vp"),
         ({"sampler": "euler"}, "Unknown sampler 'euler'. Known: ddpm, ddim"),
         ({"sampling_steps": 6}, "1 to 5 steps"),
         ({"steps": 0}, "must be a whole number of at least 1, got 0"),
