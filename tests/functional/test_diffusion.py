@@ -138,7 +138,8 @@ def test_fewer_steps(count: int, pairs: list[tuple[int, int]]) -> None:
 
 
 @pytest.mark.parametrize("run", [
-    lambda: Schedule.of("vq", 5), lambda: Schedule.of("vp", 0), lambda: diffusion.positional(5, 7),
+    lambda: Schedule.of("vq", 5), lambda: Schedule.of("vp", 0), lambda: Schedule.of("vp", 5, 1.5),
+    lambda: diffusion.positional(5, 7),
     lambda: diffusion.visited(5, 6), lambda: diffusion.visited(5, 0),
     lambda: diffusion.reverse_path(Schedule.of("vp", 5), "dpm", None),
 ])  # fmt: skip
@@ -150,11 +151,11 @@ def test_refusals(run: Callable[[], object]) -> None:
 # --- Chains ---------------------------------------------------------------------------------------------------------------
 
 
-def noisy_path(steps: int) -> list[tuple[int, ReverseStep]]:
+def noisy_path(steps: int, interpolation: float = 1.0) -> list[tuple[int, ReverseStep]]:
     """With noise at n = 1: without it the last step of two chains has no common density."""
-    schedule = Schedule.of("vp", steps)
+    schedule = Schedule.of("vp", steps, interpolation)
     path = diffusion.reverse_path(schedule, "ddpm", None)
-    return [(n, step._replace(std=math.sqrt(schedule.betas[n]))) for n, step in path]
+    return [(n, step if n > 1 else step._replace(std=math.sqrt(schedule.betas[n]))) for n, step in path]
 
 
 Predictor = Callable[[Tensor, int], Tensor]
@@ -185,9 +186,10 @@ def test_identical_chains_have_no_divergence() -> None:
     assert torch.equal(log_ratio, torch.zeros_like(log_ratio))
 
 
-def test_pathwise_kl_is_the_mean_log_ratio_of_the_chains() -> None:
+@pytest.mark.parametrize("interpolation", [1.0, 0.5, 0.0])
+def test_pathwise_kl_is_the_mean_log_ratio_of_the_chains(interpolation: float) -> None:
     """Theorem 4.2 by Monte Carlo: within four standard errors of the difference, which is 1 % here."""
-    total, log_ratio = walk(curved(0.3), curved(-0.1), noisy_path(4), 200_000)
+    total, log_ratio = walk(curved(0.3), curved(-0.1), noisy_path(4, interpolation), 200_000)
     difference = total - log_ratio
     error = difference.std() / math.sqrt(len(difference))
     assert error < 0.01 * total.mean()
@@ -217,9 +219,10 @@ def joint(predictor: Predictor, path: list[tuple[int, ReverseStep]]) -> torch.di
     return torch.distributions.MultivariateNormal(offset, scale_tril=mixing)
 
 
-def test_linear_gaussian_chains_by_their_exact_divergence() -> None:
+@pytest.mark.parametrize("interpolation", [1.0, 0.5, 0.0])
+def test_linear_gaussian_chains_by_their_exact_divergence(interpolation: float) -> None:
     """KL of the joint Gaussians of both chains; E[l_n] from the marginals: l_n is the square of an affine function."""
-    schedule, path = Schedule.of("vp", 5), noisy_path(5)
+    schedule, path = Schedule.of("vp", 5), noisy_path(5, interpolation)
     first, second = gaussian(0.4, 0.3, schedule), gaussian(-0.2, 0.5, schedule)
     chain = joint(first, path)
     exact = torch.distributions.kl_divergence(chain, joint(second, path))
@@ -237,6 +240,31 @@ def test_a_long_chain_of_a_perfect_model_ends_in_the_data_distribution() -> None
     chain = joint(gaussian(0.4, 0.3, schedule), diffusion.reverse_path(schedule, "ddpm", None)[:-1])
     assert chain.mean[-1].item() == pytest.approx(0.4, abs=0.01)
     assert chain.variance[-1].sqrt().item() == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.1, 0.2, 0.3])
+def test_five_geometric_steps_of_a_perfect_model_spread_as_the_data_do(spread: float) -> None:
+    """With variances half way between beta and the posterior's; with beta samples spread too far, with the other too little."""
+    share = {}
+    for interpolation in (1.0, 0.5, 0.0):
+        schedule = Schedule.of("geometric", 5, interpolation)
+        *path, (n, last) = diffusion.reverse_path(schedule, "ddpm", None)
+        assert last.std == 0
+        chain = joint(gaussian(0.4, spread, schedule), [*path, (n, last._replace(std=1e-9))])
+        share[interpolation] = chain.variance[-1].sqrt().item() / spread
+    assert share[0.5] == pytest.approx(1.0, abs=0.06)
+    assert share[0.0] < 0.65 < 1.6 < share[1.0]
+
+
+def test_the_reverse_variance_lies_between_the_posteriors_and_beta() -> None:
+    beta, middle, posterior = (Schedule.of("geometric", 5, v) for v in (1.0, 0.5, 0.0))
+    for n, m in ((5, 4), (2, 1), (5, 2)):
+        largest, between, smallest = (schedule.step(n, m).std for schedule in (beta, middle, posterior))
+        assert between**2 == pytest.approx(largest * smallest)
+        bar, bar_m = beta.alpha_bars[n], beta.alpha_bars[m]
+        assert smallest**2 == pytest.approx((1 - bar / bar_m) * (1 - bar_m) / (1 - bar))
+    assert middle.step(2).penalty * middle.step(2).std ** 2 == pytest.approx(beta.step(2).penalty * beta.step(2).std ** 2)
+    assert middle.step(1) == beta.step(1) == posterior.step(1)
 
 
 @pytest.mark.parametrize(("name", "width"), [("vp", 0.0631), ("vp_toy", 0.0140)])
