@@ -85,7 +85,7 @@ class BDPO:
             if options[part]["activation"] != "mish":
                 raise Unavailable(f"the JAX loop of BDPO is written for algo.{part}.activation=mish alone")
         self.options, actor = options, options["actor"]
-        schedule = diffusion.Schedule.of(actor["noise_schedule"], actor["steps"])
+        schedule = diffusion.Schedule.of(actor["noise_schedule"], actor["steps"], actor["variance_interpolation"])
         self.steps = schedule.steps
         self.path = [(n, Step(*schedule.step(n))) for n in range(self.steps, 0, -1)]
         self.table = schedule.table().numpy()

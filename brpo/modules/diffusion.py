@@ -141,6 +141,7 @@ class DiffusionActor(nn.Module):
         if clip is not None:
             require_number("clip", clip, "positive and finite or null", lambda v: v > 0)
         require_positive(input_scale=input_scale)
+        require_number("variance_interpolation", variance_interpolation, "in [0, 1]", lambda v: 0 <= v <= 1)
         self.input_scale = float(input_scale)
         self.schedule = Schedule.of(noise_schedule, steps, variance_interpolation)
         self.clip, self.action_dim = clip, spec.action_dim
@@ -254,6 +255,7 @@ class DiffusionValue(nn.Module):
         super().__init__()
         require_whole(1, critics=critics)
         require_positive(input_scale=input_scale)
+        require_number("variance_interpolation", variance_interpolation, "in [0, 1]", lambda v: 0 <= v <= 1)
         self.input_scale = float(input_scale)
         self.network = TimedMLP(
             (seeds, critics),

@@ -106,6 +106,7 @@ def test_acting_by_fewer_steps() -> None:
         (["algo.learning_rates.critic=0"], "algo.learning_rates.critic=0 is not allowed; it must be positive"),
         (["+algo.learning_rates.critics=1"], "must be a mapping from critic, value, actor, behavior"),
         (["algo.actor.noise_schedule=vq"], "Unknown noise schedule 'vq'"),
+        (["algo.actor.variance_interpolation=1.5"], "variance_interpolation=1.5 is not allowed"),
     ],
 )
 def test_refusals(overrides: list[str], message: str) -> None:
