@@ -117,8 +117,9 @@ DIFFUSION = {  # bdpo starts from the cloning beside it
     "bdpo": ["algo=bdpo", EPISODES, "eval.every=2500", "behavior={runs}/diffusion-bc-small/{dataset}"],
     "diffusion_bc": CLONING,
 }
+VP = ["algo.actor.noise_schedule=vp", "algo.actor.variance_interpolation=1"]  # the default then
 DIFFUSION_NORMALIZATION = {  # asked of the other recordings, as NORMALIZATION
-    f"{algo} {name}, seed {SEARCH_SEED}": [*overrides, f"seeds=[{SEARCH_SEED}]", option]
+    f"{algo} {name}, seed {SEARCH_SEED}": [*overrides, *VP, f"seeds=[{SEARCH_SEED}]", option]
     for name, option in (("raw", RAW), ("normalized", NORMALIZED))
     for algo, overrides in {
         "diffusion_bc": [*CLONING, SMALL],
