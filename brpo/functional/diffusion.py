@@ -52,7 +52,7 @@ def vp_betas(steps: int) -> list[float]:
 def geometric_betas(steps: int) -> list[float]:
     """Noise over signal, `sqrt((1 - abar_n) / abar_n)`, from 0.05 at n = 1 by equal factors to that of `vp` at N.
 
-    Five steps of `vp` begin at 0.46, far above the spread of what a nearly deterministic agent does: the last steps then say
+    Five steps of `vp` begin at 0.49, far above the spread of what a nearly deterministic agent does: the last steps then say
     nothing of how narrow the data are. Levels in equal factors: Song, Ermon (2019), arXiv:1907.05600; in this form ours.
     """
     last = math.sqrt(math.expm1((B_MIN + B_MAX) / 2))
@@ -144,9 +144,9 @@ class Schedule:
     def step(self, n: int, m: int | None = None, sampler: str = "ddpm") -> ReverseStep:
         """The reverse step from n to m < n (n - 1 unless given).
 
-        `ddpm`: the mean of `q(x_m | x_n, x_0)` and a variance between `1 - abar_n / abar_m`, beta_n for neighbours, and that of
-        `q` (Nichol, Dhariwal 2021, arXiv:2102.09672, Eq. 15 with a fixed v, the `interpolation`); **no noise where m = 0**, as
-        BDPO's authors' code. `ddim`: the deterministic step, Eq. 12 of its paper with eta = 0.
+        `ddpm`: the mean of `q(x_m | x_n, x_0)` and a variance between `1 - abar_n / abar_m`, beta_n for neighbours, and
+        that of `q` (Nichol, Dhariwal 2021, arXiv:2102.09672, Eq. 15 with a fixed v, the `interpolation`); **no noise where
+        m = 0**, as BDPO's authors' code. `ddim`: the deterministic step, Eq. 12 of its paper with eta = 0.
 
         The penalty is that of the variance; where m = 0 that of beta_n, since q has none there.
         """
@@ -221,8 +221,8 @@ def step_kl(
 ) -> Float[Tensor, "seeds batch"]:
     """KL `l_n` of two Gaussian reverse steps from the same x_n, out of their predicted noises; summed over the action.
 
-    `||mu_p - mu_q||^2 / (2 beta_n) = beta_n / (2 (1 - beta_n) (1 - abar_n)) ||eps_p - eps_q||^2`, without clipped estimates, and
-    with another variance than beta_n by as much as that is smaller.
+    `||mu_p - mu_q||^2 / (2 beta_n) = beta_n / (2 (1 - beta_n) (1 - abar_n)) ||eps_p - eps_q||^2`, without clipped estimates;
+    with a smaller variance than beta_n larger by as much.
     Source: BDPO (arXiv:2502.04778), Theorem 4.2; kept at n = 1 too, as in its authors' code.
     """
     return (step.penalty * (predicted - reference).square()).sum(-1)

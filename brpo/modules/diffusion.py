@@ -255,7 +255,6 @@ class DiffusionValue(nn.Module):
         super().__init__()
         require_whole(1, critics=critics)
         require_positive(input_scale=input_scale)
-        require_number("variance_interpolation", variance_interpolation, "in [0, 1]", lambda v: 0 <= v <= 1)
         self.input_scale = float(input_scale)
         self.network = TimedMLP(
             (seeds, critics),

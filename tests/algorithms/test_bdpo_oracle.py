@@ -20,8 +20,8 @@ THEIR_INPUTS = {"actor": "ato", "behavior": "ato", "q0": "oa", "vt": "oat"}
 WIDTHS = {"o": 5, "a": 2, "t": 8}
 OPTIONS = [
     "algo.eta=0.2", "algo.rho_lcb=0.5", "algo.over_critics=lcb", "algo.over_samples=mean", "algo.discount=0.99",
-    "algo.polyak=0.02", "algo.actor_polyak=0.05", "algo.behavior_polyak=0.1", "algo.actor.steps=5", "algo.actor.noise_schedule=vp", "algo.actor.variance_interpolation=1.0",
-    "algo.gradient_clip=1.0",
+    "algo.polyak=0.02", "algo.actor_polyak=0.05", "algo.behavior_polyak=0.1", "algo.gradient_clip=1.0",
+    "algo.actor.steps=5", "algo.actor.noise_schedule=vp", "algo.actor.variance_interpolation=1.0",
     "algo.learning_rates.critic=3e-3", "algo.learning_rates.value=3e-3", "algo.learning_rates.actor=1e-3",
     "algo.learning_rates.behavior=2e-3", "algo.critic.layer_norm=false",
 ]  # fmt: skip

@@ -244,7 +244,7 @@ def test_a_long_chain_of_a_perfect_model_ends_in_the_data_distribution() -> None
 
 @pytest.mark.parametrize("spread", [0.05, 0.1, 0.2, 0.3])
 def test_five_geometric_steps_of_a_perfect_model_spread_as_the_data_do(spread: float) -> None:
-    """With variances half way between beta and the posterior's; with beta samples spread too far, with the other too little."""
+    """With variances half way between beta and the posterior's: with beta they spread too far, with the other too little."""
     share = {}
     for interpolation in (1.0, 0.5, 0.0):
         schedule = Schedule.of("geometric", 5, interpolation)
