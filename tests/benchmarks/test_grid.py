@@ -47,10 +47,13 @@ def test_a_question_stands_beside_the_rows_of_the_comparison() -> None:
     }  # each run once, though both places store those of the comparison
 
 
-@pytest.mark.parametrize("name", ["comparison", "symmetry", "policies", "halfcheetah", "normalization"])
+GRIDS = ["comparison", *(name for name in grid.QUESTIONS if (grid.STORED / name).exists())]
+
+
+@pytest.mark.parametrize("name", GRIDS)
 def test_stored_runs_are_those_of_cells(name: str) -> None:
     """Else they would be trained again."""
     cells = {grid.folder(name, *cell).as_posix() for cell in grid.cells(name)}
     stored = {result.run for result in grid.stored(name).results}
     assert {run for run in stored if run.startswith(f"runs/grid/{name}/")} <= cells
-    assert len(stored & cells) > 1
+    assert stored & cells
