@@ -90,6 +90,7 @@ class BDPO:
         self.path = [(n, Step(*schedule.step(n))) for n in range(self.steps, 0, -1)]
         self.table = schedule.table().numpy()
         self.positions = diffusion.positional(self.steps, actor["time_dim"]).numpy()
+        self.joint = options["behavior_training"] == "joint"
         clip = options["gradient_clip"]
         self.optimizer = optax.chain(optax.clip_by_global_norm(clip) if clip else optax.identity(), optax.scale_by_adam())
         self.rates = {part: rate_of(part, options, max_updates) for part in PARTS}
@@ -135,7 +136,8 @@ class BDPO:
             state, noise = state._replace(key=key), self.noise(own, batch)
         state, losses = self.update_critics(state, batch, noise)
         due = (state.updates >= self.options["critic_only"]) & (state.updates % self.options["policy_delay"] == 0)
-        waiting = {part: jnp.full_like(losses["critic"], jnp.nan) for part in ("actor", "behavior")}
+        policies = ("actor", "behavior") if self.joint else ("actor",)
+        waiting = {part: jnp.full_like(losses["critic"], jnp.nan) for part in policies}
         state, others = jax.lax.cond(
             due, lambda state: self.update_policies(state, batch, noise), lambda state: (state, waiting), state
         )
@@ -153,12 +155,14 @@ class BDPO:
         return self.follow(self.follow(state, "critic", "polyak"), "value", "polyak"), losses
 
     def update_policies(self, state: State, batch: Batch, noise: Noise) -> tuple[State, dict[str, jax.Array]]:
-        """The actor, then the behaviour model, and their averages."""
+        """The actor, then the behaviour model unless it is fixed, and their averages."""
         losses = {}
         state, losses["actor"] = self.descend(
             state, "actor", lambda actor: -self.one_step_back(state.targets, actor, batch, noise, "actor")[2].mean()
         )
         state = self.follow(state, "actor", "actor_polyak")
+        if not self.joint:
+            return state, losses
         state, losses["behavior"] = self.descend(state, "behavior", partial(self.behavior_loss, batch=batch, noise=noise))
         return self.follow(state, "behavior", "behavior_polyak"), losses
 

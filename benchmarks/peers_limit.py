@@ -51,7 +51,9 @@ def bdpo_operations(options: dict[str, Any], observation: int, action: int, rows
     chain = 2 * options["actor"]["steps"] * policy.forward(many)
     critics = chain + q.forward(many) + q.trained(rows) + 2 * policy.forward(rows) + v.trained(rows)
     critics += q.forward(many) + v.forward(many)  # of the next noisy action, in V's target
-    policies = policy.trained(rows) + policy.forward(rows) + q.through(many) + v.through(many) + policy.trained(rows)
+    policies = policy.trained(rows) + policy.forward(rows) + q.through(many) + v.through(many)
+    if options["behavior_training"] == "joint":
+        policies += policy.trained(rows)
     return critics + policies / options["policy_delay"]
 
 

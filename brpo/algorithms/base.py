@@ -28,6 +28,7 @@ from brpo.options import (
 from brpo.types import Batch, DataSpec
 
 POLICIES = ("actor", "behavior")  # parts that actor= is about
+BEHAVIOR_TRAININGS = ("joint", "fixed")  # whether a pre-trained behaviour model moves in the training
 
 
 class Runner(Protocol):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brpo.algorithms.base import OfflineAlgorithm
+from brpo.algorithms.base import BEHAVIOR_TRAININGS, OfflineAlgorithm
 from brpo.functional import diffusion, ensembles, losses, streams
 from brpo.modules.target import Target
 from brpo.options import (
@@ -52,6 +52,7 @@ class BDPO(OfflineAlgorithm):
         critic_only: >= 0, ... from this one on.
         actor_polyak: in (0, 1], step of the actor's average, at each of its updates.
         behavior_polyak: in (0, 1], step of the behaviour's average, at each of its updates.
+        behavior_training: `joint`: the behaviour model moves with the actor; `fixed` (ours): it stays as it was pre-trained.
         acting: `candidates` >= 1 that are drawn, 0 (ours) takes what no noise gives; `temperature` >= 0 of the softmax
             over their Q, 0 takes the best; `sampler` (ddpm, ddim) and `steps` (in 1..N; None: all) of the reverse pass.
         common: options of `OfflineAlgorithm`; `polyak` is the step of both critics' averages.
@@ -80,6 +81,7 @@ class BDPO(OfflineAlgorithm):
         critic_only: int,
         actor_polyak: float,
         behavior_polyak: float,
+        behavior_training: str,
         acting: dict[str, Any],
         **common: Any,
     ) -> None:
@@ -89,6 +91,9 @@ class BDPO(OfflineAlgorithm):
         require_one_of(ensembles.OVER_CRITICS, over_critics=over_critics)
         require_number("actor_polyak", actor_polyak, "in (0, 1]", lambda v: 0 < v <= 1)
         require_number("behavior_polyak", behavior_polyak, "in (0, 1]", lambda v: 0 < v <= 1)
+        require_one_of(BEHAVIOR_TRAININGS, behavior_training=behavior_training)
+        if behavior_training == "fixed":
+            self.trained = tuple(part for part in self.trained if part != "behavior")
         require("acting", acting, f"a mapping with the keys {', '.join(ACTING)}",
                 lambda v: isinstance(v, dict) and sorted(v) == ACTING)  # fmt: skip
         with options_of("acting"):
@@ -127,7 +132,7 @@ class BDPO(OfflineAlgorithm):
         self.actor_target.follow(self.actor, 1.0)
 
     def update(self, batch: Batch) -> None:
-        """Both critics; then, when they are due, the actor with the moved critics, and the behaviour model."""
+        """Both critics; then, when due, the actor with the moved critics, and the behaviour model unless it is fixed."""
         self.descend("critic", self.critic_loss(batch))
         self.descend("value", self.value_loss(batch))
         self.critic_target.follow(self.critic, self.polyak)
@@ -135,8 +140,9 @@ class BDPO(OfflineAlgorithm):
         if self.due(self.policy_delay, after=self.critic_only):
             self.descend("actor", self.actor_loss(batch))
             self.actor_target.follow(self.actor, self.actor_polyak)
-            self.descend("behavior", self.behavior_loss(batch))
-            self.behavior_target.follow(self.behavior, self.behavior_polyak)
+            if "behavior" in self.trained:
+                self.descend("behavior", self.behavior_loss(batch))
+                self.behavior_target.follow(self.behavior, self.behavior_polyak)
 
     def critic_loss(self, batch: Batch) -> Tensor:
         """Squared error of every Q to its target, the mean over critics and batch, (seeds,)."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brpo.algorithms.base import OfflineAlgorithm
+from brpo.algorithms.base import BEHAVIOR_TRAININGS, OfflineAlgorithm
 from brpo.errors import UserError
 from brpo.functional import losses, series, weights
 from brpo.functional.divergences import get_divergence
@@ -36,7 +36,6 @@ OMEGAS = ("exp", "series")
 RATIOS = ("target", "behavior")
 EPSILON_SCHEDULES = ("fixed", "spread")
 VALUES = ("expectile", "sample", "softmax")
-BEHAVIOR_TRAININGS = ("joint", "fixed")
 
 
 class SfAC(OfflineAlgorithm):

@@ -46,16 +46,19 @@ def test_ten_steps_of_the_kl_are_recorded_at_most(steps: int, shown: int) -> Non
     assert len([name for name in bdpo.latest if name.startswith("kl/step_")]) == shown
 
 
-def test_actor_and_behaviour_wait() -> None:
-    """Critics alone before update 3, then the others in every second update."""
-    bdpo = make("algo.critic_only=3", "algo.policy_delay=2", sizes={"critic_only": 3})
+@pytest.mark.parametrize("training", ["joint", "fixed"])
+def test_actor_and_behaviour_wait(training: str) -> None:
+    """Critics alone before update 3, then the others in every second update, the behaviour model unless it is fixed."""
+    options = ["algo.critic_only=3", "algo.policy_delay=2", f"algo.behavior_training={training}"]
+    bdpo = make(*options, sizes={"critic_only": 3})
     seen = []
     for _ in range(7):
         before = state(bdpo)
         bdpo.step(random_batch())
         seen.append({n.split(".")[0] for n, value in state(bdpo).items() if not torch.equal(value, before[n])} - {"updates"})
     critics = {"critic", "critic_target", "value", "value_target"}
-    everything = critics | {"actor", "actor_target", "behavior", "behavior_target"}
+    behavior = {"behavior", "behavior_target"} if training == "joint" else set()
+    everything = critics | {"actor", "actor_target"} | behavior
     assert seen == [critics, critics, critics, critics, everything, critics, everything]
 
 
@@ -106,6 +109,7 @@ def test_acting_by_fewer_steps() -> None:
         (["algo.learning_rates.critic=0"], "algo.learning_rates.critic=0 is not allowed; it must be positive"),
         (["+algo.learning_rates.critics=1"], "must be a mapping from critic, value, actor, behavior"),
         (["algo.actor.noise_schedule=vq"], "Unknown noise schedule 'vq'"),
+        (["algo.behavior_training=frozen"], "algo.behavior_training=frozen is not allowed; it must be joint or fixed"),
         (["algo.actor.variance_interpolation=1.5"], "variance_interpolation=1.5 is not allowed"),
     ],
 )
@@ -204,6 +208,8 @@ def test_sizes() -> None:
         compose_config("algo=bdpo", f"dataset=mujoco/{env}/medium-v0")["algo"]["eta"] for env in ("hopper", "walker2d")
     ] == [20, 15]
     assert (paper["acting"]["candidates"], small["acting"]["candidates"]) == (10, 0)
+    assert (paper["behavior_training"], small["behavior_training"]) == ("joint", "fixed")
+    assert (paper["schedule"]["behavior"], small["schedule"]["behavior"]) == ("constant", "cosine")
     assert (paper["actor"]["noise_schedule"], small["actor"]["noise_schedule"]) == ("vp", "geometric")
     assert (paper["critic"]["layer_norm"], small["critic"]["layer_norm"]) == (False, True)
     assert small.keys() == paper.keys()

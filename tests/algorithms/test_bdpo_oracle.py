@@ -23,7 +23,8 @@ OPTIONS = [
     "algo.polyak=0.02", "algo.actor_polyak=0.05", "algo.behavior_polyak=0.1", "algo.gradient_clip=1.0",
     "algo.actor.steps=5", "algo.actor.noise_schedule=vp", "algo.actor.variance_interpolation=1.0",
     "algo.learning_rates.critic=3e-3", "algo.learning_rates.value=3e-3", "algo.learning_rates.actor=1e-3",
-    "algo.learning_rates.behavior=2e-3", "algo.critic.layer_norm=false",
+    "algo.learning_rates.behavior=2e-3", "algo.schedule.behavior=constant", "algo.behavior_training=joint",
+    "algo.critic.layer_norm=false",
 ]  # fmt: skip
 
 

@@ -47,12 +47,13 @@ def test_jax_loop_makes_the_update_of_brpo() -> None:
     assert difference("jax", "iql") < 1e-6
 
 
+@pytest.mark.parametrize("training", ["joint", "fixed"])
 @pytest.mark.parametrize(("changed", "seen"), [("algo.eta=0.3", False), ("algo.eta=0.31", True)])
-def test_jax_loop_makes_the_update_of_bdpo(changed: str, seen: bool) -> None:
-    """Actor and behaviour move in the first and third of the updates; gradients are clipped, rates fall."""
+def test_jax_loop_makes_the_update_of_bdpo(changed: str, seen: bool, training: str) -> None:
+    """Actor and behaviour, unless it is fixed, move in updates 1 and 3; gradients are clipped, rates fall."""
     pytest.importorskip("jax")
     pytest.importorskip("optax")
-    options = ["algo.eta=0.3", "algo.policy_delay=2", "algo.gradient_clip=0.5"]
+    options = ["algo.eta=0.3", "algo.policy_delay=2", "algo.gradient_clip=0.5", f"algo.behavior_training={training}"]
     algorithm = make_algorithm("bdpo", *options)
     algorithm.max_updates = 9
     config = compose_config("algo=bdpo", *options, changed)
@@ -117,10 +118,12 @@ def test_the_limit_is_the_share_of_products_within_a_round() -> None:
     assert ours["limit"] == pytest.approx(0.5)
 
 
-def test_operations_are_those_that_torch_counts() -> None:
+@pytest.mark.parametrize("training", ["joint", "fixed"])
+def test_operations_are_those_that_torch_counts(training: str) -> None:
     """Of an update in which all parts are due, without the time features, which torch counts too."""
-    algorithm = make_algorithm("bdpo", "algo.policy_delay=1", sizes={"policy_delay": 1})
-    config = compose_config("algo=bdpo", "algo.policy_delay=1")
+    options = ["algo.policy_delay=1", f"algo.behavior_training={training}"]
+    algorithm = make_algorithm("bdpo", *options, sizes={"policy_delay": 1})
+    config = compose_config("algo=bdpo", *options)
     shrink(config["algo"])
     algorithm.step(random_batch(size=256))
     with FlopCounterMode(display=False) as counted:
