@@ -1,7 +1,11 @@
-"""Evaluates runs by their mean and by their sampled actions: a table of scores, and a row for each run, mode and seed.
+"""Evaluates runs by their mean and by their sampled actions: a table of scores, and a row for each run, way and seed.
 
-python benchmarks/grid.py modes                     # trains the runs
-python benchmarks/modes.py runs/grid/modes/*/* --output docs/results/modes.csv
+    python benchmarks/grid.py modes                     # trains the runs
+    python benchmarks/modes.py runs/grid/modes/*/* --output docs/results/modes.csv
+    python benchmarks/modes.py runs/grid/diffusion/*/* --candidates 0 --candidates 2 --candidates 10 --episodes 30
+
+With `--candidates` BDPO acts by the best of so many samples in the place of its mean; 0 is the action of no noise, which is
+what the mean of diffusion cloning is.
 """
 
 import csv
@@ -13,35 +17,51 @@ import typer
 from brpo import saved_runs
 from brpo.evaluation.scores import spread
 
-MODES = ("mean", "sampled")
 COLUMNS = ["algo", "dataset", "update", "mode", "episodes", "seed", "return", "score"]
 
 
-def rows(run: Path, mode: str, episodes: int) -> list[dict[str, Any]]:
-    """A row for each seed of a run."""
-    found = saved_runs.evaluate_checkpoint(saved_runs.checkpoint_of(run, "last"), episodes=episodes, mode=mode)
-    shared = {key: found[key] for key in ("algo", "dataset", "update", "mode")}
-    return [
-        {**shared, "episodes": episodes, "seed": row.seed, "return": round(row.return_mean, 2), "score": round(row.score, 2)}
-        for row in found["rows"]
-    ]
+def ways(algo: dict[str, Any], candidates: list[int]) -> dict[str, dict[str, Any]]:
+    """Name -> arguments of `evaluate_checkpoint`, of a run with these options of its algorithm."""
+    sampled = {"sampled": {"mode": "sampled"}}
+    if not candidates or "acting" not in algo:
+        return {"mean": {"mode": "mean"}} | sampled
+    if "candidates" not in algo["acting"]:
+        return {"no noise": {"mode": "mean"}} | sampled
+    names = {count: f"best of {count}" if count else "no noise" for count in candidates}
+    return {names[count]: {"mode": "mean", "acting": {"candidates": count}} for count in candidates} | sampled
+
+
+def rows(run: Path, candidates: list[int], episodes: int) -> list[dict[str, Any]]:
+    """A row for each way and seed of a run."""
+    checkpoint, found = saved_runs.checkpoint_of(run, "last"), []
+    algo = saved_runs.load_algorithm(checkpoint)[1]["algo"]
+    for way, arguments in ways(algo, candidates).items():
+        evaluated = saved_runs.evaluate_checkpoint(checkpoint, episodes=episodes, **arguments)
+        shared = {key: evaluated[key] for key in ("algo", "dataset", "update")} | {"mode": way, "episodes": episodes}
+        for row in evaluated["rows"]:
+            found.append({**shared, "seed": row.seed, "return": round(row.return_mean, 2), "score": round(row.score, 2)})
+    return found
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: a line for each data set and method, mean ± standard deviation over the seeds."""
-    lines = ["| data set | method | mean action | sampled action |", "|---|---|---|---|"]
+    modes = list(dict.fromkeys(row["mode"] for row in results))
+    lines = [f"| data set | method | {' | '.join(modes)} |", f"|---|---|{'---|' * len(modes)}"]
     for dataset, algo in dict.fromkeys((row["dataset"], row["algo"]) for row in results):
-        scores = [
-            spread([row["score"] for row in results if (row["dataset"], row["algo"], row["mode"]) == (dataset, algo, mode)])
-            for mode in MODES
-        ]
-        lines.append(f"| `{dataset}` | {algo} | {' | '.join(scores)} |")
+        own = [row for row in results if (row["dataset"], row["algo"]) == (dataset, algo)]
+        scores = [[row["score"] for row in own if row["mode"] == mode] for mode in modes]
+        lines.append(f"| `{dataset}` | {algo} | {' | '.join(spread(found) if found else '-' for found in scores)} |")
     return "\n".join(lines)
 
 
-def main(runs: list[Path], output: Annotated[Path | None, typer.Option()] = None, episodes: int = 50) -> None:
-    """Evaluate the last checkpoint of each run in both modes, from the same starts."""
-    results = [row for run in runs for mode in MODES for row in rows(run, mode, episodes)]
+def main(
+    runs: list[Path],
+    candidates: Annotated[list[int] | None, typer.Option(help="Of BDPO's samples; may be given several times.")] = None,
+    output: Annotated[Path | None, typer.Option()] = None,
+    episodes: int = 50,
+) -> None:
+    """Evaluate the last checkpoint of each run in all ways, from the same starts."""
+    results = [row for run in runs for row in rows(run, candidates or [], episodes)]
     print(table(results))
     if output is not None:
         with output.open("w", newline="") as file:
