@@ -114,7 +114,7 @@ CLONING = ["algo=diffusion_bc", "max_updates=50000", EPISODES]  # as many update
 SMALL = "algo.actor.hidden=[128,128,128]"  # bdpo's networks at size=small
 DIFFUSION = {  # bdpo starts from the cloning beside it
     "diffusion_bc small": [*CLONING, SMALL],
-    "bdpo": ["algo=bdpo", EPISODES, "eval.every=2500", "behavior={runs}/diffusion-bc-small/{dataset}"],
+    "bdpo": ["algo=bdpo", EPISODES, "eval.every=5000", "behavior={runs}/diffusion-bc-small/{dataset}"],
     "diffusion_bc": CLONING,
 }
 VP = ["algo.actor.noise_schedule=vp", "algo.actor.variance_interpolation=1"]  # the default then
@@ -133,7 +133,7 @@ QUESTIONS = {  # rows, data sets, updates; three seeds where a row says nothing 
     "halfcheetah": (HALFCHEETAH, REPLAY[3:], 50000),
     "observations": (OBSERVATIONS, (*REPLAY[3:], *REPLAY[:3]), 50000),
     "modes": (MODES, MEDIUM[:1], 20000),
-    "diffusion": (DIFFUSION, MEDIUM + REST[:3], 10000),
+    "diffusion": (DIFFUSION, MEDIUM + REST[:3], 20000),
     "normalization": (NORMALIZATION, (*REPLAY[1:], MEDIUM[0], MEDIUM[2]), 50000),
     "diffusion_normalization": (DIFFUSION_NORMALIZATION, (MEDIUM[1], MEDIUM[2], REST[0]), 10000),
 }

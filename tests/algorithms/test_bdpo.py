@@ -151,7 +151,7 @@ def test_sizes_bring_updates_and_chunks_and_what_is_typed_wins() -> None:
         config = compose_config("algo=bdpo", *overrides)
         return config["max_updates"], config["algo"]["pretrain_updates"], config["engine"]["chunk"], config["engine"]["name"]
 
-    assert found() == (30_000, 50_000, 25, "auto")
+    assert found() == (20_000, 50_000, 25, "auto")
     assert found("algo/size=paper") == (2_000_000, 2_000_000, 25, "auto")
     assert found("algo/size=paper", "dataset=toy/moons") == (100_000, 100_000, 25, "auto")
     assert found("dataset=toy/moons", "engine=compile") == (5_000, 10_000, 25, "compile")
@@ -203,10 +203,10 @@ def test_sizes() -> None:
     assert (paper["samples"], paper["critic"]["critics"], paper["actor"]["hidden"]) == (10, 10, [256] * 4)
     assert (small["samples"], small["critic"]["critics"], small["actor"]["hidden"]) == (1, 4, [128] * 3)
     assert (paper["pretrain_updates"], paper["critic_only"], paper["learning_rates"]["actor"]) == (2_000_000, 50_000, 1e-5)
-    assert (small["pretrain_updates"], small["critic_only"], small["learning_rates"]["actor"]) == (50_000, 4000, 1e-4)
+    assert (small["pretrain_updates"], small["critic_only"], small["learning_rates"]["actor"]) == (50_000, 10_000, 1e-4)
     assert [
         compose_config("algo=bdpo", f"dataset=mujoco/{env}/medium-v0")["algo"]["eta"] for env in ("hopper", "walker2d")
-    ] == [20, 15]
+    ] == [5, 0.2]
     assert (paper["acting"]["candidates"], small["acting"]["candidates"]) == (10, 0)
     assert (paper["behavior_training"], small["behavior_training"]) == ("joint", "fixed")
     assert (paper["schedule"]["behavior"], small["schedule"]["behavior"]) == ("constant", "cosine")
@@ -231,7 +231,8 @@ def test_toy_tasks_have_values_of_their_own() -> None:
     plain, other = compose_config("algo=bdpo"), compose_config("algo=bc")
     actor = plain["algo"]["actor"]
     assert (actor["clip"], actor["noise_schedule"], actor["input_scale"]) == (1.0, "geometric", 1.0)
-    assert all(plain[key] == other[key] for key in ("max_updates", "batch_size", "eval"))
+    assert all(plain[key] == other[key] for key in ("batch_size", "eval"))
+    assert (plain["max_updates"], compose_config("algo=diffusion_bc")["max_updates"]) == (20_000, 50_000)
 
 
 def test_paths_end_where_the_policy_acts() -> None:
