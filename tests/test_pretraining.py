@@ -131,7 +131,9 @@ def test_sigkill_in_the_pretraining_then_resume_is_bit_exact(
         assert steps(tmp_path / "run", tag) == steps(fresh[0], tag), tag
 
 
-def test_bdpo_that_ends_in_its_pretraining_resumes_exactly(datasets: Path, tmp_path: Path, cache: Path) -> None:
+def test_bdpo_killed_in_its_pretraining_resumes_exactly_and_the_next_run_skips_it(
+    cli: Run, datasets: Path, tmp_path: Path, cache: Path, capsys: Any
+) -> None:
     """Its behaviour model, the average of it, and the actor that starts as a copy of that."""
     own = [
         "algo=bdpo", "algo.pretrain_updates=45", "max_updates=15", "eval.every=15", "seeds=[0,3]", "engine.chunk=5",
@@ -139,11 +141,19 @@ def test_bdpo_that_ends_in_its_pretraining_resumes_exactly(datasets: Path, tmp_p
     ]  # fmt: skip
     whole = run(tmp_path / "whole", *own, "behavior=fresh")
     assert steps(tmp_path / "whole", "pretrain/heldout/behavior/denoising_error/mean") == [15, 30, 45]
-    with pytest.raises(KeyError, match="stopped"):
-        run(tmp_path / "run", *own, "behavior=fresh", callback={"_target_": "tests.helpers.Stop", "at": -10})
+    kill = ["+callbacks.kill._target_=tests.helpers.Stop", "+callbacks.kill.at=-10", "+callbacks.kill.kill=true"]
+    killed = cli(*OPTIONS, *own, "behavior=fresh", f"run_dir={tmp_path / 'run'}", *kill, PYTHONPATH=str(ROOT))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert last(tmp_path / "run")["brpo"]["updates"] == -15
     assert run(tmp_path / "run", *own, "behavior=fresh")["behavior"] == whole["behavior"]
     assert same_weights(tmp_path / "whole", tmp_path / "run")
+
+    capsys.readouterr()
+    second = run(tmp_path / "second", *own)
+    assert "behaviour model: taken from" in capsys.readouterr().out
+    assert second["behavior"]["digests"] == whole["behavior"]["digests"]
+    assert steps(tmp_path / "second", "pretrain/loss/behavior") == []
+    assert same_weights(tmp_path / "whole", tmp_path / "second")
 
 
 @pytest.mark.parametrize(("at", "taken_up"), [(-90, None), (0, -40), (15, 0)])
