@@ -175,6 +175,9 @@ def _chosen_members(
                 f"behavior=fresh to train one."
             )
     _check_units(path, ours["spec"], algorithm.spec)
+    made, length = int(ours["updates"]), ours.get("config", {}).get("max_updates", 0)
+    if maker != algo["_target_"] and made < length:  # the model is what that run trains
+        print(f"note: behavior={path} is of a run that has made {made} of its {length} updates", flush=True)
     held, wanted = state["seeds"].tolist(), algorithm.seeds.tolist()
     missing = [seed for seed in wanted if seed not in held]
     if missing and len(held) > 1:

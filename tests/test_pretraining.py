@@ -357,7 +357,7 @@ def test_a_model_that_the_user_names(fresh: tuple[Path, Path, Result], cache: Pa
             prepared(*small, *overrides, **{**sizes, **changes}).look_up()
 
 
-def test_a_run_of_diffusion_cloning_serves_bdpo(tmp_path: Path, cache: Path) -> None:
+def test_a_run_of_diffusion_cloning_serves_bdpo(tmp_path: Path, cache: Path, capsys: Any) -> None:
     """Its weights and their average; another noise schedule or number of steps is refused, of cached files too."""
     cloning = compose_config("algo=diffusion_bc")
     shrink(cloning["algo"])
@@ -368,6 +368,7 @@ def test_a_run_of_diffusion_cloning_serves_bdpo(tmp_path: Path, cache: Path) -> 
     path.write_bytes(checkpoint_io.encode({"state_dict": source.state_dict(), "brpo": brpo}))
     taker = prepared(f"behavior={path}", "seeds=[4]", algo="bdpo")
     taker.look_up()
+    assert f"note: behavior={path} is of a run that has made 3 of its 50000 updates" in capsys.readouterr().out
     taker.begin()
     bdpo: Any = taker.algorithm
     for ours, theirs in ((bdpo.behavior, source.actor), (bdpo.behavior_target, source.actor_target)):
