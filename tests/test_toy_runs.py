@@ -16,7 +16,7 @@ from brpo.experiments import toy as experiment
 from brpo.runs import RunFolder
 from brpo.sweeps import collect
 from brpo.training import train
-from tests.helpers import compose_config, shrink
+from tests.helpers import ALGORITHMS, compose_config, shrink
 from tests.test_sweeps import finished, result, sweep_of
 from tests.test_train import scalars
 
@@ -81,6 +81,17 @@ def test_train_resume_and_evaluate(algo: str, tmp_path: Path, capsys: pytest.Cap
     assert "eval.mode=mean is not allowed on toy/8gaussians" in str(refused.exception)
     refused = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "whole"), "--steps", "2"])
     assert "cannot act by another steps: diffusion policies alone can. Leave it out." in str(refused.exception)
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_any_algorithm_is_judged_by_its_distance_to_the_target(
+    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pretraining = ["algo.pretrain_updates=4"] if algo == "bdpo" else []
+    found = run(tmp_path / "run", algo, "max_updates=4", "eval.every=4", *pretraining)
+    assert 0 < found["final"]["sliced_wasserstein"][0] < 5
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 def test_bdpo_draws_its_paths_and_knows_what_its_start_is_worth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
