@@ -117,13 +117,20 @@ DIFFUSION = {  # bdpo starts from the cloning beside it
     "bdpo": ["algo=bdpo", EPISODES, "eval.every=5000", "behavior={runs}/diffusion-bc-small/{dataset}"],
     "diffusion_bc": CLONING,
 }
-VP = ["algo.actor.noise_schedule=vp", "algo.actor.variance_interpolation=1"]  # the default then
+VP = ["algo.actor.noise_schedule=vp", "algo.actor.variance_interpolation=1"]
+CLONING_THEN = [*CLONING, SMALL, "algo.optimizer.lr=3e-4", "algo.schedule.actor=constant"]  # defaults of that day
+BDPO_THEN = [
+    *("algo=bdpo", EPISODES, "eval.every=2500", "algo.eta={five_times}", "algo.samples=4", "algo.acting.candidates=10"),
+    *("algo.critic_only=4000", "algo.behavior_training=joint", "algo.schedule.behavior=constant"),
+    "algo.learning_rates.behavior=3e-4",
+]
+FIVE_TIMES = {"hopper": 1.0, "walker2d": 0.75, "halfcheetah": 0.25}  # the paper's eta
 DIFFUSION_NORMALIZATION = {  # asked of the other recordings, as NORMALIZATION
     f"{algo} {name}, seed {SEARCH_SEED}": [*overrides, *VP, f"seeds=[{SEARCH_SEED}]", option]
     for name, option in (("raw", RAW), ("normalized", NORMALIZED))
     for algo, overrides in {
-        "diffusion_bc": [*CLONING, SMALL],
-        "bdpo": [*DIFFUSION["bdpo"][:-1], f"behavior={{runs}}/diffusion-bc-{name}-seed-{SEARCH_SEED}/{{dataset}}"],
+        "diffusion_bc": CLONING_THEN,
+        "bdpo": [*BDPO_THEN, f"behavior={{runs}}/diffusion-bc-{name}-seed-{SEARCH_SEED}/{{dataset}}"],
     }.items()
 }
 BUDGET = ["eval.every=10000", "eval.episodes=10"]
@@ -168,6 +175,7 @@ def cells(grid: str) -> dict[tuple[str, str], list[str]]:
         for dataset in datasets:
             common = [f"dataset={dataset}", "seeds=3", f"max_updates={updates}", *BUDGET]
             places = {"runs": f"runs/grid/{grid}", "dataset": dataset.replace("/", "-")}
+            places["five_times"] = str(FIVE_TIMES[dataset.split("/")[1]])
             found |= {(row, dataset): [*common, *(o.format(**places) for o in rows[row])] for row in rows}
         return found
     if grid == "search":

@@ -31,7 +31,8 @@ SMALL_NETWORKS = {
     "bdpo": [
         *(f"algo.{part}.hidden=[16,16]" for part in ("actor", "critic", "value")),
         "algo.critic.critics=2", "algo.samples=2", "algo.acting.candidates=2", "algo.actor.steps=2", "algo.critic_only=0",
-        "algo.policy_delay=2", "algo.pretrain_updates=0", "algo.schedule.critic=constant", "algo.schedule.value=constant",
+        "algo.policy_delay=2", "algo.pretrain_updates=0", "algo.behavior_training=joint",
+        *(f"algo.schedule.{part}=constant" for part in ("critic", "value", "behavior")),
     ],
     "diffusion_bc": ["algo.actor.hidden=[16,16]", "algo.actor.steps=2"],
     "iql": ["algo.actor.hidden=[16,16]", "algo.critic.hidden=[16,16]", "algo.value.hidden=[16,16]"],

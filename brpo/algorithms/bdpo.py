@@ -279,7 +279,7 @@ class BDPO(OfflineAlgorithm):
     def notices(self) -> list[str]:
         """Where a part is not trained."""
         notices = []
-        if self.pretrain_updates == 0:
+        if self.pretrain_updates == 0 and "behavior" in self.trained:
             notices.append(
                 "algo.pretrain_updates=0: without behavior=PATH the behaviour model starts untrained; the paper trains it "
                 "2000000 updates"
@@ -287,7 +287,8 @@ class BDPO(OfflineAlgorithm):
         if self.critic_only >= self.max_updates:
             notices.append(
                 f"algo.critic_only={self.critic_only} is not below max_updates={self.max_updates}: the actor never moves; "
-                "the paper takes max_updates=2000000, and 100000 on toy tasks"
+                "the paper takes max_updates=2000000, and 100000 on toy tasks. Give more updates or a smaller "
+                "algo.critic_only"
             )
         return notices
 

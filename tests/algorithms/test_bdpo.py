@@ -122,7 +122,9 @@ def test_notices() -> None:
     (notice,) = make("algo/size=paper", sizes={"critic_only": 50_000}).notices()
     assert notice.startswith("algo.critic_only=50000 is not below max_updates=1000: the actor never moves; the paper takes")
     assert make().notices() == []
-    assert "behaviour model starts untrained" in make("algo.pretrain_updates=0").notices()[0]
+    joint = make("algo.pretrain_updates=0", "algo.behavior_training=joint")
+    assert "behaviour model starts untrained" in joint.notices()[0]
+    assert make("algo.pretrain_updates=0", "algo.behavior_training=fixed").notices() == []  # the run refuses to start
 
 
 def test_diagnostics_compare_values_with_what_the_chains_achieve() -> None:

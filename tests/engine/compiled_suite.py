@@ -62,7 +62,7 @@ VARIANTS = [  # ways through the code that the defaults do not take
 
 
 # All parts in every update, and ensembles of one: each combination, and each member, is compiled on its own.
-OVERRIDES = {"bdpo": ["algo.policy_delay=1", "algo.critic.critics=1"]}
+OVERRIDES = {"bdpo": ["algo.policy_delay=1", "algo.critic.critics=1", "algo.behavior_training=joint"]}
 
 
 @pytest.mark.parametrize(("algo", "overrides"), [(algo, OVERRIDES.get(algo, [])) for algo in ALGORITHMS] + VARIANTS)
