@@ -9,7 +9,7 @@ several sittings and machines; `--store` puts there what the report is made of.
     python benchmarks/grid.py halfcheetah       # docs/sfac.md: why TD3+BC is better on HalfCheetah replay
     python benchmarks/grid.py observations      # docs/results.md: the other methods with normalized observations
     python benchmarks/grid.py modes             # docs/results.md: runs to be evaluated by `brpo evaluate --mode`
-    python benchmarks/grid.py diffusion         # docs/results.md: BDPO and diffusion cloning
+    python benchmarks/grid.py diffusion         # docs/bdpo.md, docs/results.md: BDPO and diffusion cloning
     python benchmarks/grid.py search            # docs/sfac.md
     python benchmarks/grid.py normalization     # docs/sfac.md: whether Sf-AC should see normalized observations
     python benchmarks/grid.py diffusion_normalization   # docs/bdpo.md: whether diffusion methods should
@@ -150,6 +150,7 @@ BESIDE = {
     "symmetry": tuple(VARIANTS),
     "policies": (*VARIANTS, "bc"),
     "halfcheetah": (*VARIANTS, "sfac", "td3_bc"),
+    "diffusion": (*VARIANTS, "sfac", "iql"),
     "observations": (*VARIANTS, "sfac", "iql", "awac", "bc", "sql", "eql", "xql", "td3_bc"),
 }
 
