@@ -150,7 +150,6 @@ BESIDE = {
     "symmetry": tuple(VARIANTS),
     "policies": (*VARIANTS, "bc"),
     "halfcheetah": (*VARIANTS, "sfac", "td3_bc"),
-    "diffusion": (*VARIANTS, "sfac", "iql"),
     "observations": (*VARIANTS, "sfac", "iql", "awac", "bc", "sql", "eql", "xql", "td3_bc"),
 }
 
