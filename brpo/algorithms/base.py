@@ -159,6 +159,16 @@ class OfflineAlgorithm(lightning.LightningModule):
         if ranks.averages and ranks.rank > 0:  # rank 0 draws what a single process draws
             self.stream_seeds = streams.key(self.seeds, streams.purpose("rank"), ranks.rank)
 
+    def keep_behavior(self, behavior_training: str) -> None:
+        """Leave the behaviour model out of what is trained where it is to stay as it was pre-trained (`fixed`).
+
+        Raises:
+            UserError: the option is neither `joint` nor `fixed`.
+        """
+        require_one_of(BEHAVIOR_TRAININGS, behavior_training=behavior_training)
+        if behavior_training == "fixed":
+            self.trained = tuple(part for part in self.trained if part != "behavior")
+
     def build(self, name: str, factory: Callable[..., nn.Module]) -> Any:
         """Build a part with a member for each seed, and draw its weights from the stream of each seed."""
         require_part(**{name: factory})

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brpo.algorithms.base import BEHAVIOR_TRAININGS, OfflineAlgorithm
+from brpo.algorithms.base import OfflineAlgorithm
 from brpo.functional import diffusion, ensembles, losses, streams
 from brpo.modules.target import Target
 from brpo.options import (
@@ -91,9 +91,7 @@ class BDPO(OfflineAlgorithm):
         require_one_of(ensembles.OVER_CRITICS, over_critics=over_critics)
         require_number("actor_polyak", actor_polyak, "in (0, 1]", lambda v: 0 < v <= 1)
         require_number("behavior_polyak", behavior_polyak, "in (0, 1]", lambda v: 0 < v <= 1)
-        require_one_of(BEHAVIOR_TRAININGS, behavior_training=behavior_training)
-        if behavior_training == "fixed":
-            self.trained = tuple(part for part in self.trained if part != "behavior")
+        self.keep_behavior(behavior_training)
         require("acting", acting, f"a mapping with the keys {', '.join(ACTING)}",
                 lambda v: isinstance(v, dict) and sorted(v) == ACTING)  # fmt: skip
         with options_of("acting"):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brpo.algorithms.base import BEHAVIOR_TRAININGS, OfflineAlgorithm
+from brpo.algorithms.base import OfflineAlgorithm
 from brpo.errors import UserError
 from brpo.functional import losses, series, weights
 from brpo.functional.divergences import get_divergence
@@ -108,9 +108,7 @@ class SfAC(OfflineAlgorithm):
         require_one_of(EPSILON_SCHEDULES, epsilon_schedule=epsilon_schedule)
         require_one_of(RATIOS, ratio=ratio)
         require_one_of(VALUES, value_loss=value_loss)
-        require_one_of(BEHAVIOR_TRAININGS, behavior_training=behavior_training)
-        if behavior_training == "fixed":
-            self.trained = tuple(part for part in self.trained if part != "behavior")
+        self.keep_behavior(behavior_training)
         if omega == "exp" and target_divergence != divergence:
             raise UserError(
                 f"algo.target_divergence={target_divergence} has no effect under algo.omega=exp, the closed form for kl. "

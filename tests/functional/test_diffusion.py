@@ -242,18 +242,21 @@ def test_a_long_chain_of_a_perfect_model_ends_in_the_data_distribution() -> None
     assert chain.variance[-1].sqrt().item() == pytest.approx(0.3, abs=0.01)
 
 
-@pytest.mark.parametrize("spread", [0.05, 0.1, 0.2, 0.3])
-def test_five_geometric_steps_of_a_perfect_model_spread_as_the_data_do(spread: float) -> None:
+def share_of_the_spread(spread: float, schedule: Schedule) -> float:
+    """Of what a perfect model of N(0.4, spread^2) samples, over the spread itself."""
+    *path, (n, last) = diffusion.reverse_path(schedule, "ddpm", None)
+    assert last.std == 0
+    chain = joint(gaussian(0.4, spread, schedule), [*path, (n, last._replace(std=1e-9))])
+    return chain.variance[-1].sqrt().item() / spread
+
+
+@pytest.mark.parametrize(("spread", "vp"), [(0.05, 0.16), (0.1, 0.32), (0.2, 0.57), (0.3, 0.74)])
+def test_five_geometric_steps_of_a_perfect_model_spread_as_the_data_do(spread: float, vp: float) -> None:
     """With variances half way between beta and the posterior's: with beta they spread too far, with the other too little."""
-    share = {}
-    for interpolation in (1.0, 0.5, 0.0):
-        schedule = Schedule.of("geometric", 5, interpolation)
-        *path, (n, last) = diffusion.reverse_path(schedule, "ddpm", None)
-        assert last.std == 0
-        chain = joint(gaussian(0.4, spread, schedule), [*path, (n, last._replace(std=1e-9))])
-        share[interpolation] = chain.variance[-1].sqrt().item() / spread
-    assert share[0.5] == pytest.approx(1.0, abs=0.06)
-    assert share[0.0] < 0.65 < 1.6 < share[1.0]
+    beta, middle, posterior = (share_of_the_spread(spread, Schedule.of("geometric", 5, v)) for v in (1.0, 0.5, 0.0))
+    assert middle == pytest.approx(1.0, abs=0.06)
+    assert posterior < 0.65 < 1.6 < beta
+    assert share_of_the_spread(spread, Schedule.of("vp", 5)) == pytest.approx(vp, abs=0.01)
 
 
 def test_the_reverse_variance_lies_between_the_posteriors_and_beta() -> None:
