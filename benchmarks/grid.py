@@ -13,6 +13,7 @@ several sittings and machines; `--store` puts there what the report is made of.
     python benchmarks/grid.py search            # docs/sfac.md
     python benchmarks/grid.py normalization     # docs/sfac.md: whether Sf-AC should see normalized observations
     python benchmarks/grid.py diffusion_normalization   # docs/bdpo.md: whether diffusion methods should
+    python benchmarks/grid.py diffusion_setting         # docs/bdpo.md: how to fit the behaviour model, and which eta
     python benchmarks/grid.py comparison --table        # nothing is run; the report alone
 
 The shared data sets are looked for in MINARI_DATASETS_PATH. `--only` picks cells by a regular expression, so that
@@ -118,11 +119,11 @@ DIFFUSION = {  # bdpo starts from the cloning beside it
     "diffusion_bc": CLONING,
 }
 VP = ["algo.actor.noise_schedule=vp", "algo.actor.variance_interpolation=1"]
-CLONING_THEN = [*CLONING, SMALL, "algo.optimizer.lr=3e-4", "algo.schedule.actor=constant"]  # defaults of that day
+CLONING_THEN = [*CLONING, SMALL, "algo.optimizer.lr=3e-4", "algo.schedule.actor=constant"]  # earlier defaults, the paper's
+MOVING = ["algo.behavior_training=joint", "algo.schedule.behavior=constant", "algo.learning_rates.behavior=3e-4"]
 BDPO_THEN = [
     *("algo=bdpo", EPISODES, "eval.every=2500", "algo.eta={five_times}", "algo.samples=4", "algo.acting.candidates=10"),
-    *("algo.critic_only=4000", "algo.behavior_training=joint", "algo.schedule.behavior=constant"),
-    "algo.learning_rates.behavior=3e-4",
+    *("algo.critic_only=4000", *MOVING),
 ]
 FIVE_TIMES = {"hopper": 1.0, "walker2d": 0.75, "halfcheetah": 0.25}  # the paper's eta
 DIFFUSION_NORMALIZATION = {  # asked of the other recordings, as NORMALIZATION
@@ -133,6 +134,14 @@ DIFFUSION_NORMALIZATION = {  # asked of the other recordings, as NORMALIZATION
         "bdpo": [*BDPO_THEN, f"behavior={{runs}}/diffusion-bc-{name}-seed-{SEARCH_SEED}/{{dataset}}"],
     }.items()
 }
+DIFFUSION_SETTING = {  # asked of the other recordings: how to fit the behaviour model, and which eta
+    "diffusion_bc constant": [*CLONING_THEN, "seeds=[100,101,102]"],
+    "diffusion_bc to zero": [*CLONING, SMALL, "seeds=[100,101,102]"],
+    "bdpo eta 1": ["algo=bdpo", "algo.eta=1", *MOVING, EPISODES, "eval.every=2500", "seeds=[100,101,102]"]
+    + ["behavior={runs}/diffusion-bc-constant/{dataset}"],
+    "bdpo eta 0.2": ["algo=bdpo", "algo.eta=0.2", "algo.acting.candidates=2", "eval.episodes=20", "eval.every=5000"]
+    + ["seeds=[100,101]", "behavior={runs}/diffusion-bc-to-zero/{dataset}"],
+}
 BUDGET = ["eval.every=10000", "eval.episodes=10"]
 QUESTIONS = {  # rows, data sets, updates; three seeds where a row says nothing else
     "symmetry": (SYMMETRY, REPLAY[1:3], 50000),
@@ -142,6 +151,7 @@ QUESTIONS = {  # rows, data sets, updates; three seeds where a row says nothing 
     "modes": (MODES, MEDIUM[:1], 20000),
     "diffusion": (DIFFUSION, MEDIUM + REST[:3], 20000),
     "normalization": (NORMALIZATION, (*REPLAY[1:], MEDIUM[0], MEDIUM[2]), 50000),
+    "diffusion_setting": (DIFFUSION_SETTING, (*MEDIUM[:2], REST[0], REST[2]), 20000),
     "diffusion_normalization": (DIFFUSION_NORMALIZATION, (MEDIUM[1], MEDIUM[2], REST[0]), 10000),
 }
 

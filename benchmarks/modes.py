@@ -2,7 +2,7 @@
 
     python benchmarks/grid.py modes                     # trains the runs
     python benchmarks/modes.py runs/grid/modes/*/* --output docs/results/modes.csv
-    python benchmarks/modes.py runs/grid/diffusion/*/* --candidates 0 --candidates 2 --candidates 10 --episodes 30
+    python benchmarks/modes.py runs/grid/diffusion/*/* --candidates 0 --candidates 2 --episodes 20
 
 With `--candidates` BDPO acts by the best of so many samples in the place of its mean; 0 is the action of no noise, which is
 what the mean of diffusion cloning is.
