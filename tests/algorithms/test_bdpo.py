@@ -159,7 +159,15 @@ def test_sizes_bring_updates_and_chunks_and_what_is_typed_wins() -> None:
     assert found("dataset=toy/moons", "engine=compile") == (5_000, 10_000, 25, "compile")
     typed = ("max_updates=7", "algo.pretrain_updates=3", "engine=eager", "engine.chunk=2")
     assert found("algo/size=paper", *typed) == (7, 3, 2, "eager")
-    assert found("trainer=smoke")[0] == 2
+
+
+@pytest.mark.parametrize("size", ["small", "paper"])
+def test_two_updates_of_smoke_are_of_all_parts(size: str) -> None:
+    options = compose_config("algo=bdpo", f"algo/size={size}", "trainer=smoke")
+    algo = options["algo"]
+    assert (options["max_updates"], algo["pretrain_updates"], algo["critic_only"], algo["policy_delay"]) == (2, 2, 0, 1)
+    assert compose_config("algo=bdpo", "trainer=smoke", "algo.pretrain_updates=7")["algo"]["pretrain_updates"] == 7
+    assert "pretrain_updates" not in compose_config("algo=iql", "trainer=smoke")["algo"]
 
 
 def test_observations_are_normalized_but_at_the_papers_sizes_and_what_is_typed_wins() -> None:
