@@ -144,16 +144,16 @@ DIFFUSION_SETTING = {  # asked of the other recordings: how to fit the behaviour
     + ["seeds=[100,101]", "behavior={runs}/diffusion-bc-to-zero/{dataset}"],
 }
 HOPPER_REPLAY = {  # asked of the other recordings: what keeps Sf-AC below XQL there, an option at a time
-    row: [*overrides, "seeds=[100,101,102]", "eval.every=5000"]
+    row: [*overrides, "seeds=[100,101,102]", "eval.every=5000"]  # many evaluations: each is of few falls
     for row, overrides in {
         "sfac": ["algo=sfac"],
         "sfac, raw observations": ["algo=sfac", RAW],
         "sfac T 1/3": ["algo=sfac", "algo.temperature=0.3333"],
         "sfac coefficient 0": ["algo=sfac", "algo.symmetry_coefficient=0"],
+        "sfac epsilon 1": ["algo=sfac", "algo.regularizer.epsilon=1"],
+        "sfac softmax": ["algo=sfac", "algo.value_loss=softmax"],
         "xql": ["algo=xql"],
         "sfac T 1": ["algo=sfac", "algo.temperature=1"],
-        "sfac softmax": ["algo=sfac", "algo.value_loss=softmax"],
-        "sfac T 1/3, softmax": ["algo=sfac", "algo.temperature=0.3333", "algo.value_loss=softmax"],
     }.items()
 }
 BUDGET = ["eval.every=10000", "eval.episodes=10"]
@@ -166,7 +166,7 @@ QUESTIONS = {  # rows, data sets, updates; three seeds where a row says nothing 
     "diffusion": (DIFFUSION, MEDIUM + REST[:3], 20000),
     "normalization": (NORMALIZATION, (*REPLAY[1:], MEDIUM[0], MEDIUM[2]), 50000),
     "diffusion_setting": (DIFFUSION_SETTING, (*MEDIUM[:2], REST[0], REST[2]), 20000),
-    "hopper_replay": (HOPPER_REPLAY, REPLAY[1:2], 30000),
+    "hopper_replay": (HOPPER_REPLAY, REPLAY[1:2], 50000),
     "diffusion_normalization": (DIFFUSION_NORMALIZATION, (MEDIUM[1], MEDIUM[2], REST[0]), 10000),
 }
 
