@@ -153,7 +153,7 @@ def _train(
     signals = Signals()
     with contextlib.ExitStack() as building:
         with _stopping_together(ranks):
-            parts = _build(config, datamodule, folder, ranks, signals, building)
+            parts = _build(config, overrides, datamodule, folder, ranks, signals, building)
             if resumption is None or resumption.checkpoint is None:
                 parts.pretraining.look_up()
         held = building.pop_all()
@@ -214,6 +214,7 @@ def _stopping_together(ranks: Ranks) -> Iterator[None]:
 
 def _build(
     config: dict[str, Any],
+    overrides: list[str],
     datamodule: OfflineDataModule,
     folder: runs.RunFolder,
     ranks: Ranks,
@@ -228,7 +229,7 @@ def _build(
     algorithm.stored = {"config": config}
     algorithm.join(ranks)
     print(describe(datamodule, algorithm, seeds), flush=True)
-    for notice in algorithm.notices():
+    for notice in [*algorithm.notices(), *idle_options(algorithm, overrides)]:
         print(f"note: {notice}", flush=True)
     constants = {"data/boundary_share": datamodule.flat.boundary_share, **algorithm.constants()}
     kind, mode, episodes = kind_of(spec.dataset_id), evaluation["mode"], evaluation["episodes"]
@@ -257,6 +258,17 @@ def _build(
     group = f", {ranks.world} processes with parallel={ranks.mode}" if ranks.world > 1 else ""
     print(f"engine: {engine} on {device.type} ({reason}){group}", flush=True)
     return Parts(datamodule, algorithm, recorder, pretraining, checkpoints, trainer, engine)
+
+
+def idle_options(algorithm: OfflineAlgorithm, overrides: list[str]) -> list[str]:
+    """What was typed of the algorithm's options that others make idle, in words."""
+    typed = [item.lstrip("+~").split("=")[0] for item in overrides]
+    return [
+        f"{key} has no effect under {reason}"
+        for option, reason in algorithm.without_effect().items()
+        for key in typed
+        if f"{key}.".startswith(f"algo.{option}.")
+    ]
 
 
 def make_trainer(

@@ -228,6 +228,10 @@ class OfflineAlgorithm(lightning.LightningModule):
         """What a user should know about the options, said once at the start."""
         return []
 
+    def without_effect(self) -> dict[str, str]:
+        """Options that others make idle, to those others: `{"policy_order": "algo.omega=exp"}`; said where one is typed."""
+        return {}
+
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         """Quantities (seeds, n) on a fixed held-out batch, whose distribution the evaluation logs."""
         return {}

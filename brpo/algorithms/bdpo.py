@@ -290,6 +290,19 @@ class BDPO(OfflineAlgorithm):
             )
         return notices
 
+    def without_effect(self) -> dict[str, str]:
+        """The step size of parts that have their own, and what one sample, `min` and one candidate leave unused."""
+        idle = {}
+        if set(self.trained) <= set(self.learning_rates):
+            idle["optimizer.lr"] = "algo.learning_rates, which has that of every part"
+        if self.samples == 1:
+            idle["over_samples"] = "algo.samples=1"
+        if self.aggregate.keywords["how"] == "min":
+            idle["rho_lcb"] = "algo.over_critics=min"
+        if self.candidates <= 1:
+            idle["acting.temperature"] = f"algo.acting.candidates={self.candidates}"
+        return idle
+
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         """The behaviour's denoising error, the pathwise KL, and V_n beside what the chain from there achieves."""
         observations, actions = batch.observations, batch.actions

@@ -49,7 +49,7 @@ class SfAC(OfflineAlgorithm):
         value: builds V.
         divergence: name as `get_divergence` takes it: the divergence of the policy loss (D_opt).
         target_divergence: the divergence that regularizes the target, whose series `omega=series` solves (D_reg).
-            `omega=exp` is the closed form of one of them, `kl`, and knows no other: set this with `omega=series`.
+            `omega=exp` is the closed form of one of them, `kl`, whatever stands here: set another with `omega=series`.
         regularizer: builds the series term; called with the divergence's name.
         temperature: > 0, in units of return (scaled rewards): divides the advantage.
         omega: `exp`: `exp(A / temperature)` (paper, Eq. 8); `series`: the solution of the regularized problem with the
@@ -109,7 +109,7 @@ class SfAC(OfflineAlgorithm):
         require_one_of(RATIOS, ratio=ratio)
         require_one_of(VALUES, value_loss=value_loss)
         self.keep_behavior(behavior_training)
-        if omega == "exp" and target_divergence != divergence:
+        if omega == "exp" and target_divergence not in (divergence, "kl"):
             raise UserError(
                 f"algo.target_divergence={target_divergence} has no effect under algo.omega=exp, the closed form for kl. "
                 f"Set algo.omega=series, or leave it out."
@@ -281,6 +281,23 @@ class SfAC(OfflineAlgorithm):
                 if ended
             ]
         return notices
+
+    def without_effect(self) -> dict[str, str]:
+        """Options of the target, the ratio, the series and V that another choice leaves unused."""
+        idle = {"max_weight": "algo.omega=series"} if self.omega == "series" else {"policy_order": "algo.omega=exp"}
+        if self.value_kind != "expectile":
+            idle["expectile"] = f"algo.value_loss={self.value_kind}"
+        if self.value_kind != "softmax":
+            idle["max_exponent"] = f"algo.value_loss={self.value_kind}"
+        if self.symmetry_coefficient == 0:
+            return idle | dict.fromkeys(
+                ("regularizer", "epsilon_schedule", "ratio", "max_ratio"), "algo.symmetry_coefficient=0"
+            )
+        if self.regularizer.exact:
+            idle["regularizer.loss_order"] = "algo.regularizer.exact=true"
+        if self.ratio == "behavior":
+            idle["max_ratio"] = "algo.ratio=behavior"
+        return idle
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         """Likelihoods of both models, the ratios, the weights, Q and V on held-out transitions."""

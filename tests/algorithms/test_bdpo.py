@@ -8,6 +8,7 @@ import torch
 
 from brpo.config import check_config
 from brpo.errors import UserError
+from brpo.training import idle_options
 from brpo.types import Batch
 from tests.algorithms.test_contract import state
 from tests.helpers import compose_config, make_algorithm, make_spec, random_batch
@@ -125,6 +126,18 @@ def test_notices() -> None:
     joint = make("algo.pretrain_updates=0", "algo.behavior_training=joint")
     assert "behaviour model starts untrained" in joint.notices()[0]
     assert make("algo.pretrain_updates=0", "algo.behavior_training=fixed").notices() == []  # the run refuses to start
+
+
+def test_options_that_others_make_idle_are_announced() -> None:
+    typed = ["algo.optimizer.lr=1", "algo.rho_lcb=2", "algo.over_samples=max", "algo.acting.temperature=1"]
+    bdpo = make(*typed, "algo.over_critics=min", sizes={"samples": 1, "candidates": 1})
+    assert idle_options(bdpo, typed) == [
+        "algo.optimizer.lr has no effect under algo.learning_rates, which has that of every part",
+        "algo.over_samples has no effect under algo.samples=1",
+        "algo.rho_lcb has no effect under algo.over_critics=min",
+        "algo.acting.temperature has no effect under algo.acting.candidates=1",
+    ]
+    assert idle_options(make(*typed), typed[1:]) == []
 
 
 def test_diagnostics_compare_values_with_what_the_chains_achieve() -> None:

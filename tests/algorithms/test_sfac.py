@@ -12,6 +12,7 @@ from brpo.errors import UserError
 from brpo.functional import weights
 from brpo.functional.divergences import DIVERGENCES
 from brpo.modules.divergence import SeriesDivergence
+from brpo.training import idle_options
 from brpo.types import Batch
 from tests.algorithms.test_iql import constant_output, three_transitions
 from tests.helpers import compose_config, make_algorithm, make_spec, random_batch
@@ -216,6 +217,36 @@ def test_weights_that_end_are_announced() -> None:
         "sfac", "algo.omega=series", "algo.policy_order=3", "algo.target_divergence=alpha:4"
     ).notices()
     assert "policy_order=3 gives no ratio below 0.5" in notice  # f_3'(1 + u) = u + u^2, which turns at -1/2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "idle"),
+    [
+        ([], ["algo.policy_order=5", "algo.target_divergence=kl", "algo.max_exponent=0.01"]),
+        (["algo.omega=series"], ["algo.max_weight=0.5"]),
+        (["algo.value_loss=softmax"], ["algo.expectile=0.99"]),
+        (["algo.regularizer.exact=true"], ["algo.regularizer.loss_order=2"]),
+        (["algo.ratio=behavior"], ["algo.max_ratio=0.1"]),
+        (
+            ["algo.symmetry_coefficient=0"],
+            ["algo.regularizer.epsilon=0.1", "algo.epsilon_schedule=spread", "algo.ratio=behavior", "algo.max_ratio=0.1"],
+        ),
+    ],
+)
+def test_options_that_others_make_idle_change_nothing_and_are_announced(overrides: list[str], idle: list[str]) -> None:
+    def trained(*options: str) -> torch.Tensor:
+        sfac = make_algorithm("sfac", *overrides, *options)
+        for seed in range(3):
+            sfac.step(random_batch(seed=seed))
+        return torch.cat([parameter.flatten() for parameter in sfac.parameters()])
+
+    plain = trained()
+    for option in idle:
+        assert torch.equal(trained(option), plain), option
+        said = idle_options(make_algorithm("sfac", *overrides, option), [*overrides, option])
+        assert len(said) == (option != "algo.target_divergence=kl")  # which is what exp means
+        assert all(option.startswith(notice.split(" has no effect under algo.")[0]) for notice in said)
+    assert idle_options(make_algorithm("sfac", *overrides), overrides) == []
 
 
 def test_what_a_run_shows_of_its_ratios_and_weights() -> None:
