@@ -15,13 +15,14 @@ from brpo.sweeps.callback import sweep_jobs
 
 KEYS = (
     "algo", "data", "engine", "trainer", "dataset", "seeds", "max_updates", "batch_size", "eval", "behavior", "parallel",
-    "run_dir", "resume", "callbacks", "profile", "debug",
+    "run_dir", "resume", "callbacks", "loggers", "profile", "debug",
 )  # fmt: skip
 EVALUATION = ("every", "episodes", "processes", "mode")
 ENGINE = ("name", "chunk", "threads", "matmul_precision", "products", "backend", "compiled")
+USERS_OWN = ("callbacks", "loggers")  # code of the user's, which no file is trusted to name
 # What a resumed run may change. Everything else would make its result one of no configuration.
 RESUME_MAY_CHANGE = (
-    "max_updates", "eval", "engine", "parallel", "trainer", "profile", "debug", "resume", "run_dir", "callbacks",
+    "max_updates", "eval", "engine", "parallel", "trainer", "profile", "debug", "resume", "run_dir", *USERS_OWN,
     "data.storage",
 )  # fmt: skip
 ENGINES = ("auto", "eager", "compile", "cudagraph")
@@ -36,6 +37,11 @@ NOT_THE_TRAINERS = {
     "accumulate_grad_batches": "batch_size",
     "max_steps": "max_updates",
     "fast_dev_run": "trainer=smoke",
+    "max_epochs": "max_updates",
+    "logger": "loggers",
+    "callbacks": "callbacks",
+    "default_root_dir": "run_dir",
+    "strategy": "parallel",
 }
 NOT_TYPED = ("spec", "common", "self", "args", "kwargs")
 TRUSTED_MODULES = ("brpo", "torch.optim")
@@ -47,13 +53,22 @@ def by_family(table: Any, *, _root_: Any) -> Any:
     Raises:
         UserError: the family is not in the table, which has no `default` either.
     """
-    words = _words(str(_root_.data.family or _root_.dataset))
+    words = family(str(_root_.dataset), _root_.data.family)
     for key in table:
         if str(key) in words:
             return _value(table[key])
     if "default" not in table:
         raise UserError(f"No value for the family of {_root_.dataset}; known: {', '.join(map(str, table))}.")
     return _value(table["default"])
+
+
+def family(dataset: str, chosen: str | None) -> list[str]:
+    """The words that `by_family` goes by: those of `data.family`, else of the data set id.
+
+    `toy` in an id means the two-dimensional tasks, whose ids begin with it: mylab/toy-car-v0 is an environment.
+    """
+    words = _words(chosen or dataset)
+    return words if chosen or _is_toy(dataset) else [word for word in words if word != "toy"]
 
 
 def _value(found: Any) -> Any:
@@ -163,8 +178,9 @@ def check_config(config: dict[str, Any]) -> None:
     optimizer = config["algo"].get("optimizer", {"_target_": ""})
     named = isinstance(optimizer, dict) and "_target_" in optimizer
     require("algo.optimizer", optimizer, named, "a mapping with a _target_, as conf/algo has one")
-    callbacks = config["callbacks"]
-    require("callbacks", callbacks, callbacks is None or isinstance(callbacks, dict), "a mapping of names to callbacks")
+    for key in USERS_OWN:
+        node = config[key]
+        require(key, node, node is None or isinstance(node, dict), f"a mapping of names to {key}")
     for key in ("run_dir", "resume"):
         require(key, config[key], config[key] is None or isinstance(config[key], str), "a path")
     engine = config["engine"]["name"]

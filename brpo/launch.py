@@ -142,16 +142,16 @@ def _continued_config(folder: runs.RunFolder, overrides: list[str]) -> tuple[dic
     """`resume=PATH` continues that run: its own overrides, then the ones just typed, which are kept for the next time.
 
     The run's file decides what is composed: only keys of a run are taken from it (Hydra's own could import code while it
-    composes), and nothing but our classes may come out. Callbacks are code of the user's: they must be typed again.
+    composes), and nothing but our classes may come out. Callbacks and loggers are the user's: they must be typed again.
     """
     stored, typed_then = folder.read_config()
-    configuration.check_trusted({key: value for key, value in stored.items() if key != "callbacks"})
+    _check_trusted(stored)
     if not isinstance(typed_then, list) or not all(isinstance(item, str) for item in typed_then):
         raise UserError(f"{folder.config} has no list of overrides; it is not one of ours.")
     kept = []
     for item in typed_then:
         key = _key(item)
-        if key == "callbacks":
+        if key in configuration.USERS_OWN:
             print(f"note: {item} is left out; type it again if the run is to go on with it", flush=True)
         elif key == "sweep":
             continue  # what the sweep set for this job stands beside it
@@ -168,8 +168,12 @@ def _continued_config(folder: runs.RunFolder, overrides: list[str]) -> tuple[dic
             f"({' '.join(typed)}) this gives no configuration: {in_one_line(error)} {_MAY_CHANGE}"
         ) from error
     _keep_defaults(config, stored, kept, typed)
-    configuration.check_trusted({key: value for key, value in config.items() if key != "callbacks"})
-    return config, [*kept, *(item for item in typed if _key(item) not in ("run_dir", "callbacks"))]
+    _check_trusted(config)
+    return config, [*kept, *(item for item in typed if _key(item) not in ("run_dir", *configuration.USERS_OWN))]
+
+
+def _check_trusted(config: dict[str, Any]) -> None:
+    configuration.check_trusted({key: value for key, value in config.items() if key not in configuration.USERS_OWN})
 
 
 def _keep_defaults(config: dict[str, Any], stored: dict[str, Any], kept: list[str], typed: list[str]) -> None:

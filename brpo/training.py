@@ -228,7 +228,9 @@ def _build(
     algorithm = make_algorithm(config["algo"], spec, seeds=own, max_updates=config["max_updates"])
     algorithm.stored = {"config": config}
     algorithm.join(ranks)
-    print(describe(datamodule, algorithm, seeds), flush=True)
+    family = configuration.family(spec.dataset_id, config["data"]["family"])
+    words = [word for word in family if word in configuration.FAMILIES]
+    print(f"{describe(datamodule, algorithm, seeds)}, defaults of {'/'.join(words) or 'default'}", flush=True)
     for notice in [*algorithm.notices(), *idle_options(algorithm, overrides)]:
         print(f"note: {notice}", flush=True)
     constants = {"data/boundary_share": datamodule.flat.boundary_share, **algorithm.constants()}
@@ -248,7 +250,7 @@ def _build(
     checkpoints = Checkpoints(folder.checkpoints, recorder, signals, ranks)
     pretraining = Pretraining(config, algorithm, ranks)
     callbacks: list[Callback] = [signals, recorder, pretraining, evaluate, progress]
-    callbacks += [configuration.build(node, place=f"callbacks.{name}") for name, node in (config["callbacks"] or {}).items()]
+    callbacks += _users_own(config, "callbacks")
     if config["profile"]:
         callbacks.append(Profile(folder.path / "profile"))
     trainer = make_trainer(config, folder, [*callbacks, checkpoints], ranks)
@@ -258,6 +260,11 @@ def _build(
     group = f", {ranks.world} processes with parallel={ranks.mode}" if ranks.world > 1 else ""
     print(f"engine: {engine} on {device.type} ({reason}){group}", flush=True)
     return Parts(datamodule, algorithm, recorder, pretraining, checkpoints, trainer, engine)
+
+
+def _users_own(config: dict[str, Any], key: str) -> list[Any]:
+    """The callbacks or loggers that were typed."""
+    return [configuration.build(node, place=f"{key}.{name}") for name, node in (config[key] or {}).items()]
 
 
 def idle_options(algorithm: OfflineAlgorithm, overrides: list[str]) -> list[str]:
@@ -287,7 +294,7 @@ def make_trainer(
             **options,
             max_epochs=-1,
             default_root_dir=folder.path,
-            logger=RunLogger(folder.path, name="", version="", default_hp_metric=False),
+            logger=[RunLogger(folder.path, name="", version="", default_hp_metric=False), *_users_own(config, "loggers")],
             callbacks=callbacks,
             plugins=[DigestCheckpointIO(), *strategy.cluster_plugins()],
             enable_checkpointing=False,

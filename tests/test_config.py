@@ -75,6 +75,13 @@ def test_by_family(dataset: str, family: str | None, expectile: float) -> None:
     assert compose_config("algo=iql", *overrides)["algo"]["expectile"] == expectile
 
 
+def test_toy_tasks_are_those_whose_id_begins_so() -> None:
+    """A toy car has an environment."""
+    modes = {dataset: compose_config(f"dataset={dataset}")["eval"]["mode"] for dataset in ("toy/moons", "mylab/toy-car-v0")}
+    assert modes == {"toy/moons": "sampled", "mylab/toy-car-v0": "mean"}
+    assert compose_config("dataset=mylab/car-v0", "data.family=toy")["eval"]["mode"] == "sampled"
+
+
 def test_a_family_in_several_words() -> None:
     """BDPO's weight of the KL goes by the body and by the size of the maze."""
     for family, eta in (("mujoco/hopper", 0.2), ("halfcheetah", 0.05), ("antmaze/umaze", 0.5), ("antmaze", 0.2)):
@@ -132,6 +139,8 @@ def test_seed_list_refuses(given: Any) -> None:
         ("run_dir=1", "run_dir=1 is not allowed; it must be a path"),
         ("eval=5000", "eval=5000 is not allowed"),
         ("callbacks=1", "callbacks=1 is not allowed"),
+        ("loggers=wandb", "loggers=wandb is not allowed; it must be a mapping of names to loggers"),
+        ("+trainer.logger=true", "it must be left out: loggers is for that"),
         ("dataset=3", "dataset=3 is not allowed; it must be a Minari id"),
         ("+max_updats=3", "max_updats is no option. Known: algo, data, engine"),
         ("+eval.evry=3", "eval.evry is no option. Known: eval.every, eval.episodes"),

@@ -1,5 +1,6 @@
 """`python train.py` and `brpo` as a user runs them: in processes of their own, on a tiny data set, without a network."""
 
+import csv
 import json
 import os
 import re
@@ -383,6 +384,29 @@ def test_a_run_folder_cannot_smuggle_code_in(cli: Run, tmp_path: Path) -> None:
         assert "a run has only algo" in result.stderr
         config.write_text(text)
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_logger_of_the_users_gets_every_number_and_is_typed_again(cli: Run, tmp_path: Path) -> None:
+    logger = ["+loggers.csv._target_=lightning.pytorch.loggers.CSVLogger", f"+loggers.csv.save_dir={tmp_path / 'csv'}"]
+    options = tiny("bc", "eval.every=4", "engine.chunk=2", "max_updates=4", "run_dir=run")
+    assert cli(*options, *logger).returncode == 0
+    folder = next((tmp_path / "csv").rglob("metrics.csv")).parent
+    rows: dict[int, dict[str, str]] = {}
+    with (folder / "metrics.csv").open() as file:
+        for row in csv.DictReader(file):
+            rows.setdefault(int(row["step"]), {}).update({name: value for name, value in row.items() if value})
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    tags = {tag for tag in events.Tags()["scalars"] if not tag.startswith(("final/", "hp_metric"))}
+    assert set().union(*rows.values()) - {"step"} == tags
+    assert {"loss/actor", "evaluation/score", "heldout/actor/log_prob/mean"} <= set(rows[4])
+    assert events.Scalars("loss/actor")[-1].value == pytest.approx(float(rows[4]["loss/actor"]))
+    assert "algo" in (folder / "hparams.yaml").read_text()
+    longer = cli("resume=run", "max_updates=6")
+    assert longer.returncode == 0
+    assert f"note: {logger[0]} is left out; type it again if the run is to go on with it" in longer.stdout
+    wrong = cli(*tiny("bc", "run_dir=other"), "+loggers.csv._target_=lightning.pytorch.loggers.CSVLogger")
+    assert (wrong.returncode, "save_dir" in wrong.stderr, (tmp_path / "other").exists()) == (2, True, False)
 
 
 def test_smoke_trainer_and_bfloat16(cli: Run) -> None:

@@ -29,12 +29,17 @@ def writer(trainer: lightning.Trainer) -> SummaryWriter:
     return trainer.logger.experiment  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def add_scalars(log: SummaryWriter, values: dict[str, float], step: int) -> None:
-    """`SummaryWriter.add_scalar` for several tags, in one event: each event wakes the thread that writes."""
+def add_scalars(trainer: lightning.Trainer, values: dict[str, float], step: int) -> None:
+    """Numbers of one step, to TensorBoard and to the user's own loggers; on rank 0, where alone there are any.
+
+    One event for all tags: each wakes the thread that writes.
+    """
     event = ScalarEvent()
     for name, value in values.items():
         event.MergeFrom(scalar(name, value))
-    log._get_file_writer().add_summary(event, step)
+    writer(trainer)._get_file_writer().add_summary(event, step)
+    for logger in trainer.loggers[1:]:
+        logger.log_metrics(values, step)
 
 
 class Recorder(Callback):
@@ -107,10 +112,13 @@ class Recorder(Callback):
         self._write_rows()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Log what does not change, in the first part of a run."""
+        """Log what does not change, in the first part of a run; the configuration, to the user's own loggers."""
+        if self.ranks.rank != 0:
+            return
         if self.earlier_seconds == 0.0:
-            for name, value in self.constants.items():
-                writer(trainer).add_scalar(name, value, 0)
+            add_scalars(trainer, self.constants, 0)
+        for logger in trainer.loggers[1:]:
+            logger.log_hyperparams(pl_module.stored["config"])
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Start the clock of the chunk."""
@@ -130,7 +138,7 @@ class Recorder(Callback):
         means = {prefix + name: sum(values) / len(values) for name, values in self.latest.items()}
         means[prefix + "speed/updates_per_second"] = self.chunk_rate
         if self.ranks.rank == 0:
-            add_scalars(writer(trainer), means, step)
+            add_scalars(trainer, means, step)
 
     def _take_records(self, algorithm: Any) -> dict[str, list[float]]:
         """The chunk's means of all ranks; where one has diverged, all stop."""
@@ -148,7 +156,7 @@ class Recorder(Callback):
 
     def add_evaluation(self, trainer: lightning.Trainer, summaries: Sequence[Summary]) -> None:
         """Keep an evaluation of all seeds."""
-        update, log = summaries[0].update, writer(trainer)
+        update, scalars = summaries[0].update, {}
         self.rows = [row for row in self.rows if row["update"] != update]
         speed = update / self.train_seconds if self.train_seconds else 0.0
         for summary in summaries:
@@ -159,11 +167,13 @@ class Recorder(Callback):
             self.rows.append(row)
             for name, value in values.items():
                 if value is not None and len(summaries) > 1:
-                    log.add_scalar(f"evaluation_by_seed/{name}/{summary.seed}", value, update)
+                    scalars[f"evaluation_by_seed/{name}/{summary.seed}"] = value
         for name in summaries[0].numbers():
             values = [value for summary in summaries if (value := summary.numbers()[name]) is not None]
             if len(values) == len(summaries):
-                log.add_scalar(f"evaluation/{name}", sum(values) / len(values), update)
+                scalars[f"evaluation/{name}"] = sum(values) / len(values)
+        if self.ranks.rank == 0:
+            add_scalars(trainer, scalars, update)
         self._write_rows()
 
     def add_pictures(self, trainer: lightning.Trainer, pictures: dict[str, bytes], update: int) -> None:
@@ -185,21 +195,24 @@ class Recorder(Callback):
 
         Of weights and ratios also the effective sample share, mean over the seeds. Tags begin with `prefix` and heldout/.
         """
-        log = writer(trainer)
+        if self.ranks.rank != 0:
+            return
+        scalars = {}
         for name, tensor in values.items():
             tag = f"{prefix}heldout/{name}"
             numbers = tensor.detach().float().flatten().cpu().numpy()
             finite = numbers[np.isfinite(numbers)]
-            log.add_scalar(f"{tag}/finite_share", len(finite) / len(numbers), update)
+            scalars[f"{tag}/finite_share"] = len(finite) / len(numbers)
             if not len(finite):
                 continue
-            log.add_histogram(tag, finite, update)
-            log.add_scalar(f"{tag}/mean", float(finite.mean()), update)
+            writer(trainer).add_histogram(tag, finite, update)
+            scalars[f"{tag}/mean"] = float(finite.mean())
             for level, quantile in zip(QUANTILES, np.quantile(finite, QUANTILES), strict=True):
-                log.add_scalar(f"{tag}/q{round(100 * level):02d}", float(quantile), update)
+                scalars[f"{tag}/q{round(100 * level):02d}"] = float(quantile)
             if name in WEIGHTS and len(finite) == len(numbers):
                 share = weights.effective_sample_share(tensor.detach().double()).mean()
-                log.add_scalar(f"{tag}/effective_share", float(share), update)
+                scalars[f"{tag}/effective_share"] = float(share)
+        add_scalars(trainer, scalars, update)
 
     def last_score(self) -> str:
         """The newest evaluation in words, or nothing."""

@@ -43,7 +43,7 @@ METRICS = {  # by their name in result.json; the first one that a run has counts
 
 # What says how a run was made or watched, and not what method it is. Everything else in a configuration is the method.
 _NOT_THE_METHOD = (
-    "dataset", "seeds", "max_updates", "eval", "run_dir", "resume", "callbacks", "profile", "debug", "parallel",
+    "dataset", "seeds", "max_updates", "eval", "run_dir", "resume", "callbacks", "loggers", "profile", "debug", "parallel",
     "engine", "trainer", "data.storage", "data.family",
 )  # fmt: skip
 _THE_METHOD = ("engine.matmul_precision", "trainer.precision")

@@ -85,6 +85,13 @@ class Log:
         self.scalars[name] = value
         self.steps[name].append(step)
 
+    def _get_file_writer(self) -> "Log":
+        return self
+
+    def add_summary(self, event: Any, step: int) -> None:
+        for value in event.value:
+            self.add_scalar(value.tag, value.simple_value, step)
+
     def add_histogram(self, name: str, values: np.ndarray, step: int) -> None:
         self.histograms[name] = values
 
@@ -93,6 +100,7 @@ class FakeTrainer:
     def __init__(self) -> None:
         self.log = Log()
         self.logger = type("Logger", (), {"experiment": self.log})()
+        self.loggers = [self.logger]
 
 
 def test_distributions_leave_out_what_is_not_finite(tmp_path: Path) -> None:
