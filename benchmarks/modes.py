@@ -17,7 +17,7 @@ import typer
 from brpo import saved_runs
 from brpo.evaluation.scores import spread
 
-COLUMNS = ["algo", "dataset", "update", "mode", "episodes", "seed", "return", "score"]
+COLUMNS = ["algo", "dataset", "digest", "update", "mode", "episodes", "seed", "return", "score"]
 
 
 def ways(algo: dict[str, Any], candidates: list[int]) -> dict[str, dict[str, Any]]:
@@ -37,7 +37,10 @@ def rows(run: Path, candidates: list[int], episodes: int) -> list[dict[str, Any]
     algo = saved_runs.load_algorithm(checkpoint)[1]["algo"]
     for way, arguments in ways(algo, candidates).items():
         evaluated = saved_runs.evaluate_checkpoint(checkpoint, episodes=episodes, **arguments)
-        shared = {key: evaluated[key] for key in ("algo", "dataset", "update")} | {"mode": way, "episodes": episodes}
+        shared = {key: evaluated[key] for key in ("algo", "dataset", "digest", "update")} | {
+            "mode": way,
+            "episodes": episodes,
+        }
         for row in evaluated["rows"]:
             found.append({**shared, "seed": row.seed, "return": round(row.return_mean, 2), "score": round(row.score, 2)})
     return found

@@ -1,5 +1,7 @@
 """The `brpo` command: look at data sets, evaluate and diagnose runs, collect the jobs of a sweep, report results."""
 
+import csv
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from brpo.errors import Interrupted
+from brpo.errors import Interrupted, UserError
 from brpo.exits import exit_code_of_command
+from brpo.files import write_atomically
 
 if TYPE_CHECKING:
     from brpo.sweeps.collect import Row
@@ -100,6 +103,9 @@ def evaluate(
     candidates: Annotated[
         int | None, typer.Option(min=0, help="BDPO: actions that Q chooses among; 0: from no noise.")
     ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--csv", help="Also add a row for each seed to this file.", dir_okay=False)
+    ] = None,
     video: Annotated[bool, typer.Option(help="Also film one episode of each seed into RUN/videos.")] = False,
     frames: Annotated[int, typer.Option(min=1, help="Longest video, in environment steps.")] = 500,
 ) -> None:
@@ -112,6 +118,8 @@ def evaluate(
         acting = {name: value for name, value in options.items() if value is not None}
         result = saved_runs.evaluate_checkpoint(path, episodes=episodes, mode=mode.value if mode else None, acting=acting)
         _print_evaluation(result, acting)
+        if table is not None:
+            _add_rows(table, run, result, options)
         if video:
             if "MUJOCO_GL" not in os.environ and sys.platform == "linux" and not os.environ.get("DISPLAY"):
                 os.environ["MUJOCO_GL"] = "egl"  # renders without a screen
@@ -143,6 +151,23 @@ def _print_evaluation(result: dict[str, Any], acting: Mapping[str, Any]) -> None
     where = f"episodes a seed in {result['environment']}" if result["environment"] else "samples a seed"
     other = "".join(f", {name} {value}" for name, value in acting.items())
     print(f"{result['episodes']} {where}, {result['mode']} action{other}, {result['moment']}")
+
+
+def _add_rows(path: Path, run: Path, result: dict[str, Any], acting: Mapping[str, Any]) -> None:
+    """Add the seeds of an evaluation to a CSV file, after what is there."""
+    what = {name: result[name] for name in ("algo", "dataset", "digest", "checkpoint", "update", "mode", "episodes")}
+    rows = [{"run": str(run), **what, **acting, "seed": row.seed, **row.numbers()} for row in result["rows"]]
+    there = path.read_text() if path.exists() else ""
+    header = ",".join(rows[0])
+    if there and there.splitlines()[0] != header:
+        raise UserError(f"{path} has other columns than an evaluation of this kind: {header}. Name another file.")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    if not there:
+        writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, there + text.getvalue())
 
 
 @app.command()

@@ -114,6 +114,7 @@ def evaluate_checkpoint(
     return {
         "algo": type(algorithm).__name__,
         "dataset": spec.dataset_id,
+        "digest": spec.digest,
         "environment": None if sampled else environments.describe(spec.environment)["id"],
         "checkpoint": path.name,
         "update": algorithm.update_count,

@@ -409,6 +409,23 @@ def test_a_logger_of_the_users_gets_every_number_and_is_typed_again(cli: Run, tm
     assert (wrong.returncode, "save_dir" in wrong.stderr, (tmp_path / "other").exists()) == (2, True, False)
 
 
+def test_evaluations_are_added_to_a_table(cli: Run, tmp_path: Path) -> None:
+    assert cli(*tiny("bc", "max_updates=20", "seeds=[3,7]", "run_dir=run")).returncode == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    for _ in range(2):
+        evaluated = cli("evaluate", "run", "--csv", "tables/scores.csv", program="brpo")
+        assert evaluated.returncode == 0, evaluated.stderr
+    with (tmp_path / "tables" / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["run"], row["seed"], row["digest"]) for row in rows] == 2 * [
+        ("run", seed, result["dataset"]["digest"]) for seed in ("3", "7")
+    ]
+    assert [float(row["return_mean"]) for row in rows] == pytest.approx(2 * result["final"]["return"])
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    refused = cli("evaluate", "run", "--csv", "other.csv", program="brpo")
+    assert (refused.returncode, "other.csv has other columns" in refused.stderr) == (2, True)
+
+
 def test_smoke_trainer_and_bfloat16(cli: Run) -> None:
     result = cli("algo=sfac", "dataset=tests/pendulum/tiny-v0", "trainer=smoke", "trainer.precision=bf16-mixed")
     assert result.returncode == 0, result.stderr
