@@ -74,9 +74,8 @@ def aggregate(comparison: Comparison, method: Method, tasks: Sequence[Task], rul
 
 
 @functools.cache
-def over_tasks(comparison: Comparison) -> dict[tuple[Method, str], Aggregate | None]:
-    """Methods and rules over all tasks with scores; None where a method has holes."""
-    tasks = comparison.columns("score")
+def over_tasks(comparison: Comparison, tasks: tuple[Task, ...]) -> dict[tuple[Method, str], Aggregate | None]:
+    """Methods and rules over some tasks of `Comparison.scopes`; None where a method has holes."""
     return {
         (method, rule): aggregate(comparison, method, tasks, rule) for method in comparison.rows(tasks) for rule in RULES
     }
@@ -104,12 +103,11 @@ def worst_shares(comparison: Comparison) -> dict[Method, tuple[float, Task]]:
 
 
 @functools.cache
-def improvements(comparison: Comparison) -> dict[tuple[Method, Method], tuple[float, Interval]]:
-    """Probability that the first of two methods is better than the second, final scores over all tasks with scores.
+def improvements(comparison: Comparison, tasks: tuple[Task, ...]) -> dict[tuple[Method, Method], tuple[float, Interval]]:
+    """Probability that the first of two methods is better than the second, final scores over some tasks.
 
     Methods with holes among the tasks are left out.
     """
-    tasks = comparison.columns("score")
     values = {method: comparison.all_values(method, tasks, "final") for method in comparison.rows(tasks)}
     whole = {method: found for method, found in values.items() if found is not None}
     found = {}

@@ -54,6 +54,15 @@ class Comparison:
         """Tasks whose results have a metric."""
         return tuple(task for task in self.tasks if task.metric == metric)
 
+    def scopes(self) -> list[tuple[Task, ...]]:
+        """What numbers over tasks are over: all tasks with scores; then, if there are holes, those that every method has.
+
+        The second is left out where it has fewer than two tasks.
+        """
+        tasks = self.columns("score")
+        common = tuple(task for task in tasks if all((method, task) in self.cells for method in self.rows(tasks)))
+        return [tasks, common] if 2 <= len(common) < len(tasks) else [tasks]
+
     def rows(self, tasks: Sequence[Task]) -> tuple[Method, ...]:
         """Methods with a result on one of some tasks."""
         return tuple(method for method in self.methods if any((method, task) in self.cells for task in tasks))

@@ -99,15 +99,15 @@ def _alpha(style: dict[str, Any]) -> float:
     return 0.15 if len(style) <= 5 else 0.08
 
 
-def draw_profile(comparison: Comparison, path: Path) -> None:
-    """Share of runs whose final score is above a threshold, over all data sets with scores; bands are 95 % intervals.
+def draw_profile(comparison: Comparison, tasks: Sequence[Task], path: Path) -> None:
+    """Share of runs whose final score is above a threshold, over some data sets with scores; bands are 95 % intervals.
 
     They are left out for fewer than ten runs. Methods with holes among the data sets are left out.
 
     Raises:
         OSError: the file cannot be written.
     """
-    tasks, style = comparison.columns("score"), looks(comparison.methods)
+    style = looks(comparison.methods)
     found = {method: comparison.all_values(method, tasks, "final") for method in comparison.methods}
     whole = {method: values for method, values in found.items() if values is not None}
     every = np.concatenate([comparison.values(method, task, "final") for method, task in comparison.cells if task in tasks])

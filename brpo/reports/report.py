@@ -7,7 +7,7 @@ from pathlib import Path
 from brpo.errors import UserError
 from brpo.files import write_atomically
 from brpo.reports import compact, published, run_folders, tables
-from brpo.reports.comparison import Comparison, compare
+from brpo.reports.comparison import Comparison, Task, compare
 from brpo.reports.run_folders import Found
 from brpo.reports.seed_result import METRICS, RULES
 from brpo.runs import DIRTY
@@ -69,8 +69,8 @@ class Report:
         compact.write(folder, self.found.results, self.found.missing)
         for number, comparison in enumerate(self.comparisons):
             pictures.draw_curves(comparison, folder / picture("curves", number))
-            if comparison.columns("score"):
-                pictures.draw_profile(comparison, folder / picture("profile", number))
+            for name, tasks in _profiles(comparison, number).items():
+                pictures.draw_profile(comparison, tasks, folder / name)
         write_atomically(folder / MARKDOWN, self.markdown(pictures=True, with_published=with_published))
 
     def _protocol_note(self) -> list[str]:
@@ -94,6 +94,12 @@ def picture(kind: str, number: int) -> str:
     return f"{kind}.png" if number == 0 else f"{kind}-{number + 1}.png"
 
 
+def _profiles(comparison: Comparison, number: int) -> dict[str, tuple[Task, ...]]:
+    """File name -> what the performance profile is over; nothing where there are no scores."""
+    scopes = comparison.scopes() if comparison.columns("score") else []
+    return dict(zip((picture("profile", number), picture("profile-common", number)), scopes, strict=False))
+
+
 def report(paths: Sequence[Path]) -> Report:
     """A report on what lies below some paths, see `run_folders.find`.
 
@@ -111,10 +117,11 @@ def _section(comparison: Comparison, number: int | None) -> Iterator[str]:
     if comparison.columns("score"):
         for rule in RULES:
             yield tables.results(comparison, "score", rule)
-        yield tables.over_tasks(comparison)
-        yield from filter(None, [tables.over_common_tasks(comparison), tables.robustness(comparison)])
-        yield tables.by_rule(comparison)
-        yield from filter(None, [tables.improvement(comparison)])
+        for place, tasks in enumerate(comparison.scopes()):
+            yield tables.over_tasks(comparison, tasks)
+            yield from filter(None, [tables.robustness(comparison) if place == 0 else ""])
+            yield tables.by_rule(comparison, tasks)
+            yield from filter(None, [tables.improvement(comparison, tasks)])
     for metric in METRICS:
         if metric != "score" and comparison.columns(metric):
             yield f"Data sets without reference scores: {METRICS[metric].words}, which enters no number over data sets.\n"
@@ -122,7 +129,7 @@ def _section(comparison: Comparison, number: int | None) -> Iterator[str]:
                 yield tables.results(comparison, metric, rule)
     if number is not None:
         yield f"![Learning curves]({picture('curves', number)})\n"
-        if comparison.columns("score"):
-            yield f"![Performance profile]({picture('profile', number)})\n"
+        for name in _profiles(comparison, number):
+            yield f"![Performance profile]({name})\n"
     yield from filter(None, [tables.episodes(comparison)])
     yield tables.cost(comparison)

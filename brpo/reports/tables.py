@@ -42,32 +42,23 @@ def results(comparison: Comparison, metric: str, rule: str) -> str:
     return text + markdown(["method", *map(_column, tasks)], rows)
 
 
-def over_tasks(comparison: Comparison) -> str:
-    """Final scores over all data sets with scores."""
-    tasks = comparison.columns("score")
-    found = aggregates.over_tasks(comparison)
+Tasks = tuple[Task, ...]  # of `Comparison.scopes`
+
+
+def over_tasks(comparison: Comparison, tasks: Tasks) -> str:
+    """Final scores over some data sets."""
+    found = aggregates.over_tasks(comparison, tasks)
     rows = [_aggregate_row(comparison, method, tasks, found[method, "final"]) for method in comparison.rows(tasks)]
+    if tasks != comparison.columns("score"):
+        names = ", ".join(f"`{task.dataset}`" for task in tasks)
+        common = f"**All of these over the {len(tasks)} data sets that every method has**: {names}.\n\n"
+        return common + markdown(_AGGREGATES, rows)
     return (
         f"**final** normalized score over {plural(len(tasks), 'data set')} and their seeds (runs). Mean: over data sets of "
         "the mean over seeds. IQM: mean without the lower and the upper quarter of all runs. CVaR: mean of the worst tenth "
         "of all runs, at least of one. In brackets 95 % intervals, runs drawn again within each data set (stratified "
         "percentile bootstrap).\n\n" + markdown(_AGGREGATES, rows)
     )
-
-
-def over_common_tasks(comparison: Comparison) -> str:
-    """As `over_tasks`, over the data sets that every method has; nothing where those are all, or fewer than two."""
-    tasks = comparison.columns("score")
-    methods = comparison.rows(tasks)
-    common = [task for task in tasks if all((method, task) in comparison.cells for method in methods)]
-    if len(common) == len(tasks) or len(common) < 2:
-        return ""
-    rows = [
-        _aggregate_row(comparison, method, common, aggregates.aggregate(comparison, method, common, "final"))
-        for method in methods
-    ]
-    names = ", ".join(f"`{task.dataset}`" for task in common)
-    return f"The same over the {len(common)} data sets that every method has: {names}.\n\n" + markdown(_AGGREGATES, rows)
 
 
 def _aggregate_row(comparison: Comparison, method: Method, tasks: Sequence[Task], found: Aggregate | None) -> list[str]:
@@ -104,24 +95,23 @@ def robustness(comparison: Comparison) -> str:
     )
 
 
-def by_rule(comparison: Comparison) -> str:
-    """IQM over all data sets with scores by each rule."""
-    found = aggregates.over_tasks(comparison)
+def by_rule(comparison: Comparison, tasks: Tasks) -> str:
+    """IQM over some data sets by each rule."""
+    found = aggregates.over_tasks(comparison, tasks)
 
     def cell(method: Method, rule: str) -> str:
         value = found[method, rule]
         return HOLE if value is None else _with_interval(value.iqm, value.iqm_interval)
 
-    methods = comparison.rows(comparison.columns("score"))
-    rows = ([method.name, *(cell(method, rule) for rule in RULES)] for method in methods)
+    rows = ([method.name, *(cell(method, rule) for rule in RULES)] for method in comparison.rows(tasks))
     return "IQM [95 %] of the normalized score by the rule that picks a number from a run.\n\n" + markdown(
         ["method", *RULES], rows
     )
 
 
-def improvement(comparison: Comparison) -> str:
+def improvement(comparison: Comparison, tasks: Tasks) -> str:
     """Each method against each other; nothing where fewer than two have no holes."""
-    found = aggregates.improvements(comparison)
+    found = aggregates.improvements(comparison, tasks)
     methods = [method for method in comparison.methods if any(method in pair for pair in found)]
     if not methods:
         return ""
@@ -189,6 +179,7 @@ def _with_interval(value: float, interval: Interval, digits: int = 1) -> str:
 
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
+_SCOPES = ("all", "common")  # of `Comparison.scopes`
 _PROTOCOL = ("mode", "episodes", "updates", "every")
 _NUMBERS = ("runs", "mean", "mean_low", "mean_high", "std", "iqm", "iqm_low", "iqm_high", "cvar")
 
@@ -207,15 +198,17 @@ def write_tables(folder: Path, comparisons: Sequence[Comparison]) -> None:
     )  # fmt: skip
     write_csv(
         folder / "aggregates.csv",
-        ("method", *_PROTOCOL, "rule", "datasets", *_NUMBERS, *worst),
+        ("method", *_PROTOCOL, "over", "rule", "datasets", *_NUMBERS, *worst),
         _aggregate_rows(comparisons),
     )
     rows = (
-        [ours.name, theirs.name, *_protocol(comparison), value, *(interval or ("", ""))]
+        [ours.name, theirs.name, *_protocol(comparison), over, value, *(interval or ("", ""))]
         for comparison in comparisons
-        for (ours, theirs), (value, interval) in aggregates.improvements(comparison).items()
+        for over, tasks in zip(_SCOPES, comparison.scopes(), strict=False)
+        for (ours, theirs), (value, interval) in aggregates.improvements(comparison, tasks).items()
     )
-    write_csv(folder / "improvement.csv", ("method", "over", *_PROTOCOL, "probability", "low", "high"), rows)
+    header = ("method", "than", *_PROTOCOL, "over", "probability", "low", "high")
+    write_csv(folder / "improvement.csv", header, rows)
     costs = ([name, *_protocol(comparison), *rest] for comparison in comparisons for name, *rest in _costs(comparison))
     header = ("method", *_PROTOCOL, "runs", "seeds_in_a_run", "wall_seconds", "updates_per_second", "engine")
     write_csv(folder / "cost.csv", header, costs)
@@ -248,15 +241,16 @@ def _score_rows(comparisons: Sequence[Comparison]) -> Iterator[list[Any]]:
 def _aggregate_rows(comparisons: Sequence[Comparison]) -> Iterator[list[Any]]:
     for comparison in comparisons:
         shares = aggregates.worst_shares(comparison)
-        for (method, rule), found in aggregates.over_tasks(comparison).items():
-            share: list[Any] = ["", ""]
-            if rule == "final" and method in shares:
-                value, at = shares[method]
-                share = [value, at.dataset]
-            if found is None:
-                yield [method.name, *_protocol(comparison), rule, *[""] * (len(_NUMBERS) + 6), *share]
-            else:
-                task, mean = found.worst_task
-                where, *worst = found.worst_seed
-                yield [method.name, *_protocol(comparison), rule, found.tasks, *_numbers(found), task.dataset, mean,
-                       where.dataset, *worst, *share]  # fmt: skip
+        for over, tasks in zip(_SCOPES, comparison.scopes(), strict=False):
+            for (method, rule), found in aggregates.over_tasks(comparison, tasks).items():
+                share: list[Any] = ["", ""]
+                if (over, rule) == ("all", "final") and method in shares:
+                    value, at = shares[method]
+                    share = [value, at.dataset]
+                named = [method.name, *_protocol(comparison), over, rule]
+                if found is None:
+                    yield [*named, *[""] * (len(_NUMBERS) + 6), *share]
+                else:
+                    task, mean = found.worst_task
+                    where, *worst = found.worst_seed
+                    yield [*named, found.tasks, *_numbers(found), task.dataset, mean, where.dataset, *worst, *share]
