@@ -26,11 +26,32 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     marker = '        Divergence(\n            "kl",'
     assert text.count(marker) == 1
     path.write_text(text.replace(marker, f"        {entry.strip()},\n{marker}"))
-    head = '"""Mine. Source: the README."""\n\nfrom brpo.algorithms.base import OfflineAlgorithm\n\n\n'
-    (root / "brpo" / "algorithms" / "mine.py").write_text(head + algorithm)
+    (root / "brpo" / "algorithms" / "mine.py").write_text('"""Mine. Source: the README."""\n\n' + algorithm)
     config = (root / "conf" / "algo" / "bc.yaml").read_text().replace("brpo.algorithms.bc.BC", "brpo.algorithms.mine.Mine")
     (root / "conf" / "algo" / "mine.yaml").write_text(config)
     return root
+
+
+def test_sfac_trains_with_the_divergence_that_is_given_by_f_alone(copy: Path) -> None:
+    """Half of Jeffreys: its loss is that of Jeffreys' series with half the coefficients of f, less those of t ln t."""
+    code = """
+import torch
+from brpo.functional.divergences import get_divergence
+from tests.helpers import make_algorithm, random_batch
+half, whole, kl = (get_divergence(name).taylor(4) for name in ("half_jeffreys", "jeffreys", "kl"))
+sfac = make_algorithm("sfac", "algo.divergence=half_jeffreys")
+expected = [a / 2 - b for a, b in zip(whole, kl)]
+assert torch.allclose(torch.tensor(sfac.regularizer.coefficients)[2:], torch.tensor(expected)[2:]), expected
+before = [parameter.clone() for parameter in sfac.actor.parameters()]
+sfac.step(random_batch())
+assert torch.isfinite(sfac.latest["loss/actor"]).all() and sfac.latest["actor/symmetry"].abs() > 0
+assert not all(torch.equal(a, b) for a, b in zip(before, sfac.actor.parameters()))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def test_the_tests_find_both(copy: Path) -> None:
