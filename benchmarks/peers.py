@@ -1,6 +1,6 @@
 """Updates per second of brpo beside other implementations: the same networks, batch size, data and machine, in one process.
 
-    pip install -c constraints.txt -r benchmarks/requirements.txt   # d3rlpy and JAX; the head of that file says how
+    pip install --no-deps -r benchmarks/requirements.txt            # d3rlpy and JAX; the head of that file says why so
     python benchmarks/peers.py                                      # IQL against all of them
     python benchmarks/peers.py --algo sfac --against d3rlpy,corl --threads 2 --precision medium
     python benchmarks/peers.py --device cuda --against corl,jax engine.chunk=200   # overrides, as train.py takes them

@@ -29,7 +29,8 @@ class Divergence:
         source: where f comes from, with its usual name.
         f: convex, f(1) = 0, for positive tensors.
         coefficient: n -> c_n for n >= 2, the coefficient of (t-1)^n in f; None to differentiate instead.
-        radius: convergence radius of the series around 1; None to estimate it from the coefficients.
+        radius: convergence radius of the series of g (`conditional_symmetry`) around 1; None to estimate it from the
+            coefficients.
         smooth: False where f is not differentiable at 1; there is then no series.
         formula: f in words, for tables.
     """
@@ -43,7 +44,7 @@ class Divergence:
     formula: str = ""
 
     def df(self, t: Tensor) -> Tensor:
-        """f'(t), elementwise, by automatic differentiation."""
+        """f'(t), elementwise, by automatic differentiation; no gradient flows through it."""
         with torch.enable_grad():
             point = t.detach().requires_grad_()
             return torch.autograd.grad(self.f(point).sum(), point)[0]
@@ -62,7 +63,8 @@ class Divergence:
         """Coefficients (c_0, ..., c_order) of f around 1.
 
         Raises:
-            ValueError: f is not differentiable at 1, or the order is negative.
+            ValueError: f has no series at 1 (not differentiable there, or a kink beside it), one that is not finite, or the
+                order is negative.
         """
         return _taylor(self, order)
 

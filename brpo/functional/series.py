@@ -71,7 +71,7 @@ def branch(divergence: Divergence, order: int) -> Branch:
     """The branch of f_N' that the target ratio lies on.
 
     Raises:
-        ValueError: the order is not in 2..5, or f''(1) is not positive.
+        ValueError: the order is not in 2..5, f has no series there, or f''(1) is not positive.
     """
     if order not in (2, 3, 4, 5):
         raise ValueError(f"policy_order must be 2, 3, 4 or 5 (the equation is solvable by radicals), got {order}.")

@@ -18,7 +18,7 @@ class SeriesDivergence(nn.Module):
     Source: Sf-AC (arXiv:2508.04225), section 4.
 
     Args:
-        divergence: a key of `DIVERGENCES`.
+        divergence: as `get_divergence` takes it: a key of `DIVERGENCES`, or `alpha:0.5`.
         loss_order: >= 2, the highest order N_loss of the series.
         epsilon: > 0, half the width of the clip range of the ratio. Above the radius the series is a penalty, not an
             approximation.
