@@ -1,5 +1,6 @@
 """What the pages say that a machine can hold them to: links, anchors, and the code of use.md."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import torch
 
 from brpo.datasets import sources
 from brpo.engine.checkpoint_io import encode
+from brpo.evaluation.scores import spread
+from brpo.reports import tables
+from brpo.reports.report import report
 from tests.helpers import ROOT, compose_config, make_algorithm, make_spec, shrink
 
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -28,6 +32,47 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def rows_of(page: str, header: str) -> list[list[str]]:
+    """The cells of the Markdown table that begins with a line, by row."""
+    lines = (ROOT / page).read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(header))
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines[start:])
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+
+
+METHODS = {  # how pages name methods, and as which the report knows them; seeds in brackets are left out before
+    "behaviour cloning": "bc",
+    "TD3+BC": "td3_bc",
+    "Sf-AC": "sfac",
+    "Sf-AC, `data.normalize_observations=false`": "sfac normalize_observations=false",
+    "sfac, raw observations": "sfac normalize_observations=false",
+}
+README_DATASETS = {
+    "bundled": "brpo/halfcheetah/medium-replay-v0",
+    **{f"{body} `replay`": f"brpo/{body.lower()}/replay-v0" for body in ("Hopper", "Walker2d", "HalfCheetah")},
+}
+
+
+@pytest.mark.parametrize(("page", "header"), [("README.md", "| | bundled |"), ("docs/results.md", "| method | `brpo")])
+def test_scores_are_those_of_the_stored_results(page: str, header: str) -> None:
+    head, _, *rows = rows_of(page, header)
+    datasets = [README_DATASETS.get(cell) or re.findall(r"`([^`]+)`", cell)[0] for cell in head[1:]]
+    found = report([ROOT / "docs" / "results" / "comparison"])
+    (comparison,) = found.comparisons
+    values = {
+        (method.name.replace(" normalize_observations=true", ""), task.dataset): spread(
+            [result.value("final") for result in results]
+        )
+        for (method, task), results in comparison.cells.items()
+    }
+    for name, *cells in rows:
+        plain = re.sub(r" \(\d+( seeds)?\)", "", name)
+        method = METHODS.get(plain, plain.lower())
+        for dataset, cell in zip(datasets, cells, strict=True):
+            assert re.sub(r" \(\d+\)", "", cell) == values.get((method, dataset), tables.HOLE), (name, dataset)
+    assert len(rows) == len(comparison.methods)
 
 
 @pytest.mark.filterwarnings("ignore")  # Minari's: of fields that need not be given
