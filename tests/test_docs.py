@@ -14,7 +14,12 @@ from brpo.reports import tables
 from brpo.reports.report import report
 from tests.helpers import ROOT, compose_config, make_algorithm, make_spec, shrink
 
-PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "data" / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def anchors(page: Path) -> set[str]:
