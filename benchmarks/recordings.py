@@ -264,14 +264,14 @@ def main(
     if not wanted:
         raise typer.BadParameter(f"--only {only}: no data set of that name; there are {', '.join(DATASETS)}")
     for dataset_id in track(wanted, "recording", transient=True):
-        if (folder / dataset_id).exists():
-            typer.echo(f"{dataset_id} is there already")
-            continue
-        store(dataset_id, recorded(*DATASETS[dataset_id], steps, seed), seed)
+        there = (folder / dataset_id).exists()
+        if not there:
+            store(dataset_id, recorded(*DATASETS[dataset_id], steps, seed), seed)
         flat, (low, high) = sources.load(dataset_id), TASKS[DATASETS[dataset_id][0]].references
         scores = spread((100 * (flat.returns - low) / (high - low)).tolist())
         same = beside_known(dataset_id, flat.digest, steps, seed)
-        typer.echo(f"{dataset_id}: {len(flat.lengths)} episodes, score {scores}, digest {flat.digest[:12]}{same}")
+        name = f"{dataset_id} (there already)" if there else dataset_id
+        typer.echo(f"{name}: {len(flat.lengths)} episodes, score {scores}, digest {flat.digest[:12]}{same}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The `brpo` command: look at data sets, evaluate and diagnose runs, collect the jobs of a sweep, report results."""
 
 import csv
-import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,6 @@ from rich.text import Text
 
 from brpo.errors import Interrupted, UserError
 from brpo.exits import exit_code_of_command
-from brpo.files import write_atomically
 
 if TYPE_CHECKING:
     from brpo.sweeps.collect import Row
@@ -157,17 +155,16 @@ def _add_rows(path: Path, run: Path, result: dict[str, Any], acting: Mapping[str
     """Add the seeds of an evaluation to a CSV file, after what is there."""
     what = {name: result[name] for name in ("algo", "dataset", "digest", "checkpoint", "update", "mode", "episodes")}
     rows = [{"run": str(run), **what, **acting, "seed": row.seed, **row.numbers()} for row in result["rows"]]
-    there = path.read_text() if path.exists() else ""
-    header = ",".join(rows[0])
-    if there and there.splitlines()[0] != header:
-        raise UserError(f"{path} has other columns than an evaluation of this kind: {header}. Name another file.")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    if not there:
-        writer.writeheader()
-    writer.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, there + text.getvalue())
+    with path.open("a+", newline="") as file:
+        file.seek(0)
+        first, header = file.readline(), ",".join(rows[0])
+        if first and first != f"{header}\n":
+            raise UserError(f"{path} has other columns than an evaluation of this kind: {header}. Name another file.")
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        if not first:
+            writer.writeheader()
+        writer.writerows(rows)
 
 
 @app.command()

@@ -53,7 +53,7 @@ def by_family(table: Any, *, _root_: Any) -> Any:
     Raises:
         UserError: the family is not in the table, which has no `default` either.
     """
-    words = family(str(_root_.dataset), _root_.data.family)
+    words = family_words(str(_root_.dataset), _root_.data.family)
     for key in table:
         if str(key) in words:
             return _value(table[key])
@@ -62,12 +62,12 @@ def by_family(table: Any, *, _root_: Any) -> Any:
     return _value(table["default"])
 
 
-def family(dataset: str, chosen: str | None) -> list[str]:
+def family_words(dataset: str, chosen: str | None) -> list[str]:
     """The words that `by_family` goes by: those of `data.family`, else of the data set id.
 
     `toy` in an id means the two-dimensional tasks, whose ids begin with it: mylab/toy-car-v0 is an environment.
     """
-    words = _words(chosen or dataset)
+    words = _words(str(chosen or dataset))
     return words if chosen or _is_toy(dataset) else [word for word in words if word != "toy"]
 
 
@@ -133,6 +133,11 @@ def _known_options(target: str) -> str:
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
             break  # nothing is handed on to the classes above
     return f"Known options: {', '.join(names)}."
+
+
+def dotted_key(override: str) -> str:
+    """The key of an override, `algo.optimizer.lr` of `+algo.optimizer.lr=1`."""
+    return override.lstrip("+~").split("=")[0]
 
 
 def algorithm_name(config: Any) -> str:

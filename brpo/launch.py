@@ -180,7 +180,7 @@ def _keep_defaults(config: dict[str, Any], stored: dict[str, Any], kept: list[st
     """Options that nobody has typed stay as they were, since defaults may have changed after the run was started."""
     before = configuration.flatten(stored)
     today = configuration.flatten(configuration.to_plain(compose("train", overrides=kept)))
-    names = tuple(item.lstrip("+~").split("=")[0].rpartition("@")[2] + "." for item in typed)
+    names = tuple(configuration.dotted_key(item).rpartition("@")[2] + "." for item in typed)
     for key, value in configuration.flatten(config).items():
         chosen = f"{key}.".startswith(names) or value != today.get(key, ...)  # of a group, such as algo/size, by its values
         if not chosen and key in before and key not in ("resume", "run_dir") and _key(key) in RUN_KEYS:

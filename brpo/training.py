@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from joblib import cpu_count
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 
 from brpo import config as configuration
 from brpo import resume, runs
@@ -228,9 +229,9 @@ def _build(
     algorithm = make_algorithm(config["algo"], spec, seeds=own, max_updates=config["max_updates"])
     algorithm.stored = {"config": config}
     algorithm.join(ranks)
-    family = configuration.family(spec.dataset_id, config["data"]["family"])
-    words = [word for word in family if word in configuration.FAMILIES]
-    print(f"{describe(datamodule, algorithm, seeds)}, defaults of {'/'.join(words) or 'default'}", flush=True)
+    words = configuration.family_words(spec.dataset_id, config["data"]["family"])
+    family = "/".join(word for word in words if word in configuration.FAMILIES)
+    print(f"{describe(datamodule, algorithm, seeds)}, family {family or 'default'}", flush=True)
     for notice in [*algorithm.notices(), *idle_options(algorithm, overrides)]:
         print(f"note: {notice}", flush=True)
     constants = {"data/boundary_share": datamodule.flat.boundary_share, **algorithm.constants()}
@@ -253,7 +254,7 @@ def _build(
     callbacks += _users_own(config, "callbacks")
     if config["profile"]:
         callbacks.append(Profile(folder.path / "profile"))
-    trainer = make_trainer(config, folder, [*callbacks, checkpoints], ranks)
+    trainer = make_trainer(config, folder, [*callbacks, checkpoints], ranks, _users_own(config, "loggers"))
     device = trainer.strategy.root_device
     precision = config["trainer"]["precision"]
     engine, reason = choose(config["engine"]["name"], algorithm, device, config["data"]["storage"], precision)
@@ -269,17 +270,20 @@ def _users_own(config: dict[str, Any], key: str) -> list[Any]:
 
 def idle_options(algorithm: OfflineAlgorithm, overrides: list[str]) -> list[str]:
     """What was typed of the algorithm's options that others make idle, in words."""
-    typed = [item.lstrip("+~").split("=")[0] for item in overrides]
     return [
         f"{key} has no effect under {reason}"
         for option, reason in algorithm.without_effect().items()
-        for key in typed
+        for key in map(configuration.dotted_key, overrides)
         if f"{key}.".startswith(f"algo.{option}.")
     ]
 
 
 def make_trainer(
-    config: dict[str, Any], folder: runs.RunFolder, callbacks: list[Callback], ranks: Ranks = ALONE
+    config: dict[str, Any],
+    folder: runs.RunFolder,
+    callbacks: list[Callback],
+    ranks: Ranks = ALONE,
+    loggers: Sequence[Logger] = (),
 ) -> lightning.Trainer:
     """Lightning's trainer with our files: an epoch is an evaluation interval, and the module says when to stop.
 
@@ -294,7 +298,7 @@ def make_trainer(
             **options,
             max_epochs=-1,
             default_root_dir=folder.path,
-            logger=[RunLogger(folder.path, name="", version="", default_hp_metric=False), *_users_own(config, "loggers")],
+            logger=[RunLogger(folder.path, name="", version="", default_hp_metric=False), *loggers],
             callbacks=callbacks,
             plugins=[DigestCheckpointIO(), *strategy.cluster_plugins()],
             enable_checkpointing=False,

@@ -124,6 +124,7 @@ def test_seed_list_refuses(given: Any) -> None:
         ("trainer.precision=16-mixed", "Use trainer.precision=bf16-mixed"),
         ("trainer.precision=64", "trainer.precision=64 is not allowed; it must be 32-true or bf16-mixed"),
         ("parallel=both", "parallel=both is not allowed; it must be one of auto, seeds, data"),
+        ("data.family=3", "data.family=3 is not allowed; it must be null, or words like"),
         ("data.family=antmazee", "data.family=antmazee is not allowed; it must be null, or words like"),
         ("engine.name=jit", "engine.name=jit is not allowed; it must be one of auto, eager, compile, cudagraph"),
         ("engine.products=mkl", "engine.products=mkl is not allowed; it must be auto, blas or onednn"),

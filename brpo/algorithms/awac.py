@@ -120,3 +120,7 @@ class AWAC(OfflineAlgorithm):
             "q/target": self.critic_target(batch.observations, batch.actions).amin(1),
             "value/v": value,
         }
+
+    def without_effect(self) -> dict[str, str]:
+        """A softmax over the batch has no clip."""
+        return {"max_weight": "algo.omega=softmax"} if self.omega == "softmax" else {}

@@ -290,9 +290,14 @@ class SfAC(OfflineAlgorithm):
         if self.value_kind != "softmax":
             idle["max_exponent"] = f"algo.value_loss={self.value_kind}"
         if self.symmetry_coefficient == 0:
-            return idle | dict.fromkeys(
-                ("regularizer", "epsilon_schedule", "ratio", "max_ratio"), "algo.symmetry_coefficient=0"
-            )
+            unused = [
+                "regularizer",
+                "epsilon_schedule",
+                "ratio",
+                "max_ratio",
+                *(["divergence"] if self.omega == "exp" else []),
+            ]
+            return idle | dict.fromkeys(unused, "algo.symmetry_coefficient=0")
         if self.regularizer.exact:
             idle["regularizer.loss_order"] = "algo.regularizer.exact=true"
         if self.ratio == "behavior":

@@ -88,6 +88,8 @@ class Checkpoints(Callback):
 
     def _save(self, trainer: lightning.Trainer) -> None:
         writer(trainer).flush()  # events up to a checkpoint must be on the disk before it
+        for logger in trainer.loggers[1:]:
+            logger.save()
         self._write(trainer, self.last)
         self.saved_at = time.monotonic()
 

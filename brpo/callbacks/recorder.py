@@ -30,10 +30,12 @@ def writer(trainer: lightning.Trainer) -> SummaryWriter:
 
 
 def add_scalars(trainer: lightning.Trainer, values: dict[str, float], step: int) -> None:
-    """Numbers of one step, to TensorBoard and to the user's own loggers; on rank 0, where alone there are any.
+    """Numbers of one step, to TensorBoard and to the user's own loggers; on rank 0.
 
     One event for all tags: each wakes the thread that writes.
     """
+    if not values:
+        return
     event = ScalarEvent()
     for name, value in values.items():
         event.MergeFrom(scalar(name, value))
@@ -43,7 +45,7 @@ def add_scalars(trainer: lightning.Trainer, values: dict[str, float], step: int)
 
 
 class Recorder(Callback):
-    """Chunk means to TensorBoard; evaluations to TensorBoard and `metrics.csv`; clocks.
+    """Chunk means and evaluations to TensorBoard and the user's own loggers, evaluations to `metrics.csv` too; clocks.
 
     Its state is in the checkpoint, so a resumed run rewrites `metrics.csv` from what the checkpoint knows.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from brpo.evaluation.scores import cvar
 from brpo.reports import statistics
-from brpo.reports.comparison import Comparison, Method, Task
+from brpo.reports.comparison import Comparison, Method, Task, Tasks
 from brpo.reports.seed_result import METRICS, RULES
 from brpo.reports.statistics import Interval
 
@@ -74,7 +74,7 @@ def aggregate(comparison: Comparison, method: Method, tasks: Sequence[Task], rul
 
 
 @functools.cache
-def over_tasks(comparison: Comparison, tasks: tuple[Task, ...]) -> dict[tuple[Method, str], Aggregate | None]:
+def over_tasks(comparison: Comparison, tasks: Tasks) -> dict[tuple[Method, str], Aggregate | None]:
     """Methods and rules over some tasks of `Comparison.scopes`; None where a method has holes."""
     return {
         (method, rule): aggregate(comparison, method, tasks, rule) for method in comparison.rows(tasks) for rule in RULES
@@ -103,7 +103,7 @@ def worst_shares(comparison: Comparison) -> dict[Method, tuple[float, Task]]:
 
 
 @functools.cache
-def improvements(comparison: Comparison, tasks: tuple[Task, ...]) -> dict[tuple[Method, Method], tuple[float, Interval]]:
+def improvements(comparison: Comparison, tasks: Tasks) -> dict[tuple[Method, Method], tuple[float, Interval]]:
     """Probability that the first of two methods is better than the second, final scores over some tasks.
 
     Methods with holes among the tasks are left out.

@@ -19,6 +19,9 @@ class Task:
     metric: str
 
 
+Tasks = tuple[Task, ...]
+
+
 @dataclass(frozen=True)
 class Method:
     """What is compared: an algorithm with its options.
@@ -50,18 +53,19 @@ class Comparison:
     tasks: tuple[Task, ...]
     cells: dict[tuple[Method, Task], list[SeedResult]]
 
-    def columns(self, metric: str) -> tuple[Task, ...]:
+    def columns(self, metric: str) -> Tasks:
         """Tasks whose results have a metric."""
         return tuple(task for task in self.tasks if task.metric == metric)
 
-    def scopes(self) -> list[tuple[Task, ...]]:
-        """What numbers over tasks are over: all tasks with scores; then, if there are holes, those that every method has.
+    def scopes(self) -> dict[str, Tasks]:
+        """What numbers over tasks are over: `all` with scores; if there are holes, the `common` ones that every method has.
 
-        The second is left out where it has fewer than two tasks.
+        The second is left out where it has fewer than two tasks; there is none where no task has scores.
         """
         tasks = self.columns("score")
         common = tuple(task for task in tasks if all((method, task) in self.cells for method in self.rows(tasks)))
-        return [tasks, common] if 2 <= len(common) < len(tasks) else [tasks]
+        found = {"all": tasks} if tasks else {}
+        return found | {"common": common} if 2 <= len(common) < len(tasks) else found
 
     def rows(self, tasks: Sequence[Task]) -> tuple[Method, ...]:
         """Methods with a result on one of some tasks."""

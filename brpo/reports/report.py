@@ -7,7 +7,7 @@ from pathlib import Path
 from brpo.errors import UserError
 from brpo.files import write_atomically
 from brpo.reports import compact, published, run_folders, tables
-from brpo.reports.comparison import Comparison, Task, compare
+from brpo.reports.comparison import Comparison, Tasks, compare
 from brpo.reports.run_folders import Found
 from brpo.reports.seed_result import METRICS, RULES
 from brpo.runs import DIRTY
@@ -94,10 +94,10 @@ def picture(kind: str, number: int) -> str:
     return f"{kind}.png" if number == 0 else f"{kind}-{number + 1}.png"
 
 
-def _profiles(comparison: Comparison, number: int) -> dict[str, tuple[Task, ...]]:
-    """File name -> what the performance profile is over; nothing where there are no scores."""
-    scopes = comparison.scopes() if comparison.columns("score") else []
-    return dict(zip((picture("profile", number), picture("profile-common", number)), scopes, strict=False))
+def _profiles(comparison: Comparison, number: int) -> dict[str, Tasks]:
+    """File name -> what the performance profile is over."""
+    names = {"all": "profile", "common": "profile-common"}
+    return {picture(names[scope], number): tasks for scope, tasks in comparison.scopes().items()}
 
 
 def report(paths: Sequence[Path]) -> Report:
@@ -117,9 +117,10 @@ def _section(comparison: Comparison, number: int | None) -> Iterator[str]:
     if comparison.columns("score"):
         for rule in RULES:
             yield tables.results(comparison, "score", rule)
-        for place, tasks in enumerate(comparison.scopes()):
+        for scope, tasks in comparison.scopes().items():
             yield tables.over_tasks(comparison, tasks)
-            yield from filter(None, [tables.robustness(comparison) if place == 0 else ""])
+            if scope == "all":
+                yield from filter(None, [tables.robustness(comparison)])
             yield tables.by_rule(comparison, tasks)
             yield from filter(None, [tables.improvement(comparison, tasks)])
     for metric in METRICS:

@@ -9,7 +9,7 @@ from brpo.evaluation.scores import spread
 from brpo.reports import aggregates
 from brpo.reports.aggregates import Aggregate
 from brpo.reports.compact import write_csv
-from brpo.reports.comparison import Comparison, Method, Task
+from brpo.reports.comparison import Comparison, Method, Task, Tasks
 from brpo.reports.seed_result import METRICS, RULES, SeedResult, plural
 from brpo.reports.statistics import Interval
 
@@ -42,16 +42,13 @@ def results(comparison: Comparison, metric: str, rule: str) -> str:
     return text + markdown(["method", *map(_column, tasks)], rows)
 
 
-Tasks = tuple[Task, ...]  # of `Comparison.scopes`
-
-
 def over_tasks(comparison: Comparison, tasks: Tasks) -> str:
     """Final scores over some data sets."""
     found = aggregates.over_tasks(comparison, tasks)
     rows = [_aggregate_row(comparison, method, tasks, found[method, "final"]) for method in comparison.rows(tasks)]
     if tasks != comparison.columns("score"):
         names = ", ".join(f"`{task.dataset}`" for task in tasks)
-        common = f"**All of these over the {len(tasks)} data sets that every method has**: {names}.\n\n"
+        common = f"**The same, and what follows, over the {len(tasks)} data sets that every method has**: {names}.\n\n"
         return common + markdown(_AGGREGATES, rows)
     return (
         f"**final** normalized score over {plural(len(tasks), 'data set')} and their seeds (runs). Mean: over data sets of "
@@ -179,7 +176,6 @@ def _with_interval(value: float, interval: Interval, digits: int = 1) -> str:
 
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
-_SCOPES = ("all", "common")  # of `Comparison.scopes`
 _PROTOCOL = ("mode", "episodes", "updates", "every")
 _NUMBERS = ("runs", "mean", "mean_low", "mean_high", "std", "iqm", "iqm_low", "iqm_high", "cvar")
 
@@ -198,16 +194,16 @@ def write_tables(folder: Path, comparisons: Sequence[Comparison]) -> None:
     )  # fmt: skip
     write_csv(
         folder / "aggregates.csv",
-        ("method", *_PROTOCOL, "over", "rule", "datasets", *_NUMBERS, *worst),
+        ("method", *_PROTOCOL, "scope", "rule", "datasets", *_NUMBERS, *worst),
         _aggregate_rows(comparisons),
     )
     rows = (
-        [ours.name, theirs.name, *_protocol(comparison), over, value, *(interval or ("", ""))]
+        [ours.name, theirs.name, *_protocol(comparison), scope, value, *(interval or ("", ""))]
         for comparison in comparisons
-        for over, tasks in zip(_SCOPES, comparison.scopes(), strict=False)
+        for scope, tasks in comparison.scopes().items()
         for (ours, theirs), (value, interval) in aggregates.improvements(comparison, tasks).items()
     )
-    header = ("method", "than", *_PROTOCOL, "over", "probability", "low", "high")
+    header = ("method", "over", *_PROTOCOL, "scope", "probability", "low", "high")
     write_csv(folder / "improvement.csv", header, rows)
     costs = ([name, *_protocol(comparison), *rest] for comparison in comparisons for name, *rest in _costs(comparison))
     header = ("method", *_PROTOCOL, "runs", "seeds_in_a_run", "wall_seconds", "updates_per_second", "engine")
@@ -241,13 +237,13 @@ def _score_rows(comparisons: Sequence[Comparison]) -> Iterator[list[Any]]:
 def _aggregate_rows(comparisons: Sequence[Comparison]) -> Iterator[list[Any]]:
     for comparison in comparisons:
         shares = aggregates.worst_shares(comparison)
-        for over, tasks in zip(_SCOPES, comparison.scopes(), strict=False):
+        for scope, tasks in comparison.scopes().items():
             for (method, rule), found in aggregates.over_tasks(comparison, tasks).items():
                 share: list[Any] = ["", ""]
-                if (over, rule) == ("all", "final") and method in shares:
+                if (scope, rule) == ("all", "final") and method in shares:
                     value, at = shares[method]
                     share = [value, at.dataset]
-                named = [method.name, *_protocol(comparison), over, rule]
+                named = [method.name, *_protocol(comparison), scope, rule]
                 if found is None:
                     yield [*named, *[""] * (len(_NUMBERS) + 6), *share]
                 else:

@@ -229,7 +229,8 @@ def test_weights_that_end_are_announced() -> None:
         (["algo.ratio=behavior"], ["algo.max_ratio=0.1"]),
         (
             ["algo.symmetry_coefficient=0"],
-            ["algo.regularizer.epsilon=0.1", "algo.epsilon_schedule=spread", "algo.ratio=behavior", "algo.max_ratio=0.1"],
+            ["algo.regularizer.epsilon=0.1", "algo.epsilon_schedule=spread", "algo.ratio=behavior", "algo.max_ratio=0.1"]
+            + ["algo.divergence=chi2"],
         ),
     ],
 )

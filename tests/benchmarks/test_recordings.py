@@ -55,7 +55,7 @@ def test_what_is_recorded_is_read_and_recorded_again_the_same(
         assert flat.references == recordings.TASKS["hopper"].references
     assert digests[0] == digests[1]
     recordings.main(tmp_path / "two", steps=120, only="hopper/replay")
-    assert "is there already" in capsys.readouterr().out
+    assert "(there already): " in capsys.readouterr().out
 
 
 def test_digests_are_compared_for_recordings_of_the_docs_alone() -> None:

@@ -250,17 +250,19 @@ def test_where_a_method_does_worst_and_the_data_sets_that_all_have(tmp_path: Pat
             make_run(tmp_path / f"{algo}-{dataset}", {0: [score], 1: [score]}, algo=algo, dataset=f"{dataset}-v0")
     text = report([tmp_path]).markdown()
     assert "| iql | 75 % | b-v0 | 2 of 3 |\n| bc | 50 % | a-v0 | 3 of 3 |" in text
-    common = text[text.index("**All of these over the 2 data sets that every method has**: `a-v0`, `b-v0`.") :]
+    common = text[
+        text.index("**The same, and what follows, over the 2 data sets that every method has**: `a-v0`, `b-v0`.") :
+    ]
     assert "| bc | 4 | 25.0 [" in common and "| iql | 4 | 25.0 [" in common
     assert "| iql |  | 0.50 " not in text[: -len(common)]  # iql has a hole among all of them
     assert "| bc |  | 0.50" in common and "| bc | 25.0 [" in common  # each is better on one; IQM by rule
     written = tmp_path / "report"
     report([tmp_path]).write(written)
     rows = list(csv.DictReader((written / "aggregates.csv").open()))
-    means = {(row["method"], row["over"]): row["mean"] for row in rows if row["rule"] == "final"}
+    means = {(row["method"], row["scope"]): row["mean"] for row in rows if row["rule"] == "final"}
     assert (means["iql", "all"], float(means["iql", "common"]), float(means["bc", "common"])) == ("", 25.0, 25.0)
     (pair,) = [row for row in csv.DictReader((written / "improvement.csv").open()) if row["method"] == "bc"]
-    assert (pair["than"], pair["over"], float(pair["probability"])) == ("iql", "common", 0.5)
+    assert (pair["over"], pair["scope"], float(pair["probability"])) == ("iql", "common", 0.5)
     assert (
         imread(written / "profile-common.png").std() > 0.02
         and "](profile-common.png)" in (written / "report.md").read_text()
