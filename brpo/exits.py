@@ -24,7 +24,7 @@ def exit_code_of_command(app: Callable[..., Any], debug: bool = False) -> int:
 
     def run() -> None:
         try:
-            code = app(standalone_mode=False)
+            code = app(prog_name="brpo", standalone_mode=False)
         except Exception as error:
             if type(error).__name__ == "Abort":
                 raise KeyboardInterrupt from error
