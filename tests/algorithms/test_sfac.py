@@ -250,6 +250,24 @@ def test_options_that_others_make_idle_change_nothing_and_are_announced(override
     assert idle_options(make_algorithm("sfac", *overrides), overrides) == []
 
 
+@pytest.mark.parametrize("behavior", ["gaussian", "squashed", "student_t", "mixture"])
+@pytest.mark.parametrize("actor", ["gaussian", "squashed", "student_t", "mixture"])
+def test_any_policy_beside_any_behaviour_model(actor: str, behavior: str) -> None:
+    """The ratio is that of the two densities, whatever they are; both models move."""
+    sfac, batch = make_algorithm("sfac", f"actor={actor}", f"actor@algo.behavior={behavior}"), random_batch()
+    before = [parameter.clone() for part in (sfac.actor, sfac.behavior) for parameter in part.parameters()]
+    with torch.no_grad():
+        log_prob, behavior_log_prob = (
+            part.log_prob(batch.observations, batch.actions) for part in (sfac.actor, sfac.behavior)
+        )
+        rho = sfac.diagnose(batch)["ratio/rho"]
+    assert torch.allclose(rho, (log_prob - behavior_log_prob).exp())
+    sfac.step(batch)
+    assert all(torch.isfinite(value).all() for value in sfac.latest.values())
+    after = [parameter for part in (sfac.actor, sfac.behavior) for parameter in part.parameters()]
+    assert not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
 def test_what_a_run_shows_of_its_ratios_and_weights() -> None:
     sfac, batch = make_algorithm("sfac"), random_batch()
     sfac.step(batch)
