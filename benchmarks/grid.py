@@ -153,7 +153,6 @@ HOPPER_REPLAY = {  # asked of the other recordings: what keeps Sf-AC below XQL t
         "sfac epsilon 1": ["algo=sfac", "algo.regularizer.epsilon=1"],
         "sfac softmax": ["algo=sfac", "algo.value_loss=softmax"],
         "xql": ["algo=xql"],
-        "sfac T 1": ["algo=sfac", "algo.temperature=1"],
     }.items()
 }
 BUDGET = ["eval.every=10000", "eval.episodes=10"]
