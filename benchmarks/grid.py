@@ -11,6 +11,7 @@ several sittings and machines; `--store` puts there what the report is made of.
     python benchmarks/grid.py observations      # docs/results.md: the other methods with normalized observations
     python benchmarks/grid.py modes             # docs/results.md: runs to be evaluated by `brpo evaluate --mode`
     python benchmarks/grid.py diffusion         # docs/bdpo.md, docs/results.md: BDPO and diffusion cloning
+    python benchmarks/grid.py beside_diffusion  # docs/bdpo.md, docs/results.md: IQL and Sf-AC on the sets of `diffusion`
     python benchmarks/grid.py search            # docs/sfac.md
     python benchmarks/grid.py normalization     # docs/sfac.md: whether Sf-AC should see normalized observations
     python benchmarks/grid.py diffusion_normalization   # docs/bdpo.md: whether diffusion methods should
@@ -119,6 +120,7 @@ DIFFUSION = {  # bdpo starts from the cloning beside it
     "bdpo": ["algo=bdpo", EPISODES, "eval.every=5000", "behavior={runs}/diffusion-bc-small/{dataset}"],
     "diffusion_bc": CLONING,
 }
+BESIDE_DIFFUSION = {algo: [f"algo={algo}"] for algo in ("iql", "sfac")}  # on the sets that the comparison has not come to
 VP = ["algo.actor.noise_schedule=vp", "algo.actor.variance_interpolation=1"]
 CLONING_THEN = [*CLONING, SMALL, "algo.optimizer.lr=3e-4", "algo.schedule.actor=constant"]  # earlier defaults, the paper's
 MOVING = ["algo.behavior_training=joint", "algo.schedule.behavior=constant", "algo.learning_rates.behavior=3e-4"]
@@ -163,6 +165,7 @@ QUESTIONS = {  # rows, data sets, updates; three seeds where a row says nothing 
     "observations": (OBSERVATIONS, (*REPLAY[3:], *REPLAY[:3]), 50000),
     "modes": (MODES, MEDIUM[:1], 20000),
     "diffusion": (DIFFUSION, MEDIUM + REST[:3], 20000),
+    "beside_diffusion": (BESIDE_DIFFUSION, (MEDIUM[1], *REST[:3]), 50000),
     "normalization": (NORMALIZATION, (*REPLAY[1:], MEDIUM[0], MEDIUM[2]), 50000),
     "diffusion_setting": (DIFFUSION_SETTING, (*MEDIUM[:2], REST[0], REST[2]), 20000),
     "hopper_replay": (HOPPER_REPLAY, REPLAY[1:2], 50000),
