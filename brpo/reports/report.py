@@ -1,5 +1,6 @@
 """A report: from result files to Markdown, CSV and pictures."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,9 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         tables.write_tables(folder, self.comparisons)
         compact.write(folder, self.found.results, self.found.missing)
+        for older in folder.glob("*.png"):  # of a report that had more sections, or holes
+            if re.fullmatch(r"(curves|profile|profile-common)(-\d+)?\.png", older.name):
+                older.unlink()
         for number, comparison in enumerate(self.comparisons):
             pictures.draw_curves(comparison, folder / picture("curves", number))
             for name, tasks in _profiles(comparison, number).items():

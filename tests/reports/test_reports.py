@@ -269,6 +269,20 @@ def test_where_a_method_does_worst_and_the_data_sets_that_all_have(tmp_path: Pat
     )
 
 
+def test_pictures_of_an_older_report_go(tmp_path: Path) -> None:
+    """The hole that made a second scope has been filled; a picture of the user's stays."""
+    for algo, datasets in {"bc": "abc", "iql": "ab"}.items():
+        for dataset in datasets:
+            make_run(tmp_path / "runs" / f"{algo}-{dataset}", {0: [1.0], 1: [2.0]}, algo=algo, dataset=f"{dataset}-v0")
+    written = tmp_path / "report"
+    report([tmp_path / "runs"]).write(written)
+    assert (written / "profile-common.png").exists()
+    (written / "profile-mine.png").touch()
+    make_run(tmp_path / "runs" / "iql-c", {0: [1.0], 1: [2.0]}, algo="iql", dataset="c-v0")
+    report([tmp_path / "runs"]).write(written)
+    assert {path.name for path in written.glob("*.png")} == {"curves.png", "profile.png", "profile-mine.png"}
+
+
 def test_holes_are_shown_and_enter_no_aggregate(tmp_path: Path) -> None:
     make_run(tmp_path / "a", {0: [1.0], 1: [3.0]}, dataset="a-v0")
     make_run(tmp_path / "b", {0: [5.0], 1: [7.0]}, dataset="b-v0")
