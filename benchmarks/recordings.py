@@ -2,7 +2,7 @@
 
     python benchmarks/recordings.py FOLDER               # twelve sets of 100,000 transitions: four minutes, 265 MB
     python benchmarks/recordings.py FOLDER --seed 1      # the other recordings, which options were chosen on
-    python benchmarks/recordings.py FOLDER --only hopper
+    python benchmarks/recordings.py FOLDER --only hopper/medium-v0 --spread 0      # what the agent does without its noise
     MINARI_DATASETS_PATH=FOLDER python benchmarks/grid.py comparison
 
 The agents were published by DLR-RM/rl-trained-agents (MIT, benchmarks/agents/LICENSE), trained with Stable-Baselines3 in the
@@ -31,7 +31,7 @@ from minari.data_collector import EpisodeBuffer
 from rich.progress import track
 
 from brpo.datasets import sources
-from brpo.evaluation.scores import spread
+from brpo.evaluation.scores import spread as scores_in_words
 
 AGENTS = Path(__file__).with_name("agents")
 KINDS = ("medium", "expert", "replay", "medium-expert")
@@ -200,11 +200,15 @@ def episode(env: gymnasium.Env, act: Policy, steps: int, rng: np.random.Generato
     }
 
 
-def recorded(name: str, kind: str, steps: int, seed: int) -> list[dict[str, np.ndarray]]:
-    """The episodes of a data set: the agent that has most of its share left goes next."""
+def recorded(name: str, kind: str, steps: int, seed: int, spread: float = 1.0) -> list[dict[str, np.ndarray]]:
+    """The episodes of a data set: the agent that has most of its share left goes next. `spread` multiplies all spreads."""
     task = TASKS[name]
     rng = np.random.default_rng([seed, list(TASKS).index(name), KINDS.index(kind)])
-    env, parts, episodes = gymnasium.make(task.environment), task.parts(kind), []
+    env, parts, episodes = (
+        gymnasium.make(task.environment),
+        [part._replace(spread=spread * part.spread) for part in task.parts(kind)],
+        [],
+    )
     assert isinstance(env.action_space, gymnasium.spaces.Box)
     policies = [policy(name, part, env.action_space) for part in parts]
     budget = shared_out(steps, [part.share for part in parts])
@@ -255,6 +259,7 @@ def main(
     seed: int = 0,
     steps: Annotated[int, typer.Option(min=1, help="Transitions of a data set.")] = STEPS,
     only: Annotated[str, typer.Option(help="Regular expression for the ids.")] = "",
+    spread: Annotated[float, typer.Option(min=0.0, help="Factor on the agents' standard deviations; 0: their means.")] = 1.0,
 ) -> None:
     """Record what is missing in a folder, and print the score of each data set's episodes and its digest."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -266,10 +271,10 @@ def main(
     for dataset_id in track(wanted, "recording", transient=True):
         there = (folder / dataset_id).exists()
         if not there:
-            store(dataset_id, recorded(*DATASETS[dataset_id], steps, seed), seed)
+            store(dataset_id, recorded(*DATASETS[dataset_id], steps, seed, spread), seed)
         flat, (low, high) = sources.load(dataset_id), TASKS[DATASETS[dataset_id][0]].references
-        scores = spread((100 * (flat.returns - low) / (high - low)).tolist())
-        same = beside_known(dataset_id, flat.digest, steps, seed)
+        scores = scores_in_words((100 * (flat.returns - low) / (high - low)).tolist())
+        same = beside_known(dataset_id, flat.digest, steps, seed) if spread == 1.0 else ""
         name = f"{dataset_id} (there already)" if there else dataset_id
         typer.echo(f"{name}: {len(flat.lengths)} episodes, score {scores}, digest {flat.digest[:12]}{same}")
 

@@ -111,6 +111,10 @@ class AWAC(OfflineAlgorithm):
         """The smallest critic's Q, (seeds, n)."""
         return self.critic(self.normalize(observations), actions).amin(1)
 
+    def without_effect(self) -> dict[str, str]:
+        """A softmax over the batch has no clip."""
+        return {"max_weight": "algo.omega=softmax"} if self.omega == "softmax" else {}
+
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         """Log-likelihood, regression weights, Q at the data's actions and at the policy's on held-out transitions."""
         q, value = self.action_values(batch)
@@ -120,7 +124,3 @@ class AWAC(OfflineAlgorithm):
             "q/target": self.critic_target(batch.observations, batch.actions).amin(1),
             "value/v": value,
         }
-
-    def without_effect(self) -> dict[str, str]:
-        """A softmax over the batch has no clip."""
-        return {"max_weight": "algo.omega=softmax"} if self.omega == "softmax" else {}

@@ -290,14 +290,9 @@ class SfAC(OfflineAlgorithm):
         if self.value_kind != "softmax":
             idle["max_exponent"] = f"algo.value_loss={self.value_kind}"
         if self.symmetry_coefficient == 0:
-            unused = [
-                "regularizer",
-                "epsilon_schedule",
-                "ratio",
-                "max_ratio",
-                *(["divergence"] if self.omega == "exp" else []),
-            ]
-            return idle | dict.fromkeys(unused, "algo.symmetry_coefficient=0")
+            reason = "algo.symmetry_coefficient=0"
+            idle |= dict.fromkeys(("regularizer", "epsilon_schedule", "ratio", "max_ratio"), reason)
+            return idle | ({"divergence": reason} if self.omega == "exp" else {})
         if self.regularizer.exact:
             idle["regularizer.loss_order"] = "algo.regularizer.exact=true"
         if self.ratio == "behavior":

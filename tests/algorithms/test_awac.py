@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from brpo.training import idle_options
 from tests.algorithms.test_iql import constant_output, three_transitions
 from tests.algorithms.test_td3_bc import LinearCritic
 from tests.helpers import compose_config, make_algorithm, random_batch
@@ -50,6 +51,13 @@ def test_softmax_weights_have_mean_one_and_keep_the_ratios() -> None:
     assert (weight[0, 1] / weight[0, 0]).item() == pytest.approx(math.exp(2))
     awac.actor_loss(batch)
     assert "weight/clipped_share" not in awac.latest
+
+
+def test_a_clip_that_the_softmax_leaves_idle_is_announced() -> None:
+    typed = ["algo.omega=softmax", "algo.max_weight=5"]
+    said = "algo.max_weight has no effect under algo.omega=softmax"
+    assert idle_options(make_algorithm("awac", *typed), typed) == [said]
+    assert idle_options(make_algorithm("awac", "algo.max_weight=5"), typed) == []
 
 
 def test_critic_loss_by_hand_stops_at_termination_only() -> None:

@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 import recordings
+import typer
 
 from brpo.datasets import sources
 
@@ -56,6 +57,25 @@ def test_what_is_recorded_is_read_and_recorded_again_the_same(
     assert digests[0] == digests[1]
     recordings.main(tmp_path / "two", steps=120, only="hopper/replay")
     assert "(there already): " in capsys.readouterr().out
+
+
+def test_a_name_that_is_none_is_answered_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(
+        typer.BadParameter, match="--only ant: no data set of that name; there are brpo/halfcheetah/medium-v0"
+    ):
+        recordings.main(tmp_path, only="ant")
+
+
+def test_agents_without_spread_act_by_their_means() -> None:
+    (one,), (two,) = (recordings.recorded("hopper", "medium", 5, seed, spread=0.0) for seed in (0, 0))
+    (noisy,) = recordings.recorded("hopper", "medium", 5, 0)
+    assert np.array_equal(one["actions"], two["actions"])
+    env = gymnasium.make("Hopper-v5")
+    space: Any = env.action_space
+    still = recordings.policy("hopper", recordings.Part("sac", spread=0.0), space)
+    rows = zip(one["observations"], one["actions"], strict=False)  # one observation more
+    assert all(np.array_equal(still(observation, np.random.default_rng(9)), action) for observation, action in rows)
+    assert not np.array_equal(noisy["actions"], one["actions"])
 
 
 def test_digests_are_compared_for_recordings_of_the_docs_alone() -> None:
