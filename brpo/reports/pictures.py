@@ -45,7 +45,8 @@ def looks(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
             color: Any = matplotlib.colormaps["viridis"](0.9 * place / (len(methods) - 1))
         else:
             color = _COLORS.get(method.algo) or _OTHERS[others.index(method.algo) % len(_OTHERS)]
-        marker = place if alone else algos.index(method.algo)
+        again = method.variant // len(_STYLES)  # its stroke is taken: another marker
+        marker = place if alone else algos.index(method.algo) + again * len(algos)
         found[method.name] = {
             "color": color,
             "linestyle": _STYLES[method.variant % len(_STYLES)],
