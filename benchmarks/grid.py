@@ -106,7 +106,7 @@ HALFCHEETAH = {  # what makes TD3+BC better than Sf-AC of raw observations
 OBSERVATIONS = {  # what it does for the others, beside Sf-AC and TD3+BC, which have it by default
     f"{algo}, normalized observations": [f"algo={algo}", NORMALIZED] for algo in ("iql", "awac", "bc", "sql", "eql", "xql")
 }
-MODES = {algo: [f"algo={algo}", RAW] for algo in ("sfac", "awac", "iql", "sql", "xql", "eql", "bc")}  # td3_bc has one action
+MODES = {algo: [f"algo={algo}"] for algo in ("sfac", "bc", "iql", "awac", "sql", "xql", "eql")}  # td3_bc has one action
 # Asked of other recordings than those of the comparison, too: the same agents, recorded with another seed.
 NORMALIZATION = {
     f"{row}, seed {SEARCH_SEED}": ["algo=sfac", option, f"seeds=[{SEARCH_SEED}]"]
@@ -154,6 +154,8 @@ HOPPER_REPLAY = {  # asked of the other recordings: what keeps Sf-AC below XQL t
         "sfac coefficient 0": ["algo=sfac", "algo.symmetry_coefficient=0"],
         "sfac epsilon 1": ["algo=sfac", "algo.regularizer.epsilon=1"],
         "sfac softmax": ["algo=sfac", "algo.value_loss=softmax"],
+        "sfac sampled V": ["algo=sfac", "algo.value_loss=sample"],
+        "sfac omega series": ["algo=sfac", "algo.omega=series"],
         "xql": ["algo=xql"],
     }.items()
 }
@@ -163,7 +165,7 @@ QUESTIONS = {  # rows, data sets, updates; three seeds where a row says nothing 
     "policies": (POLICIES, REPLAY[1:], 50000),
     "halfcheetah": (HALFCHEETAH, REPLAY[3:], 50000),
     "observations": (OBSERVATIONS, (*REPLAY[3:], *REPLAY[:3]), 50000),
-    "modes": (MODES, MEDIUM[:1], 20000),
+    "modes": (MODES, MEDIUM[:1], 50000),
     "diffusion": (DIFFUSION, MEDIUM + REST[:3], 20000),
     "beside_diffusion": (BESIDE_DIFFUSION, (MEDIUM[1], *REST[:3]), 50000),
     "normalization": (NORMALIZATION, (*REPLAY[1:], MEDIUM[0], MEDIUM[2]), 50000),
