@@ -116,7 +116,8 @@ def _as_user_error(error: InstantiationException, node: Any, place: str) -> Exce
     if isinstance(cause, ValueError):
         return UserError(str(cause))
     if isinstance(cause, TypeError):
-        return UserError(f"{target}: {in_words(cause)}. {_known_options(target)}")
+        words = re.sub(r"^\w+(?= has no | lacks the )", target.rpartition(".")[2], in_words(cause))  # not a base class
+        return UserError(f"{words}. {_known_options(target)}")
     return UserError(" ".join(str(cause).split()))
 
 

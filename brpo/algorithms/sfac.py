@@ -118,7 +118,7 @@ class SfAC(OfflineAlgorithm):
         require_part(regularizer=regularizer)
         with options_of("regularizer"):
             self.regularizer: Any = regularizer(divergence)
-        self.branch = series.branch(self.target_divergence, policy_order)
+        self.branch = series.branch(self.target_divergence, policy_order) if omega == "series" else None
         self.policy_order = policy_order
         self.temperature, self.omega, self.max_weight = temperature, omega, max_weight
         self.symmetry_coefficient, self.ratio, self.max_ratio = symmetry_coefficient, ratio, max_ratio
@@ -216,7 +216,7 @@ class SfAC(OfflineAlgorithm):
         if self.value_kind == "sample":  # the authors weigh by the online critics here
             q = self.critic(batch.observations, batch.actions).amin(1)
         exponent = (q - self.value(batch.observations)) / self.temperature
-        if self.omega == "exp":
+        if self.branch is None:
             omega = weights.clipped_exp(exponent, self.max_weight)
             clipped = exponent > math.log(self.max_weight)
         else:
@@ -269,11 +269,11 @@ class SfAC(OfflineAlgorithm):
                 f"epsilon={self.regularizer.epsilon:g} is above the radius {self.divergence.series_radius:g} of the series: "
                 f"it acts as a penalty on large ratios, not as an approximation of {self.divergence.name}"
             )
-        ends = [
-            (math.isfinite(self.branch.high), "above", self.branch.high),
-            (self.branch.low > -1.0 + 1e-9, "below", self.branch.low),
-        ]
-        if self.omega == "series":
+        if self.branch is not None:
+            ends = [
+                (math.isfinite(self.branch.high), "above", self.branch.high),
+                (self.branch.low > -1.0 + 1e-9, "below", self.branch.low),
+            ]
             notices += [
                 f"omega=series with policy_order={self.policy_order} gives no ratio {side} {1.0 + end:.4g}: the series of "
                 f"{self.target_divergence.name} stops being convex there"

@@ -88,7 +88,7 @@ def _taylor(divergence: Divergence, order: int) -> tuple[float, ...]:
     if not divergence.smooth:
         raise ValueError(
             f"The divergence {divergence.name!r} is not differentiable at 1, so it has no Taylor series. "
-            f"Choose one of: {', '.join(name for name, d in DIVERGENCES.items() if d.smooth)}."
+            f"Choose one of: {', '.join(name for name, d in DIVERGENCES.items() if d.smooth)}, alpha:NUMBER."
         )
     if order < 0:
         raise ValueError(f"The order of a series must be at least 0, got {order}.")

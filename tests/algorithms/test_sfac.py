@@ -10,7 +10,7 @@ from scipy import optimize
 
 from brpo.errors import UserError
 from brpo.functional import weights
-from brpo.functional.divergences import DIVERGENCES
+from brpo.functional.divergences import DIVERGENCES, Divergence
 from brpo.modules.divergence import SeriesDivergence
 from brpo.training import idle_options
 from brpo.types import Batch
@@ -165,6 +165,7 @@ def test_clipped_share_of_exponential_weights_by_hand() -> None:
         (["algo.target_divergence=chi2"], "algo.target_divergence=chi2 has no effect under algo.omega=exp"),
         (["algo.target_divergence=total_variation", "algo.omega=series"], "'total_variation' is not differentiable at 1"),
         (["algo.target_divergence=chi3", "algo.omega=series"], "Unknown divergence 'chi3'. Known: "),
+        (["algo.divergence=total_variation"], "'total_variation' is not differentiable at 1.* gan, alpha:NUMBER."),
         (["algo.divergence=alpha"], "The divergence 'alpha' needs a finite number, as in alpha:0.5."),
         (["algo.divergence=alpha:0.5", "algo.regularizer.epsilon=2", "algo.regularizer.loss_order=3"], "g_3 = -0.0833 is"),
     ],
@@ -172,6 +173,16 @@ def test_clipped_share_of_exponential_weights_by_hand() -> None:
 def test_combinations_that_are_refused(options: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_algorithm("sfac", *options)
+
+
+def test_an_f_without_curvature_at_one_is_refused_as_a_target_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`omega=exp` takes no ratio from it."""
+    monkeypatch.setitem(DIVERGENCES, "flat", Divergence("flat", "test", lambda t: (t - 1.0) ** 4))
+    sfac, batch = prepared("algo.divergence=flat"), random_batch()
+    sfac.update(batch)
+    assert all(values.isfinite().all() for values in sfac.state_dict().values())
+    with pytest.raises(UserError, match=r"'flat' has f''\(1\) = 0, which must be positive"):
+        make_algorithm("sfac", "algo.divergence=flat", "algo.omega=series")
 
 
 def test_kl_has_no_symmetry_term_and_coefficient_zero_is_advantage_regression() -> None:
