@@ -106,7 +106,7 @@ HALFCHEETAH = {  # what makes TD3+BC better than Sf-AC of raw observations
 OBSERVATIONS = {  # what it does for the others, beside Sf-AC and TD3+BC, which have it by default
     f"{algo}, normalized observations": [f"algo={algo}", NORMALIZED] for algo in ("iql", "awac", "bc", "sql", "eql", "xql")
 }
-MODES = {algo: [f"algo={algo}"] for algo in ("sfac", "bc", "iql", "awac", "sql", "xql", "eql")}  # td3_bc has one action
+MODES = {algo: [f"algo={algo}"] for algo in ("bc", "iql", "awac", "sql", "xql", "eql")}  # td3_bc has one action
 # Asked of other recordings than those of the comparison, too: the same agents, recorded with another seed.
 NORMALIZATION = {
     f"{row}, seed {SEARCH_SEED}": ["algo=sfac", option, f"seeds=[{SEARCH_SEED}]"]
@@ -179,6 +179,7 @@ BESIDE = {
     "symmetry": tuple(VARIANTS),
     "policies": (*VARIANTS, "bc"),
     "halfcheetah": (*VARIANTS, "sfac", "td3_bc"),
+    "modes": ("sfac",),
     "observations": (*VARIANTS, "sfac", "iql", "awac", "bc", "sql", "eql", "xql", "td3_bc"),
 }
 

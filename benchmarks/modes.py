@@ -5,7 +5,8 @@
     python benchmarks/modes.py runs/grid/diffusion/*/* --candidates 0 --candidates 2 --episodes 20
 
 With `--candidates` BDPO acts by the best of so many samples in the place of its mean; 0 is the action of no noise, which is
-what the mean of diffusion cloning is.
+what the mean of diffusion cloning is. `run` is the name that a run has in the stored report of its grid (docs/results),
+where its options, commit and versions stand.
 """
 
 import csv
@@ -16,8 +17,9 @@ import typer
 
 from brpo import saved_runs
 from brpo.evaluation.scores import spread
+from brpo.reports import run_folders
 
-COLUMNS = ["algo", "dataset", "digest", "update", "mode", "episodes", "seed", "return", "score"]
+COLUMNS = ["run", "algo", "dataset", "digest", "update", "mode", "episodes", "seed", "return", "score"]
 
 
 def ways(algo: dict[str, Any], candidates: list[int]) -> dict[str, dict[str, Any]]:
@@ -37,23 +39,22 @@ def rows(run: Path, candidates: list[int], episodes: int) -> list[dict[str, Any]
     algo = saved_runs.load_algorithm(checkpoint)[1]["algo"]
     for way, arguments in ways(algo, candidates).items():
         evaluated = saved_runs.evaluate_checkpoint(checkpoint, episodes=episodes, **arguments)
-        shared = {key: evaluated[key] for key in ("algo", "dataset", "digest", "update")} | {
-            "mode": way,
-            "episodes": episodes,
-        }
+        shared = {key: evaluated[key] for key in ("algo", "dataset", "digest", "update")}
+        shared |= {"run": run_folders.label(run), "mode": way, "episodes": episodes}
         for row in evaluated["rows"]:
             found.append({**shared, "seed": row.seed, "return": round(row.return_mean, 2), "score": round(row.score, 2)})
     return found
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: a line for each data set and method, mean ± standard deviation over the seeds."""
+    """Markdown: a line for each run, mean ± standard deviation over its seeds."""
     modes = list(dict.fromkeys(row["mode"] for row in results))
-    lines = [f"| data set | method | {' | '.join(modes)} |", f"|---|---|{'---|' * len(modes)}"]
-    for dataset, algo in dict.fromkeys((row["dataset"], row["algo"]) for row in results):
-        own = [row for row in results if (row["dataset"], row["algo"]) == (dataset, algo)]
+    lines = [f"| data set | method | updates | {' | '.join(modes)} |", f"|---|---|---|{'---|' * len(modes)}"]
+    for run in dict.fromkeys(row["run"] for row in results):
+        own = [row for row in results if row["run"] == run]
         scores = [[row["score"] for row in own if row["mode"] == mode] for mode in modes]
-        lines.append(f"| `{dataset}` | {algo} | {' | '.join(spread(found) if found else '-' for found in scores)} |")
+        cells = [f"`{own[0]['dataset']}`", own[0]["algo"], str(own[0]["update"])]
+        lines.append(f"| {' | '.join(cells + [spread(found) if found else '-' for found in scores])} |")
     return "\n".join(lines)
 
 

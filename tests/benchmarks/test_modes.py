@@ -1,6 +1,10 @@
 """Which ways of acting `benchmarks/modes.py` evaluates, and its table."""
 
+import csv
+from pathlib import Path
+
 import modes
+import pytest
 
 from tests.helpers import compose_config
 
@@ -19,13 +23,30 @@ def test_ways_of_each_kind_of_policy() -> None:
 
 
 def test_table_leaves_open_what_was_not_evaluated() -> None:
+    """A line for each run: two recordings, or budgets, of one id are not averaged."""
     results = [
-        {"dataset": "a/b-v0", "algo": algo, "mode": mode, "score": score}
-        for algo, mode, score in (("BDPO", "best of 2", 3.0), ("BDPO", "best of 2", 5.0), ("DiffusionBC", "sampled", 1.0))
+        {"run": run, "dataset": "a/b-v0", "algo": "BDPO", "update": 7, "mode": mode, "score": score}
+        for run, mode, score in (("r", "best of 2", 3.0), ("r", "best of 2", 5.0), ("other", "sampled", 1.0))
     ]
     assert modes.table(results).splitlines() == [
-        "| data set | method | best of 2 | sampled |",
-        "|---|---|---|---|",
-        "| `a/b-v0` | BDPO | 4.0 ± 1.0 | - |",
-        "| `a/b-v0` | DiffusionBC | - | 1.0 |",
+        "| data set | method | updates | best of 2 | sampled |",
+        "|---|---|---|---|---|",
+        "| `a/b-v0` | BDPO | 7 | 4.0 ± 1.0 | - |",
+        "| `a/b-v0` | BDPO | 7 | - | 1.0 |",
     ]
+
+
+STORED = Path(__file__).parents[2] / "docs" / "results"
+
+
+@pytest.mark.parametrize("name", ["diffusion_modes.csv"])
+def test_stored_rows_name_a_run_and_data_whose_report_is_stored(name: str) -> None:
+    with (STORED / name).open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == modes.COLUMNS
+    digests = {}
+    for path in STORED.glob("*/runs.csv"):
+        with path.open() as file:
+            digests |= {run["run"]: run["digest"] for run in csv.DictReader(file)}
+    for row in rows:
+        assert row["digest"] == digests[row["run"]]
