@@ -2,7 +2,7 @@
 
 python benchmarks/latency.py [--algo bdpo] [--size small] [--device cuda] [--threads 1]
 
-An action of BDPO is the best of some candidates; `candidates` 1 draws one. Weights are untrained: only times are measured.
+An action of BDPO is the best of some candidates; `candidates` 1 draws one, 0 takes what comes out of no noise. Weights are untrained: only times are measured.
 """
 
 import statistics
@@ -46,7 +46,7 @@ def main(
     """Print a table: median over the rounds of the time of one call."""
     sized = [f"algo/size={size}"] if algo == "bdpo" else []
     kinds = [("ddpm", None), ("ddim", None), ("ddim", 2), ("ddim", 1)]
-    counts = ("10", "1") if algo == "bdpo" else ("null",)
+    counts = ("10", "1", "0") if algo == "bdpo" else ("null",)
     runs = {}
     for sampler, steps in kinds:
         for count in counts:
