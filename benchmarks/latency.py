@@ -2,7 +2,8 @@
 
 python benchmarks/latency.py [--algo bdpo] [--size small] [--device cuda] [--threads 1]
 
-An action of BDPO is the best of some candidates; `candidates` 1 draws one, 0 takes what comes out of no noise. Weights are untrained: only times are measured.
+An action of BDPO is the best of some candidates; `candidates` 1 draws one, 0 takes what comes out of no noise. Weights are
+untrained: only times are measured.
 """
 
 import statistics

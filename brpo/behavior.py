@@ -55,7 +55,7 @@ class Member:
 
 def recipe(config: dict[str, Any], algorithm: OfflineAlgorithm, seed: int) -> Recipe:
     """All that the pre-trained parts of a seed depend on, beside the version of the code: plain values."""
-    algo, ranks = config["algo"], algorithm.ranks
+    algo, ranks, units = config["algo"], algorithm.ranks, algorithm.spec.to_dict()
     options = ("optimizer", "gradient_clip", "pretrain_updates", *algorithm.pretrain_options)
     return {
         "format": FORMAT,
@@ -65,7 +65,8 @@ def recipe(config: dict[str, Any], algorithm: OfflineAlgorithm, seed: int) -> Re
         "schedule": {part: algo["schedule"].get(part, "constant") for part in algorithm.pretrained},
         "learning_rates": {part: (algo.get("learning_rates") or {}).get(part) for part in algorithm.pretrained},
         "data": {name: value for name, value in config["data"].items() if name not in NOT_SEEN}
-        | {"digest": algorithm.spec.digest},
+        | {"digest": algorithm.spec.digest}
+        | {name: units[name] for name in SEEN},
         "batch_size": config["batch_size"],
         "batches": ranks.world if ranks.averages else 1,  # in an update: with parallel=data each process has its own
         "precision": [config["trainer"]["precision"], config["engine"]["matmul_precision"]],

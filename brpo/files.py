@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import secrets
 from pathlib import Path
 
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without hard links say
@@ -20,7 +21,7 @@ def write_atomically(path: Path, content: bytes | str, keep: Path | None = None)
         OSError: the disk is full or the folder cannot be written; `path` is then as it was.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -37,6 +38,11 @@ def write_atomically(path: Path, content: bytes | str, keep: Path | None = None)
     sync_folder(path.parent)
 
 
+def _beside(path: Path) -> Path:
+    """A name for what becomes `path`: processes of several machines, too, have different ones."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what processes that are gone were writing into a folder when they were killed."""
     for path in folder.glob(".*.tmp"):
@@ -47,8 +53,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def _keep(path: Path, keep: Path) -> None:
     """Give a file a second name; where there are no hard links its only one, until `path` is written anew."""
-    link = keep.with_name(f".{keep.name}.{os.getpid()}.tmp")
-    link.unlink(missing_ok=True)
+    link = _beside(keep)
     try:
         os.link(path, link)
     except OSError as error:

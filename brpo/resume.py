@@ -122,6 +122,13 @@ def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], over
                 f"The data set {spec.dataset_id} has changed since {resumption.checkpoint} was written "
                 f"(digest {spec.digest[:12]}, then {stored['digest'][:12]}). Restore it, or start a new run."
             )
+        ours = spec.to_dict()
+        if other := [name for name in ("action_low", "action_high") if stored[name] != ours[name]]:  # no part of the digest
+            raise UserError(
+                f"The bounds of the actions of {spec.dataset_id} have changed since {resumption.checkpoint} was written "
+                f"({', '.join(f'{name} {ours[name]}, then {stored[name]}' for name in other)}). Restore them, or start a "
+                f"new run."
+            )
     if not resumption.chosen and resumption.checkpoint not in (None, folder.checkpoints / "last.ckpt"):
         # Out of the way: the next save keeps what stands as last.ckpt, and must not keep a damaged one.
         with contextlib.suppress(FileNotFoundError):

@@ -19,6 +19,9 @@ from tests.commands import CommandServer
 ROOT = Path(__file__).resolve().parents[1]
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # under nohup and in a shell's background; processes would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+for name in ("FORCE_COLOR", "PY_COLORS", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "GITHUB_ACTIONS"):
+    os.environ.pop(name, None)  # they colour what is not a terminal
+os.environ["COLUMNS"] = "200"  # tables do not depend on the terminal
 torch.set_num_threads(1)  # results do not depend on the machine, and small networks gain nothing from more
 
 

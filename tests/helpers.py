@@ -4,6 +4,7 @@ import copy
 import functools
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,17 @@ class Stop(Callback):
             if self.kill:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise KeyError("stopped")
+
+
+class Hold(Callback):
+    """Holds the run where the counter stands at `at` until there is a file `go`: a signal is sure to find it training."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        while pl_module.update_count == self.at and not Path("go").exists():
+            time.sleep(0.01)
 
 
 class PoisonBehavior(Callback):

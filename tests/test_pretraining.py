@@ -229,6 +229,7 @@ def found(pretraining: Pretraining) -> bool:
         (["data.normalize_observations=false"], {}, False),
         (["trainer.precision=bf16-mixed"], {}, False),
         ([], {"digest": "1" * 64}, False),
+        ([], {"action_high": (7.0, 7.0)}, False),
         (["behavior=fresh"], {}, False),
     ],
 )

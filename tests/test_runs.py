@@ -55,7 +55,7 @@ def test_one_process_at_a_time(here: Path) -> None:
     folder = started(compose_config(), "here")
     with folder.lock(), pytest.raises(UserError, match="Another process is training in here"), folder.lock():
         pass
-    left, ours = (folder.checkpoints / f".last.ckpt.{pid}.tmp" for pid in (2**22 + 1, os.getpid()))
+    left, ours = (folder.checkpoints / f".last.ckpt.01234567.{pid}.tmp" for pid in (2**22 + 1, os.getpid()))
     left.touch()
     ours.touch()
     with folder.lock():  # free again, and rid of what a killed process was writing
@@ -230,6 +230,11 @@ def test_taking_up_a_run_reads_the_checkpoint_anew_and_moves_a_damaged_one_away(
     assert resume.resume_in(folder).updates == 20
     other = make_spec(digest="1" * 64)
     with pytest.raises(UserError, match="has changed since .* Restore it, or start a new run"):
+        resume.take_up(found, other, config, [])
+    other = make_spec(action_high=(9.0,) * spec.action_dim)
+    with pytest.raises(
+        UserError, match=r"The bounds of the actions of .* have changed since .*\(action_high \[9.0.* then \["
+    ):
         resume.take_up(found, other, config, [])
 
 

@@ -296,7 +296,13 @@ def test_a_run_that_was_continued_on_its_own_counts(tmp_path: Path) -> None:
     (record,) = folder.read()
     folder.write(record.but(status=Status.interrupted))
     assert collect.collect(folder)[0].status == "done"
+    folder.write(record.but(status=Status.failed, error="killed"))
+    assert collect.collect(folder)[0].status == "failed: killed"  # the result is of before
+    later = (folder.jobs / "0.json").stat().st_mtime_ns + 1
+    os.utime(tmp_path / "runs" / "0" / "result.json", ns=(later, later))
+    assert collect.collect(folder)[0].status == "done"
     (tmp_path / "runs" / "0" / "result.json").write_text("{}")
+    os.utime(tmp_path / "runs" / "0" / "result.json", ns=(later, later))
     with pytest.raises(UserError, match="is not a result file of ours"):
         collect.collect(folder)
 

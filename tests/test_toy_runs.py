@@ -123,7 +123,7 @@ def test_bdpo_draws_its_paths_and_knows_what_its_start_is_worth(tmp_path: Path, 
     ]  # fmt: skip
     assert float(line["start_value"]) == pytest.approx(sum(float(row["start_value"]) for row in table) / 2, abs=1e-4)
     assert float(line["sliced_wasserstein"]) == pytest.approx(sum(found["final"]["sliced_wasserstein"]) / 2, abs=1e-4)
-    assert float(line["cpu_minutes"]) > 0
+    assert float(line["cpu_minutes"]) >= 0
     with pytest.raises(UserError, match="is not the folder of a finished run"):
         experiment.table([tmp_path], tmp_path / "none.csv")
 

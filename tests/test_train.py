@@ -141,6 +141,7 @@ def wait_for(condition: Any, process: subprocess.Popen[Any]) -> None:
 
 PATIENCE = 240  # seconds; machines may be busy
 LONG = ["eval.every=150", "engine.chunk=10", "max_updates=450"]
+HELD = ["+callbacks.hold._target_=tests.helpers.Hold", "+callbacks.hold.at=170"]  # after the first checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -162,12 +163,13 @@ def test_sigkill_in_the_middle_then_resume_is_bit_exact(
     cli: Run, tmp_path: Path, data_root: Path, uninterrupted: Path
 ) -> None:
     """Checkpoints are there in mid-training; after SIGKILL `resume=auto` gives the uninterrupted run's bits."""
-    arguments = tiny("sfac", *LONG, "run_dir=run")
+    arguments = tiny("sfac", *LONG, *HELD, "run_dir=run")
     run = tmp_path / "run"
     process = start(tmp_path, data_root, *arguments)
     wait_for((run / "checkpoints" / "last.ckpt").exists, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    (tmp_path / "go").touch()
     assert not (run / "result.json").exists()
     updates = checkpoint_io.read(run / "checkpoints" / "last.ckpt")["brpo"]["updates"]
     assert 0 < updates < 450
@@ -189,10 +191,11 @@ def test_sigkill_in_the_middle_then_resume_is_bit_exact(
 def test_signals_save_and_exit_130_and_the_run_resumes(
     number: signal.Signals, cli: Run, tmp_path: Path, data_root: Path, uninterrupted: Path
 ) -> None:
-    arguments = tiny("sfac", *LONG, "run_dir=run")
+    arguments = tiny("sfac", *LONG, *HELD, "run_dir=run")
     process = start(tmp_path, data_root, *arguments)
     wait_for((tmp_path / "run" / "checkpoints" / "last.ckpt").exists, process)
     process.send_signal(number)
+    (tmp_path / "go").touch()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert re.search(rf"interrupted: {number.name} at update \d+; saved run/checkpoints/last.ckpt. Continue with:", err)
@@ -286,7 +289,7 @@ def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path)
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, cli: Run, tmp_path: Path) -> None:
-    result = cli("dataset=tests/pendulum/tiny-v0", *arguments)
+    result = cli("dataset=tests/pendulum/tiny-v0", *arguments, CUDA_VISIBLE_DEVICES="")  # else trainer=gpu may be right
     assert result.returncode == 2, result.stderr
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr

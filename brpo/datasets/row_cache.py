@@ -137,6 +137,9 @@ def _lock(path: Path) -> Iterator[None]:
         except BlockingIOError:
             print(f"another process is writing {path}; waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            reason = f"the file system has no locks ({error.strerror})"
+            print(f"note: {reason}; see that no other process writes {path}", flush=True)
         yield
 
 

@@ -72,7 +72,7 @@ def _add_sweep(found: Found, sweep: SweepFolder) -> None:
     for number in sorted({*range(len(plan)), *jobs}):
         job = jobs.get(number)
         folder = sweep.run_folder(job) if job is not None else None
-        if job is None or job.status == Status.failed or folder is None:
+        if job is None or folder is None or (job.status == Status.failed and sweep.result(job) is None):
             what = "not started" if job is None else f"{job.status}: {job.error}" if job.error else job.status
             found.missing.append(f"job {number} ({' '.join(sweep.varying(job.overrides if job else plan[number]))}): {what}")
         elif folder not in folders:

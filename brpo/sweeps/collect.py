@@ -88,11 +88,11 @@ def _row(folder: SweepFolder, job: Job) -> Row:
     path = folder.run_folder(job)
     status = f"failed: {job.error}" if job.status == Status.failed else "unfinished"
     row = Row((job.number,), folder.varying(job.overrides), status, job.algo, job.dataset, run_dirs=(path,) if path else ())
-    result = path / "result.json" if path else None
-    if job.status == Status.failed or result is None or not result.exists():
+    result = folder.result(job)  # also of a run that was continued on its own since
+    if result is None:
         return row
     try:
-        return _with_result(row, json.loads(result.read_text()))  # also of a run that was continued on its own since
+        return _with_result(row, json.loads(result.read_text()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{result} is not a result file of ours: {type(error).__name__} {error}.") from error
 

@@ -161,6 +161,14 @@ class SweepFolder:
         """The folder of a job's run."""
         return None if job.run_dir is None else (self.path / job.run_dir).resolve()
 
+    def result(self, job: Job) -> Path | None:
+        """The result file of a job's run; of a job that failed only one that is newer, of a run that was continued since."""
+        run, record = self.run_folder(job), self.jobs / f"{job.number}.json"
+        path = run / "result.json" if run else None
+        if path is None or not path.exists():
+            return None
+        return path if job.status != Status.failed or path.stat().st_mtime_ns > record.stat().st_mtime_ns else None
+
 
 def claim_device(folder: Path, devices: Sequence[str]) -> tuple[str, TextIOWrapper]:
     """Take a device that as few other processes hold as possible, for as long as the file that comes back is open.

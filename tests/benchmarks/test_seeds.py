@@ -25,7 +25,7 @@ def test_peak_memory_is_a_peak_in_bytes() -> None:
     size = before + (64 << 20)
     block = np.ones(size, np.uint8)
     del block
-    assert size < seeds.peak_memory() < size + before
+    assert size < seeds.peak_memory() < size + before + (32 << 20)  # what else the process takes meanwhile
 
 
 def test_a_training_answers_until_it_ends(datasets: Path) -> None:

@@ -1,9 +1,11 @@
 """`data.storage=memmap`: the batches of `device`, and a cache that is never used where it should not be."""
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,7 @@ def test_changed_data_are_never_trained_on_under_the_old_digest(
     before = mapped().spec
     path = root / ID / "data" / "main_data.hdf5"
     status = path.stat()
+    time.sleep(0.02)  # a coarse clock stamps nothing between its ticks
     with h5py.File(path, "r+") as file:
         file["episode_3"]["rewards"][2] += 1.0
     if restored:
@@ -176,13 +179,27 @@ def test_data_that_change_while_they_are_converted_are_refused(root: Path, monke
     stream = minari_io.stream
 
     def meddled(*arguments: Any) -> minari_io.Summary:
-        (root / ID / "data" / "metadata.json").touch()
+        path = root / ID / "data" / "metadata.json"
+        later = path.stat().st_mtime_ns + 10**9  # not the present, which a coarse clock may have stamped already
+        os.utime(path, ns=(later, later))
         return stream(*arguments)
 
     monkeypatch.setattr(minari_io, "stream", meddled)
     with pytest.raises(UserError, match="has changed while it was read"):
         mapped()
     assert not list(cache(root).parent.glob("*.rows")) + list(cache(root).parent.glob("*.tmp"))
+
+
+def test_a_file_system_without_locks_is_no_obstacle(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(row_cache.fcntl, "flock", flock)
+    assert mapped().spec.dataset_id == ID
+    assert cache(root).exists()
+    assert "has no locks (No locks available); see that no other process writes" in capsys.readouterr().out
 
 
 def test_bad_data_leave_no_cache(root: Path) -> None:

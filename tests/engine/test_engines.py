@@ -149,6 +149,7 @@ def test_auto_picks_and_says_why(name: str, device: str, storage: str, chosen: s
     engine, reason = choose(name, make_algorithm("iql"), torch.device(device), storage)
     assert engine == chosen
     assert reason
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     short, long = make_algorithm("iql"), make_algorithm("iql")
     long.max_updates = 1_000_000
     assert choose("auto", short, torch.device("cpu"), "device")[0] == "eager"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,11 @@ def test_a_sweep_names_its_missing_jobs(tmp_path: Path) -> None:
     found = run_folders.find([sweep.path])
     assert [item.seed for item in found.results] == [0]
     assert found.missing == ["job 1 (seeds=[1]): failed: it broke", "job 2 (seeds=[2]): not started"]
+    sweep.write(Job(1, ["algo=bc", "seeds=[1]"], "bc", "tests/one-v0", Status.failed, error="it broke", run_dir="../again"))
+    later = (sweep.jobs / "1.json").stat().st_mtime_ns + 1
+    os.utime(make_run(tmp_path / "again", {1: [2.0]}) / "result.json", ns=(later, later))  # the user went on with it
+    found = run_folders.find([sweep.path])
+    assert ([item.seed for item in found.results], found.missing) == ([0, 1], ["job 2 (seeds=[2]): not started"])
 
 
 def test_a_run_without_its_curve_is_named_also_in_a_report_of_the_report(tmp_path: Path) -> None:
