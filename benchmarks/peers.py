@@ -133,9 +133,15 @@ def check(algo: str, config: dict[str, Any], device: str, updates: int = 3) -> N
 
 
 def compare(
-    workload: Workload, against: Sequence[str], rounds: int, updates: int, target: Path | None, clock: str = "wall"
+    workload: Workload,
+    against: Sequence[str],
+    rounds: int,
+    updates: int,
+    target: Path | None,
+    clock: str = "wall",
+    options: Sequence[str] = (),
 ) -> None:
-    """Measure, print, and write the rows to a file if one is given."""
+    """Measure, print, and write the rows to a file if one is given, with the options that the user typed."""
     ours = importlib.import_module(f"peers_{OURS}").make(workload)
     others, skipped = gather(against, workload)
     peers = {OURS: ours, **others}
@@ -158,6 +164,7 @@ def compare(
         "rounds": rounds,
         "updates": updates,
         "clock": clock,
+        "options": " ".join(options),
     }
     print(machine())
     print(", ".join(f"{key} {value}" for key, value in context.items()))
@@ -213,7 +220,7 @@ def main(
         check(algo, config, device)
     else:
         workload = make_workload(algo, config, *build(config, device), device, scan)
-        compare(workload, names, rounds, updates, target, clock)
+        compare(workload, names, rounds, updates, target, clock, overrides or [])
 
 
 if __name__ == "__main__":
