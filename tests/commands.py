@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
+LONGEST = 900  # seconds of a command
 
 
 class CommandServer:
@@ -90,6 +92,7 @@ def end(main: Callable[[], None]) -> NoReturn:
 
 def become(request: dict[str, Any]) -> None:
     """Be the process of a command."""
+    signal.alarm(LONGEST)  # one that hangs ends with SIGALRM, and not the whole suite with it
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
