@@ -50,7 +50,7 @@ STAGES = (  # what is filled first
     (OTHERS, REPLAY),
     (FIRST + OTHERS, MEDIUM),
     (FIRST + OTHERS, REST),
-    (tuple(VARIANTS), (*REPLAY, MEDIUM[0], MEDIUM[2])),
+    (tuple(VARIANTS), (*REPLAY, *MEDIUM)),
 )
 
 # Rows are named by what they set (T is the temperature); everything else is the default.
