@@ -77,7 +77,7 @@ def networks() -> dict[str, tuple[Way, Way]]:
         parameters = list(network.parameters())
 
         def by_layers(network: MLP = network, parameters: list[Any] = parameters) -> None:
-            output = network.by_layers(inputs, network.members, network.layer_parameters)
+            output = network.by_layers(inputs, network.members, network.in_order()[0])
             torch.autograd.grad(output.square().mean(), parameters)
 
         def in_one_node(network: MLP = network, parameters: list[Any] = parameters) -> None:

@@ -127,6 +127,36 @@ def evaluate(
         raise Interrupted("the evaluation was given up") from None
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint inside one.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What to write: NAME.onnx or NAME.pt2.", dir_okay=False)],
+    seed: Annotated[int | None, typer.Option(help="Whose policy; the run's first seed unless given.")] = None,
+    checkpoint: Annotated[Rule, typer.Option(help="Which checkpoint of a run folder.")] = Rule.last,
+    sampler: Annotated[
+        str | None, typer.Option(help="Of a diffusion policy, ddpm or ddim; the run's own unless given.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of its reverse pass; few steps want ddim.")] = None,
+    candidates: Annotated[
+        int | None, typer.Option(min=0, help="BDPO: 0, the action from no noise, can be exported.")
+    ] = None,
+) -> None:
+    """Write the policy of one seed, its mean action, to a file that acts without brpo. docs/use.md shows how."""
+    from brpo import saved_runs
+    from brpo.export import export as write
+
+    options = {"sampler": sampler, "steps": steps, "candidates": candidates}
+    acting = {name: value for name, value in options.items() if value is not None}
+    path = saved_runs.checkpoint_of(run, checkpoint.value)
+    found, moment, difference = write(path, file, seed=seed, acting=acting)
+    print(
+        f"{file}: the mean action of {found['algorithm']} on {found['dataset']}, seed {found['seed']}, "
+        f"{found['checkpoint']}, {moment}; {found['observation_dim']} numbers of an observation to "
+        f"{len(found['action_low'])} of an action. The file differs from the run's policy by {difference:.0e} of an "
+        f"action's range at most."
+    )
+
+
 _COLUMNS: dict[str, str] = {
     "return_mean": "return",
     "sliced_wasserstein": "SW distance",

@@ -13,7 +13,7 @@ from brpo import config as configuration
 from brpo import resume, runs
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.datasets import toy
-from brpo.engine import checkpoint_io
+from brpo.engine import checkpoint_io, ranks
 from brpo.errors import UserError
 from brpo.evaluation import environments
 from brpo.evaluation.kinds import kind_of
@@ -21,24 +21,34 @@ from brpo.evaluation.make import make_evaluator
 from brpo.types import DataSpec
 
 
-def load_algorithm(path: Path, acting: Mapping[str, Any] | None = None) -> tuple[OfflineAlgorithm, dict[str, Any]]:
+def load_algorithm(
+    path: Path, acting: Mapping[str, Any] | None = None, seed: int | None = None
+) -> tuple[OfflineAlgorithm, dict[str, Any]]:
     """The algorithm of a checkpoint with its weights, on the CPU, and its configuration.
 
     Args:
         path: the checkpoint.
         acting: options of `algo.acting` other than those of the run: no weight depends on them.
+        seed: one of the run's: the member of this seed alone. None: all of them.
 
     Raises:
-        UserError: the checkpoint is damaged, or names classes that are not ours; or it knows no such way of acting.
+        UserError: the checkpoint is damaged, or names classes that are not ours; or it knows no such way of acting, or has
+            not that seed.
     """
     checkpoint = checkpoint_io.read(path)
     try:
         config, spec = checkpoint["brpo"]["config"], DataSpec.from_dict(checkpoint["brpo"]["spec"])
         configuration.check_trusted(config["algo"])
         _act_otherwise(config["algo"], acting or {}, path)
-        seeds = configuration.seed_list(config["seeds"])
-        algorithm = configuration.build(config["algo"], spec, place="algo", seeds=seeds, max_updates=config["max_updates"])
-        algorithm.load_state_dict(checkpoint["state_dict"])
+        seeds, state = configuration.seed_list(config["seeds"]), checkpoint["state_dict"]
+        if seed is not None and seed not in seeds:
+            raise UserError(f"{path} has no seed {seed}. It has {', '.join(map(str, seeds))}.")
+        own = seeds if seed is None else [seed]
+        algorithm = configuration.build(config["algo"], spec, place="algo", seeds=own, max_updates=config["max_updates"])
+        if seed is not None:
+            place = seeds.index(seed)
+            state = ranks.own_state(state, ranks.seed_axis(algorithm), slice(place, place + 1))
+        algorithm.load_state_dict(state)
         algorithm.on_load_checkpoint(checkpoint)
     except UserError:
         raise

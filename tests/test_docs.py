@@ -4,12 +4,14 @@ import itertools
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from brpo.datasets import sources
 from brpo.engine.checkpoint_io import encode
 from brpo.evaluation.scores import spread
+from brpo.export import export
 from brpo.reports import tables
 from brpo.reports.report import report
 from tests.helpers import ROOT, compose_config, make_algorithm, make_spec, shrink
@@ -83,7 +85,7 @@ def test_scores_are_those_of_the_stored_results(page: str, header: str) -> None:
 @pytest.mark.filterwarnings("ignore")  # Minari's: of fields that need not be given
 def test_own_data_and_a_trained_policy_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs" / "use.md").read_text()
-    making, acting = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    making, acting, from_file = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "sets"))
     exec(making, {})
     (dataset_id,) = set(re.findall(r"mylab/[\w-]+", text))
@@ -104,3 +106,10 @@ def test_own_data_and_a_trained_policy_as_the_page_says(tmp_path: Path, monkeypa
     exec(acting.replace("runs/iql/...", str(tmp_path / "run")), ends)
     assert ends["actions"].shape == (len(config["seeds"]), 1, 1)
     assert ends["truncated"]  # after Pendulum's 200 steps
+
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    export(path, Path("policy.onnx"))
+    exec(from_file, ends)
+    expected = algorithm.act(torch.zeros(len(config["seeds"]), 1, 3))[0].detach().numpy()
+    np.testing.assert_allclose(ends["actions"], expected, atol=1e-5)

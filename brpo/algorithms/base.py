@@ -344,9 +344,14 @@ class OfflineAlgorithm(lightning.LightningModule):
         `keys` (seeds,) name the random numbers of this step.
         """
         if deterministic:
-            return self.actor.mode(observations)
-        noise = streams.normal(keys, (observations.shape[1], self.actor.noise_dim), observations.dtype)
-        return self.actor.sample(observations, noise)
+            return self.policy.mode(observations)
+        noise = streams.normal(keys, (observations.shape[1], self.policy.noise_dim), observations.dtype)
+        return self.policy.sample(observations, noise)
+
+    @property
+    def policy(self) -> Any:
+        """The network that acts."""
+        return self.actor
 
     def normalize(self, observations: Tensor) -> Tensor:
         """Observations in the networks' units."""

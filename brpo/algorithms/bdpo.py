@@ -236,17 +236,18 @@ class BDPO(OfflineAlgorithm):
 
     # --- Acting -------------------------------------------------------------------------------------------------------
 
+    @property
+    def policy(self) -> Any:
+        """The actor's average."""
+        return self.actor_target.module
+
     def choose(self, observations: Tensor, deterministic: bool, keys: Tensor) -> Tensor:
         """Where `deterministic`, one of the candidates by their Q, else a plain sample; by the actor's average."""
-        actor = self.actor_target.module
-        if deterministic and self.candidates == 0:
-            return actor.mode(observations)
-        count = self.candidates if deterministic else 1
+        if not deterministic or self.candidates <= 1:
+            return super().choose(observations, deterministic and self.candidates == 0, keys)
+        count = self.candidates
         observations = observations.repeat_interleave(count, dim=1)
-        noise = streams.normal(keys, (observations.shape[1], actor.noise_dim), observations.dtype)
-        actions = actor.sample(observations, noise)
-        if count == 1:
-            return actions
+        actions = super().choose(observations, False, keys)
         q = self.critic_target(observations, actions).mean(1).unflatten(-1, (-1, count))  # (seeds, n, candidates)
         if self.temperature > 0:  # the largest of Q / temperature + Gumbel noise is a draw from the softmax
             drawn = streams.uniform(streams.key(keys, streams.purpose("candidate")), tuple(q.shape[1:]), q.dtype)
@@ -261,13 +262,13 @@ class BDPO(OfflineAlgorithm):
 
     @torch.no_grad()
     def generation_paths(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """As the base, by the actor's average: plain samples, whatever the number of candidates."""
-        return self.actor_target.module.generation(self.normalize(observations), self.seeds)
+        """As the base, by plain samples, whatever the number of candidates."""
+        return self.policy.generation(self.normalize(observations), self.seeds)
 
     @torch.no_grad()
     def generation_value(self, observations: Tensor, points: Tensor, position: int) -> Tensor:
         """The aggregated V_n of the average; Q at the action."""
-        observations, path = self.normalize(observations), self.actor_target.module.path
+        observations, path = self.normalize(observations), self.policy.path
         if position == len(path):
             return self.aggregate(self.critic_target(observations, points))
         return self.aggregate(self.value_target(observations, points, path[position][0]))

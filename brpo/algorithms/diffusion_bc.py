@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from brpo.algorithms.base import OfflineAlgorithm
-from brpo.functional import streams
 from brpo.modules.target import Target
 from brpo.options import require, require_number, require_part
 from brpo.types import Batch, DataSpec
@@ -54,22 +53,19 @@ class DiffusionBC(OfflineAlgorithm):
         noise = self.normal("noise", batch.actions)
         return self.actor.denoising_error(batch.observations, batch.actions, n, noise).mean(-1)
 
-    def choose(self, observations: Tensor, deterministic: bool, keys: Tensor) -> Tensor:
-        """As the base, by the average of the weights."""
-        actor = self.actor_target.module
-        if deterministic:
-            return actor.mode(observations)
-        return actor.sample(observations, streams.normal(keys, (observations.shape[1], actor.noise_dim), observations.dtype))
+    @property
+    def policy(self) -> Any:
+        """The average of the weights."""
+        return self.actor_target.module
 
     @torch.no_grad()
     def generation_paths(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """As the base, by the average of the weights."""
-        return self.actor_target.module.generation(self.normalize(observations), self.seeds)
+        """As the base."""
+        return self.policy.generation(self.normalize(observations), self.seeds)
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         """Denoising error of the average on held-out actions, the steps in turn."""
-        actor = self.actor_target.module
         rows = torch.arange(batch.actions.shape[1], device=batch.actions.device)
-        n = (1 + rows % actor.schedule.steps).expand(batch.actions.shape[:2])
+        n = (1 + rows % self.policy.schedule.steps).expand(batch.actions.shape[:2])
         noise = self.normal("heldout", batch.actions)
-        return {"actor/denoising_error": actor.denoising_error(batch.observations, batch.actions, n, noise)}
+        return {"actor/denoising_error": self.policy.denoising_error(batch.observations, batch.actions, n, noise)}

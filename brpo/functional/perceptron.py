@@ -19,8 +19,8 @@ NARROW = 16  # outputs up to which the transposed product is the faster one
 
 
 def supported(inputs: Tensor, members: int) -> bool:
-    """Whether to take this path: on a CPU, outside autocast; in a compiled graph for a few members only."""
-    if inputs.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    """Whether to take this path: on a CPU, outside autocast; in a compiled graph for a few members only, never in a file."""
+    if inputs.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting():
         return False
     return members <= MOST_COMPILED or not torch.compiler.is_compiling()
 

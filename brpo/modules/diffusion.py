@@ -86,14 +86,14 @@ class TimedMLP(nn.Module):
     def forward(self, inputs: Tensor, n: int | Tensor) -> Tensor:
         """Map (seeds, batch, inputs) to (*members, batch, outputs); n is one step, or (seeds, batch) of them."""
         network = self.network
-        weight, bias, *rest = network.layer_parameters
+        (weight, bias, *rest), norms = network.in_order()
         weight, time_weight = weight.split([self.inputs, weight.shape[-2] - self.inputs], dim=-2)
         if isinstance(n, int):
             bias = bias + (self.time(n) @ time_weight).squeeze(-2)
         else:
             weight = torch.cat([weight, self.time() @ time_weight], dim=-2)
             inputs = torch.cat([inputs, self.which[n]], dim=-1)
-        return network.run(inputs, network.members, [weight, bias, *rest], network.norm_parameters)
+        return network.run(inputs, network.members, [weight, bias, *rest], norms)
 
 
 class DiffusionActor(nn.Module):

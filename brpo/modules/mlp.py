@@ -122,27 +122,35 @@ class MLP(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.layers = nn.ModuleList(StackedLinear(members, a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
         self.norms = nn.ModuleList(StackedNorm(members, size) for size in hidden if layer_norm)
-        self._list_parameters()
+        self._listed = self._list_parameters()
 
-    def _list_parameters(self) -> None:
-        """Walking the layers at every call would cost as much as a small product."""
-        self.layer_parameters: list[Any] = [p for layer in self.layers for p in (layer.weight, layer.bias)]
-        self.norm_parameters: list[Any] = [(norm.scale, norm.shift) for norm in self.norms]
+    def _list_parameters(self) -> tuple[list[Any], list[Any]]:
+        layers = [parameter for layer in self.layers for parameter in (layer.weight, layer.bias)]
+        return layers, [(norm.scale, norm.shift) for norm in self.norms]
+
+    def in_order(self) -> tuple[list[Any], list[Any]]:
+        """W_1, b_1, ..., W_L, b_L, and scale and shift of each norm.
+
+        From a list: walking the layers at every call would cost as much as a small product. An export, which puts others in
+        their place, would miss that and keep every weight twice.
+        """
+        return self._list_parameters() if torch.compiler.is_exporting() else self._listed
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Moving a module may make new parameters."""
         super()._apply(fn, recurse)
-        self._list_parameters()
+        self._listed = self._list_parameters()
         return self
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (seeds, batch, inputs) to (*members, batch, outputs)."""
-        return self.run(inputs, self.members, self.layer_parameters, self.norm_parameters)
+        return self.run(inputs, self.members, *self.in_order())
 
     def first(self, inputs: Tensor) -> Tensor:
         """The first network of each seed, (seeds, batch, outputs), its weights held fixed: for gradients of the inputs."""
-        parameters = [parameter[:, 0].detach() for parameter in self.layer_parameters]
-        norms = [(scale[:, 0].detach(), shift[:, 0].detach()) for scale, shift in self.norm_parameters]
+        layers, pairs = self.in_order()
+        parameters = [parameter[:, 0].detach() for parameter in layers]
+        norms = [(scale[:, 0].detach(), shift[:, 0].detach()) for scale, shift in pairs]
         return self.run(inputs, self.members[:1], parameters, norms)
 
     def run(

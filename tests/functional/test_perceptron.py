@@ -39,8 +39,8 @@ def test_equals_layers_one_by_one(members: tuple[int, ...], hidden: list[int], o
     inputs = torch.randn(
         members[0], 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True
     )
-    fast = perceptron.relu_network(inputs, math.prod(members), mlp.layer_parameters).view(*members, 6, outputs)
-    plain = mlp.by_layers(inputs, members, mlp.layer_parameters)
+    fast = perceptron.relu_network(inputs, math.prod(members), mlp.in_order()[0]).view(*members, 6, outputs)
+    plain = mlp.by_layers(inputs, members, mlp.in_order()[0])
     assert torch.allclose(fast, plain, rtol=0, atol=1e-12)
     for one, other in zip(gradients(fast, inputs, mlp), gradients(plain, inputs, mlp), strict=True):
         assert one.shape == other.shape
@@ -50,7 +50,7 @@ def test_equals_layers_one_by_one(members: tuple[int, ...], hidden: list[int], o
 def test_by_finite_differences() -> None:
     mlp = network((2, 2), 1, [4])
     inputs = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, *p: perceptron.relu_network(x, 4, p), (inputs, *mlp.layer_parameters))
+    assert torch.autograd.gradcheck(lambda x, *p: perceptron.relu_network(x, 4, p), (inputs, *mlp.in_order()[0]))
 
 
 def test_without_gradient_nothing_is_kept() -> None:
