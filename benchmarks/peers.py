@@ -106,8 +106,12 @@ def show(table: list[dict[str, Any]]) -> None:
 def append(path: Path, table: list[dict[str, Any]], context: dict[str, Any]) -> None:
     """Add the rows to a CSV file, each with what was measured where."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [*context, *table[0]], lineterminator="\n")
+    columns = [*context, *table[0]]
+    with path.open("a+", newline="") as file:
+        file.seek(0)
+        if (first := file.readline()) and first.strip() != ",".join(columns):
+            raise typer.BadParameter(f"--csv {path}: has other columns than {','.join(columns)}. Name another file.")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         if file.tell() == 0:
             writer.writeheader()
         for row in table:

@@ -1,4 +1,4 @@
-"""The `brpo` command: look at data sets, evaluate and diagnose runs, collect the jobs of a sweep, report results."""
+"""The `brpo` command: look at data sets, evaluate, diagnose and export runs, collect the jobs of a sweep, report results."""
 
 import csv
 import os

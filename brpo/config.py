@@ -116,19 +116,29 @@ def _as_user_error(error: InstantiationException, node: Any, place: str) -> Exce
     if isinstance(cause, ValueError):
         return UserError(str(cause))
     if isinstance(cause, TypeError):
-        words = re.sub(r"^\w+(?= has no | lacks the )", target.rpartition(".")[2], in_words(cause))  # not a base class
-        return UserError(f"{words}. {_known_options(target)}")
+        words, classes = in_words(cause), _classes(target)
+        owner = words.partition(" ")[0]
+        if owner not in [each.__name__ for each in classes]:  # of what the class was about to build
+            return UserError(f"{target}: {words}.")
+        own = f"{classes[0].__name__}{words.removeprefix(owner)}"  # and not a base class
+        return UserError(f"{own}. {_known_options(classes)}")
     return UserError(" ".join(str(cause).split()))
 
 
-def _known_options(target: str) -> str:
+def _classes(target: str) -> list[type]:
+    """A class and those above it; none of what is no class."""
     module, _, name = target.rpartition(".")
     try:
-        classes = [c for c in inspect.getmro(getattr(importlib.import_module(module), name)) if "__init__" in vars(c)]
+        return list(inspect.getmro(getattr(importlib.import_module(module), name)))
     except (ImportError, AttributeError, ValueError, TypeError):
-        return ""
+        return []
+
+
+def _known_options(classes: list[type]) -> str:
     names: dict[str, None] = {}
     for each in classes:
+        if "__init__" not in vars(each):
+            continue
         parameters = inspect.signature(each.__init__).parameters
         names |= dict.fromkeys(p for p in list(parameters)[1:] if p not in NOT_TYPED)
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):

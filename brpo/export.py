@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from brpo import config as configuration
 from brpo import saved_runs
 from brpo.algorithms.base import OfflineAlgorithm
+from brpo.datasets import toy
 from brpo.errors import UserError
 from brpo.evaluation import environments
 from brpo.files import write_atomically
@@ -70,7 +71,7 @@ class Exported(NamedTuple):
 
 
 def export(checkpoint: Path, target: Path, *, seed: int | None = None, acting: Mapping[str, Any] | None = None) -> Exported:
-    """Write the policy of a checkpoint to a file, read that, and compare it with the policy.
+    """Export the policy of a checkpoint, compare what was exported with the policy, and write it to a file.
 
     Args:
         checkpoint: of a run.
@@ -88,25 +89,26 @@ def export(checkpoint: Path, target: Path, *, seed: int | None = None, acting: M
     algorithm, config = saved_runs.load_algorithm(checkpoint, acting)
     seed = configuration.seed_list(config["seeds"])[0] if seed is None else seed
     algorithm, config = saved_runs.load_algorithm(checkpoint, acting, seed)
-    configuration.check_evaluation(algorithm.spec.dataset_id, "mean")
+    if toy.is_toy(algorithm.spec.dataset_id):
+        raise UserError(f"A policy on {algorithm.spec.dataset_id} acts by samples, and a file has no random numbers.")
     if (count := config["algo"].get("acting", {}).get("candidates", 0)) > 0:
+        how = f"the best of {count} samples by Q" if count > 1 else "a sample"
         raise UserError(
-            f"The policy of {checkpoint} draws {count} actions and takes one by its Q: a file has no random numbers. "
-            f"Export the action that comes out of no noise: --candidates 0."
+            f"The policy of {checkpoint} acts by {how}, and a file has no random numbers. Export the action that comes out "
+            f"of no noise: --candidates 0."
         )
     provenance = _provenance(algorithm, config, checkpoint, seed)
+    content = write(Policy(algorithm).eval(), provenance)
+    difference = _difference(algorithm, read(content))
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"What was exported from {checkpoint} acts otherwise than the policy: by {difference:.1e} of the range of an "
+            f"action, {TOLERANCE:.0e} are allowed. It was not written; please report this."
+        )
     try:
-        content = write(Policy(algorithm).eval(), provenance)
         write_atomically(target, content)
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror or error}).") from error
-    difference = _difference(algorithm, read(target))
-    if not difference <= TOLERANCE:
-        target.unlink()
-        raise UserError(
-            f"The file for {checkpoint} acts otherwise than the policy: by {difference:.1e} of the range of an action, "
-            f"{TOLERANCE:.0e} are allowed. It was deleted; please report this."
-        )
     return Exported(provenance, saved_runs.moment(algorithm), difference)
 
 
@@ -114,6 +116,9 @@ def _provenance(algorithm: OfflineAlgorithm, config: dict[str, Any], checkpoint:
     spec, environment = algorithm.spec, None
     with contextlib.suppress(environments.EnvironmentUnavailable):  # logged data may have none
         environment = environments.describe(spec.environment)["id"]
+    run, commit = checkpoint.resolve().parent.parent, None
+    with contextlib.suppress(OSError, ValueError, KeyError):  # a run that has not ended has no result
+        commit = json.loads((run / "result.json").read_text())["git"]
     return {
         "algorithm": type(algorithm).__name__,
         "dataset": spec.dataset_id,
@@ -121,6 +126,8 @@ def _provenance(algorithm: OfflineAlgorithm, config: dict[str, Any], checkpoint:
         "environment": environment,
         "seed": seed,
         "update": algorithm.update_count,
+        "run": run.name,
+        "git": commit,
         "checkpoint": checkpoint.name,
         "action": "mean",
         "acting": config["algo"].get("acting", {}),
@@ -133,7 +140,7 @@ def _provenance(algorithm: OfflineAlgorithm, config: dict[str, Any], checkpoint:
 
 @torch.no_grad()
 def _difference(algorithm: OfflineAlgorithm, act: Acts) -> float:
-    """On observations that spread as the data's, in one batch and the first one alone."""
+    """On normal observations in the network's units, in one batch and the first one alone."""
     spec, generator = algorithm.spec, np.random.default_rng(0)
     drawn = generator.standard_normal((TRIED, spec.observation_dim)).astype(np.float32)
     observations = drawn * algorithm.observation_std.numpy() + algorithm.observation_mean.numpy()
@@ -158,8 +165,8 @@ def _write_program(policy: Policy, provenance: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def _read_program(path: Path) -> Acts:
-    module = torch.export.load(path).module()
+def _read_program(content: bytes) -> Acts:
+    module = torch.export.load(io.BytesIO(content)).module()
     return lambda observations: module(torch.as_tensor(observations)).numpy()
 
 
@@ -175,10 +182,10 @@ def _write_onnx(policy: Policy, provenance: dict[str, Any]) -> bytes:
     return model.model_proto.SerializeToString()
 
 
-def _read_onnx(path: Path) -> Acts:
+def _read_onnx(content: bytes) -> Acts:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return lambda observations: np.asarray(session.run([OUTPUT], {INPUT: observations})[0])
 
 
@@ -193,7 +200,7 @@ def _need_onnx() -> None:
         ) from error
 
 
-FORMATS: dict[str, tuple[Callable[[Policy, dict[str, Any]], bytes], Callable[[Path], Acts]]] = {
+FORMATS: dict[str, tuple[Callable[[Policy, dict[str, Any]], bytes], Callable[[bytes], Acts]]] = {
     ".onnx": (_write_onnx, _read_onnx),
     ".pt2": (_write_program, _read_program),
 }

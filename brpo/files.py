@@ -60,7 +60,11 @@ def _keep(path: Path, keep: Path) -> None:
         if error.errno not in _NO_LINKS:
             raise
         link = path
-    os.replace(link, keep)
+    try:
+        os.replace(link, keep)
+    finally:
+        if link != path:  # where both names are of one file already, the rename leaves both
+            link.unlink(missing_ok=True)
 
 
 def user_cache() -> Path:

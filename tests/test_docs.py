@@ -15,6 +15,7 @@ from brpo.export import export
 from brpo.reports import tables
 from brpo.reports.report import report
 from tests.helpers import ROOT, compose_config, make_algorithm, make_spec, shrink
+from tests.test_export import need_onnx
 
 PAGES = [
     ROOT / "README.md",
@@ -107,7 +108,7 @@ def test_own_data_and_a_trained_policy_as_the_page_says(tmp_path: Path, monkeypa
     assert ends["actions"].shape == (len(config["seeds"]), 1, 1)
     assert ends["truncated"]  # after Pendulum's 200 steps
 
-    pytest.importorskip("onnxruntime")
+    need_onnx()
     monkeypatch.chdir(tmp_path)
     export(path, Path("policy.onnx"))
     exec(from_file, ends)

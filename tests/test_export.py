@@ -43,6 +43,11 @@ def checkpoint(folder: Path, *overrides: str, algo: str = "sfac", **spec: Any) -
     return path, actions.detach().numpy()
 
 
+def need_onnx() -> Any:
+    """Skips where one of the packages is not here."""
+    return [pytest.importorskip(name) for name in ("onnxruntime", "onnxscript", "onnx")][-1]
+
+
 @pytest.mark.parametrize("ending", export.FORMATS)
 @pytest.mark.parametrize(
     ("algo", "overrides"),
@@ -56,12 +61,12 @@ def checkpoint(folder: Path, *overrides: str, algo: str = "sfac", **spec: Any) -
 )
 def test_a_file_acts_as_the_policy_of_its_seed(ending: str, algo: str, overrides: list[str], tmp_path: Path) -> None:
     if ending == ".onnx":
-        pytest.importorskip("onnxruntime")
+        need_onnx()
     path, actions = checkpoint(tmp_path, *overrides, algo=algo)
     target = tmp_path / f"policy{ending}"
     found = export.export(path, target, seed=7, acting=NO_NOISE if algo == "bdpo" else None)
     assert found.difference < 1e-5
-    act = export.FORMATS[ending][1](target)
+    act = export.FORMATS[ending][1](target.read_bytes())
     assert np.abs(actions[0] - actions[1]).max() > 1e-3  # the seeds differ
     np.testing.assert_allclose(act(OBSERVATIONS), actions[1], atol=1e-5)
     np.testing.assert_allclose(act(OBSERVATIONS[2:3]), actions[1][2:3], atol=1e-5)
@@ -92,7 +97,7 @@ def test_what_stands_in_the_file_and_nothing_of_ours_is_needed_to_act(tmp_path: 
 
 
 def test_provenance_in_onnx(tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx")
+    onnx = need_onnx()
     found = export.export(checkpoint(tmp_path)[0], tmp_path / "policy.onnx")
     model = onnx.load(tmp_path / "policy.onnx")
     assert {item.key: json.loads(item.value) for item in model.metadata_props} == json.loads(json.dumps(found.provenance))
@@ -105,7 +110,8 @@ def test_provenance_in_onnx(tmp_path: Path) -> None:
         ("policy.pt2", {"seed": 5}, [], "has no seed 5. It has 4, 7."),
         ("policy.pt2", {"acting": {"candidates": 0}}, [], "cannot act by another candidates"),
         ("nowhere/policy.pt2", {}, [], "policy.pt2 cannot be written \\(No such file or directory\\)"),
-        ("policy.pt2", {}, ["algo.acting.candidates=3"], "draws 3 actions and takes one by its Q.*--candidates 0"),
+        ("policy.pt2", {}, ["algo.acting.candidates=3"], "acts by the best of .* samples by Q.*: --candidates 0"),
+        ("policy.pt2", {"acting": {"candidates": 1}}, ["algo.acting.candidates=3"], "acts by a sample, .*: --candidates 0"),
     ],
 )
 def test_refusals(file: str, options: dict[str, Any], overrides: list[str], message: str, tmp_path: Path) -> None:
@@ -117,16 +123,17 @@ def test_refusals(file: str, options: dict[str, Any], overrides: list[str], mess
 
 def test_toy_policies_are_sampled_ones(tmp_path: Path) -> None:
     path, _ = checkpoint(tmp_path, dataset_id="toy/moons")
-    with pytest.raises(UserError, match="toy/moons"):
+    with pytest.raises(UserError, match="A policy on toy/moons acts by samples, and a file has no random numbers"):
         export.export(path, tmp_path / "policy.pt2")
 
 
-def test_a_file_that_acts_otherwise_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_acts_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, _ = export.FORMATS[".pt2"]
-    monkeypatch.setitem(export.FORMATS, ".pt2", (write, lambda path: lambda o: np.zeros((len(o), 2), np.float32)))
+    monkeypatch.setitem(export.FORMATS, ".pt2", (write, lambda content: lambda o: np.zeros((len(o), 2), np.float32)))
+    (tmp_path / "policy.pt2").write_text("an older one")
     with pytest.raises(UserError, match="acts otherwise than the policy: by"):
         export.export(checkpoint(tmp_path)[0], tmp_path / "policy.pt2")
-    assert not (tmp_path / "policy.pt2").exists()
+    assert (tmp_path / "policy.pt2").read_text() == "an older one"
 
 
 def test_onnx_without_its_packages_says_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

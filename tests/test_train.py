@@ -268,6 +268,7 @@ def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path)
         ),
         (["algo=bdpo", "algo.critic.layer_norm=no"], "algo.critic.layer_norm=no is not allowed; it must be true or false"),
         (["algo=iql", "+algo.critic.foo=1"], "The critic of IQL cannot be built: QEnsemble has no option 'foo'.\n"),
+        (["algo=sfac", "+algo.regularizer.bogus=1"], "SfAC: SeriesDivergence has no option 'bogus'.\n"),
         (["algo=td3_bc", "actor=mixture"], "MixtureActor lacks the options 'min_log_std' and 'max_log_std'"),
         (["algo=bdpo", "actor=gaussian"], "The actor of BDPO cannot be built: GaussianActor has no option 'noise_schedule'"),
         (["+sweep=epsilon"], "+sweep= varies algo, seeds, algo.regularizer.epsilon from job to job: type -m before it"),

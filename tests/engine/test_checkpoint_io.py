@@ -81,6 +81,10 @@ def test_last_keeps_its_predecessor(tmp_path: Path) -> None:
     assert read(last)["brpo"]["updates"] == 3
     assert read(last.with_name("previous.ckpt"))["brpo"]["updates"] == 2
     assert sorted(p.name for p in last.parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
+    last.unlink()  # as a kill between the two renames leaves them: one file of two names
+    last.hardlink_to(last.with_name("previous.ckpt"))
+    files.write_atomically(last, b"new", keep=last.with_name("previous.ckpt"))
+    assert sorted(p.name for p in last.parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
     io.remove_checkpoint(last)
     assert not last.exists()
 
