@@ -130,7 +130,12 @@ def evaluate(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint inside one.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What to write: NAME.onnx or NAME.pt2.", dir_okay=False)],
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help="What to write, NAME.onnx or NAME.pt2; RUN/policy.onnx unless given.", dir_okay=False
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Whose policy; the run's first seed unless given.")] = None,
     checkpoint: Annotated[Rule, typer.Option(help="Which checkpoint of a run folder.")] = Rule.last,
     sampler: Annotated[
@@ -148,6 +153,7 @@ def export(
     options = {"sampler": sampler, "steps": steps, "candidates": candidates}
     acting = {name: value for name, value in options.items() if value is not None}
     path = saved_runs.checkpoint_of(run, checkpoint.value)
+    file = file or saved_runs.folder_of(path).path / "policy.onnx"
     found, moment, difference = write(path, file, seed=seed, acting=acting)
     print(
         f"{file}: the mean action of {found['algorithm']} on {found['dataset']}, seed {found['seed']}, "

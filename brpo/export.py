@@ -116,9 +116,9 @@ def _provenance(algorithm: OfflineAlgorithm, config: dict[str, Any], checkpoint:
     spec, environment = algorithm.spec, None
     with contextlib.suppress(environments.EnvironmentUnavailable):  # logged data may have none
         environment = environments.describe(spec.environment)["id"]
-    run, commit = checkpoint.resolve().parent.parent, None
+    run, commit = saved_runs.folder_of(checkpoint), None
     with contextlib.suppress(OSError, ValueError, KeyError):  # a run that has not ended has no result
-        commit = json.loads((run / "result.json").read_text())["git"]
+        commit = json.loads(run.result.read_text())["git"]
     return {
         "algorithm": type(algorithm).__name__,
         "dataset": spec.dataset_id,
@@ -126,7 +126,7 @@ def _provenance(algorithm: OfflineAlgorithm, config: dict[str, Any], checkpoint:
         "environment": environment,
         "seed": seed,
         "update": algorithm.update_count,
-        "run": run.name,
+        "run": run.path.name,
         "git": commit,
         "checkpoint": checkpoint.name,
         "action": "mean",

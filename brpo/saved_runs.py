@@ -93,6 +93,12 @@ def checkpoint_of(run: Path, rule: str) -> Path:
     return path
 
 
+def folder_of(path: Path) -> runs.RunFolder:
+    """The run folder of a checkpoint; of one that stands alone, the folder that it lies in."""
+    place = path.resolve().parent
+    return runs.RunFolder(place.parent if place.name == "checkpoints" else place)
+
+
 def evaluate_checkpoint(
     path: Path, *, episodes: int | None = None, mode: str | None = None, acting: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -154,8 +160,7 @@ def film(path: Path, *, mode: str, max_frames: int, acting: Mapping[str, Any] | 
 
     algorithm, config = load_algorithm(path, acting)
     seeds = configuration.seed_list(config["seeds"])
-    place = path.resolve().parent
-    folder = runs.RunFolder(place.parent if place.name == "checkpoints" else place).videos  # a checkpoint may stand alone
+    folder = folder_of(path).videos
     folder.mkdir(exist_ok=True)
     try:
         env = environments.maker(algorithm.spec.environment, render=True)()

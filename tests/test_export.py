@@ -152,3 +152,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     out = capsys.readouterr().out
     assert f"{target}: the mean action of BDPO on {SPEC.dataset_id}, seed 7, last.ckpt, update 3 of " in out
     assert target.exists()
+    need_onnx()
+    monkeypatch.setattr("sys.argv", ["brpo", "export", run, "--candidates", "0"])
+    assert exit_code_of_command(cli.app) == 0
+    assert (Path(run) / "policy.onnx").exists()
