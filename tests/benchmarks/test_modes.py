@@ -39,7 +39,7 @@ def test_table_leaves_open_what_was_not_evaluated() -> None:
 STORED = Path(__file__).parents[2] / "docs" / "results"
 
 
-@pytest.mark.parametrize("name", ["diffusion_modes.csv"])
+@pytest.mark.parametrize("name", ["modes.csv", "diffusion_modes.csv"])
 def test_stored_rows_name_a_run_and_data_whose_report_is_stored(name: str) -> None:
     with (STORED / name).open() as file:
         rows = list(csv.DictReader(file))
