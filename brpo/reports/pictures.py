@@ -24,6 +24,7 @@ _COLORS = {
 _OTHERS = ("#6A3D9A", "#B8A800", "#8C510A", "#35978F")  # algorithms that are not in the table, in turn
 _STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = "osD^vPX*<>"
+_STROKES = 3  # variants that strokes alone tell apart at a glance
 _COLUMNS = 3  # panels beside one another, at most
 _PANEL = (4.4, 3.2)  # inches
 _LEGEND_ROW = 0.24  # inches
@@ -34,19 +35,21 @@ _CHARACTERS = 15.0  # of a legend's text in an inch of width
 def looks(methods: Sequence[Method]) -> dict[str, dict[str, Any]]:
     """How the lines of methods look, by name: colours and markers tell algorithms apart, strokes the variants of one.
 
-    Where there is one algorithm alone, its variants run through a scale of colours and the markers in their order.
+    Where there is one algorithm alone, and where one has more than a few variants, these run through a scale of colours and
+    the markers in their order.
     """
     algos = list(dict.fromkeys(method.algo for method in methods))
     others = [algo for algo in algos if algo not in _COLORS]
     found = {}
-    for place, method in enumerate(methods):
-        alone = len(algos) == 1 and len(methods) > 1
-        if alone:
-            color: Any = matplotlib.colormaps["viridis"](0.9 * place / (len(methods) - 1))
+    for method in methods:
+        variants = [other for other in methods if other.algo == method.algo]
+        place, scaled = variants.index(method), len(variants) > (1 if len(algos) == 1 else _STROKES)
+        if scaled:
+            color: Any = matplotlib.colormaps["viridis"](0.9 * place / (len(variants) - 1))
         else:
             color = _COLORS.get(method.algo) or _OTHERS[others.index(method.algo) % len(_OTHERS)]
         again = method.variant // len(_STYLES)  # its stroke is taken: another marker
-        marker = place if alone else algos.index(method.algo) + again * len(algos)
+        marker = place if scaled else algos.index(method.algo) + again * len(algos)
         found[method.name] = {
             "color": color,
             "linestyle": _STYLES[method.variant % len(_STYLES)],
