@@ -39,6 +39,12 @@ class Rule(StrEnum):
     best = "best"
 
 
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint inside one.")]
+CheckpointRule = Annotated[Rule, typer.Option(help="Which checkpoint of a run folder.")]
+Sampler = Annotated[str | None, typer.Option(help="Of a diffusion policy, ddpm or ddim; the run's own unless given.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Of its reverse pass; few steps want ddim.")]
+
+
 @data_app.command("list")
 def list_data(
     remote: Annotated[bool, typer.Option(help="Ask the hub too.")] = True,
@@ -90,14 +96,12 @@ def data_check(dataset_id: Annotated[str, typer.Argument(metavar="ID")]) -> None
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint inside one.")],
+    run: RunPath,
     episodes: Annotated[int | None, typer.Option(min=1, help="For each seed; the run's own number unless given.")] = None,
     mode: Annotated[Mode | None, typer.Option(help="The mode or a sample; the run's own unless given.")] = None,
-    checkpoint: Annotated[Rule, typer.Option(help="Which checkpoint of a run folder.")] = Rule.last,
-    sampler: Annotated[
-        str | None, typer.Option(help="Of a diffusion policy, ddpm or ddim; the run's own unless given.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of its reverse pass; few steps want ddim.")] = None,
+    checkpoint: CheckpointRule = Rule.last,
+    sampler: Sampler = None,
+    steps: Steps = None,
     candidates: Annotated[
         int | None, typer.Option(min=0, help="BDPO: actions that Q chooses among; 0: from no noise.")
     ] = None,
@@ -129,7 +133,7 @@ def evaluate(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint inside one.")],
+    run: RunPath,
     file: Annotated[
         Path | None,
         typer.Argument(
@@ -137,11 +141,9 @@ def export(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Whose policy; the run's first seed unless given.")] = None,
-    checkpoint: Annotated[Rule, typer.Option(help="Which checkpoint of a run folder.")] = Rule.last,
-    sampler: Annotated[
-        str | None, typer.Option(help="Of a diffusion policy, ddpm or ddim; the run's own unless given.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of its reverse pass; few steps want ddim.")] = None,
+    checkpoint: CheckpointRule = Rule.last,
+    sampler: Sampler = None,
+    steps: Steps = None,
     candidates: Annotated[
         int | None, typer.Option(min=0, help="BDPO: 0, the action from no noise, can be exported.")
     ] = None,
@@ -205,8 +207,8 @@ def _add_rows(path: Path, run: Path, result: dict[str, Any], acting: Mapping[str
 
 @app.command()
 def diagnose(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a checkpoint inside one.")],
-    checkpoint: Annotated[Rule, typer.Option(help="Which checkpoint of a run folder.")] = Rule.last,
+    run: RunPath,
+    checkpoint: CheckpointRule = Rule.last,
 ) -> None:
     """Ratios, weights, support and values of a run on one page: RUN/diagnosis.png, and its numbers as .json and .md."""
     from brpo import diagnosis, diagnosis_page, saved_runs
