@@ -8,6 +8,7 @@ several sittings and machines; `--store` puts there what the report is made of.
     python benchmarks/grid.py policies          # docs/results.md: mixtures as policy and behaviour model
     python benchmarks/grid.py halfcheetah       # docs/sfac.md: why TD3+BC is better on HalfCheetah replay
     python benchmarks/grid.py hopper_replay     # docs/sfac.md: whether XQL is better on Hopper replay, and why
+    python benchmarks/grid.py sql_parts         # docs/sfac.md: why SQL is better with the same observations
     python benchmarks/grid.py observations      # docs/results.md: the other methods with normalized observations
     python benchmarks/grid.py modes             # docs/results.md: runs to be evaluated by `brpo evaluate --mode`
     python benchmarks/grid.py diffusion         # docs/bdpo.md, docs/results.md: BDPO and diffusion cloning
@@ -159,6 +160,17 @@ HOPPER_REPLAY = {  # asked of the other recordings: what keeps Sf-AC below XQL t
         "xql": ["algo=xql"],
     }.items()
 }
+SERIES = ["algo=sfac", "algo.omega=series"]
+SQL_PARTS = {  # asked of the other recordings: why SQL is better with the same observations
+    row: [*overrides, "seeds=[100,101,102]"]
+    for row, overrides in {
+        "sql, normalized observations": ["algo=sql", NORMALIZED],
+        "sfac": ["algo=sfac"],
+        "sfac series T 1, normalizer": [*SERIES, "algo.temperature=1", "algo.value_loss=normalizer"],
+        "sfac series T 1": [*SERIES, "algo.temperature=1"],
+        "sfac series T 3, normalizer": [*SERIES, "algo.value_loss=normalizer"],
+    }.items()
+}
 BUDGET = ["eval.every=10000", "eval.episodes=10"]
 QUESTIONS = {  # rows, data sets, updates; three seeds where a row says nothing else
     "symmetry": (SYMMETRY, REPLAY[1:3], 50000),
@@ -171,6 +183,7 @@ QUESTIONS = {  # rows, data sets, updates; three seeds where a row says nothing 
     "normalization": (NORMALIZATION, (*REPLAY[1:], MEDIUM[0], MEDIUM[2]), 50000),
     "diffusion_setting": (DIFFUSION_SETTING, (*MEDIUM[:2], REST[0], REST[2]), 20000),
     "hopper_replay": (HOPPER_REPLAY, REPLAY[1:2], 50000),
+    "sql_parts": (SQL_PARTS, (REPLAY[3], REPLAY[1], REPLAY[2]), 50000),
     "diffusion_normalization": (DIFFUSION_NORMALIZATION, (MEDIUM[1], MEDIUM[2], REST[0]), 10000),
 }
 

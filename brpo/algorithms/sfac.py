@@ -35,7 +35,7 @@ from brpo.types import Batch, DataSpec
 OMEGAS = ("exp", "series")
 RATIOS = ("target", "behavior")
 EPSILON_SCHEDULES = ("fixed", "spread")
-VALUES = ("expectile", "sample", "softmax")
+VALUES = ("expectile", "sample", "softmax", "normalizer")
 
 
 class SfAC(OfflineAlgorithm):
@@ -61,8 +61,9 @@ class SfAC(OfflineAlgorithm):
             target critics at the transition, so that the series acts less where the critics disagree. Ours.
         ratio: `target`: t = pi*/pi under the outer ratio rho; `behavior`: t = pi/pi_D without one.
         max_ratio: > 0, beyond which rho is continued by its tangent in log rho (bounds the gradient's variance).
-        value_loss: `expectile` (as IQL), `sample` (V at the policy's actions; the Q target then uses Q at them), or
-            `softmax` (in-sample soft maximum at the same temperature, by Gumbel regression).
+        value_loss: `expectile` (as IQL), `sample` (V at the policy's actions; the Q target then uses Q at them),
+            `softmax` (in-sample soft maximum at the same temperature, by Gumbel regression), or `normalizer` (lambda(s),
+            with which the ratio of `omega=series` has mean 1 in each state; SQL's V at order 2).
         expectile: in (0, 1), for `value_loss=expectile`.
         max_exponent: > 0, clip of the exponent for `value_loss=softmax`.
         behavior_training: `joint`: each update fits the behaviour model too, after its pre-training if there is one;
@@ -113,6 +114,11 @@ class SfAC(OfflineAlgorithm):
             raise UserError(
                 f"algo.target_divergence={target_divergence} has no effect under algo.omega=exp, the closed form for kl. "
                 f"Set algo.omega=series, or leave it out."
+            )
+        if omega == "exp" and value_loss == "normalizer":
+            raise UserError(
+                "algo.value_loss=normalizer is for algo.omega=series. The normalizer of exp(A / temperature) is the soft "
+                "maximum: set algo.value_loss=softmax, or algo.omega=series."
             )
         self.divergence, self.target_divergence = get_divergence(divergence), get_divergence(target_divergence)
         require_part(regularizer=regularizer)
@@ -166,6 +172,9 @@ class SfAC(OfflineAlgorithm):
         if self.value_kind == "softmax":
             self.record("value/clipped_share", losses.clipped_share(q - value, self.temperature, self.max_exponent))
             return losses.gumbel(q - value, self.temperature, self.max_exponent).mean(-1)
+        if self.branch is not None and self.value_kind == "normalizer":
+            exponent = (q - value) / self.temperature
+            return (series.conjugate_on_branch(self.branch, exponent) + value / self.temperature).mean(-1)
         return (self.sampled_q(batch.observations, "value") - value).square().mean(-1)
 
     @torch.no_grad()

@@ -156,3 +156,19 @@ def ratio_on_branch(branch: Branch, x: Float[Tensor, "*n"], steps: int = 24) -> 
         return (1.0 + x / branch.derivative[1]).clamp(min=0.0)
     root = _BranchRoot.apply(x.double(), branch, steps)
     return (1.0 + root).to(x.dtype)  # type: ignore[operator]
+
+
+def conjugate_on_branch(branch: Branch, x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """`max_w (x w - f_N(w))` over the branch's ratios w, the convex conjugate of the truncated series.
+
+    Its derivative is the ratio itself, which is how it is differentiated: the root is solved for once, without gradient.
+    Where the branch ends, at w = 0 or where f_N' turns (odd N), it goes on linearly. For N = 2 it is
+    `c_2 ([1 + x / (2 c_2)]_+^2 - 1)`.
+    Source: Fenchel duality; its use for V is SQL's (arXiv:2303.15810) at N = 2, and ours at other orders.
+    """
+    ratio = ratio_on_branch(branch, x).detach()
+    u = ratio - 1.0
+    total = torch.zeros_like(u)
+    for power in range(len(branch.derivative) - 1, 0, -1):  # the primitive of the derivative, by Horner's rule
+        total = (total + branch.derivative[power] / (power + 1)) * u
+    return x * ratio - total * u

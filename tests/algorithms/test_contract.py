@@ -22,6 +22,7 @@ every_algorithm = pytest.mark.parametrize("algo", ALGORITHMS)
 SFAC_VARIANTS = [
     ["algo.value_loss=sample"],
     ["algo.value_loss=softmax"],
+    ["algo.omega=series", "algo.policy_order=4", "algo.value_loss=normalizer"],
     ["algo.omega=series", "algo.policy_order=4"],
     ["algo.ratio=behavior"],
     ["algo.epsilon_schedule=spread"],

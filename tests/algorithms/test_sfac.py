@@ -9,8 +9,8 @@ import torch
 from scipy import optimize
 
 from brpo.errors import UserError
-from brpo.functional import weights
-from brpo.functional.divergences import DIVERGENCES, Divergence
+from brpo.functional import series, weights
+from brpo.functional.divergences import DIVERGENCES, Divergence, get_divergence
 from brpo.modules.divergence import SeriesDivergence
 from brpo.training import idle_options
 from brpo.types import Batch
@@ -162,6 +162,7 @@ def test_clipped_share_of_exponential_weights_by_hand() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["algo.value_loss=normalizer"], "algo.value_loss=normalizer is for algo.omega=series"),
         (["algo.target_divergence=chi2"], "algo.target_divergence=chi2 has no effect under algo.omega=exp"),
         (["algo.target_divergence=total_variation", "algo.omega=series"], "'total_variation' is not differentiable at 1"),
         (["algo.target_divergence=chi3", "algo.omega=series"], "Unknown divergence 'chi3'. Known: "),
@@ -236,6 +237,7 @@ def test_weights_that_end_are_announced() -> None:
         ([], ["algo.policy_order=5", "algo.target_divergence=kl", "algo.max_exponent=0.01"]),
         (["algo.omega=series"], ["algo.max_weight=0.5"]),
         (["algo.value_loss=softmax"], ["algo.expectile=0.99"]),
+        (["algo.omega=series", "algo.value_loss=normalizer"], ["algo.expectile=0.99"]),
         (["algo.regularizer.exact=true"], ["algo.regularizer.loss_order=2"]),
         (["algo.ratio=behavior"], ["algo.max_ratio=0.1"]),
         (
@@ -316,6 +318,34 @@ def test_value_losses_by_hand() -> None:
     assert softmax.value_loss(batch, q).item() == pytest.approx(sum(gumbel) / 3)
     sample = prepared("algo.value_loss=sample")  # Q_min at a sampled action is 4, V is 3
     assert sample.value_loss(batch, q).item() == pytest.approx(1.0)
+    normalizer = prepared("algo.omega=series", "algo.value_loss=normalizer", "algo.temperature=0.5")  # c_2 = 1, A / 2T = A
+    assert normalizer.value_loss(batch, q).item() == pytest.approx(((2**2 - 1) + (0**2 - 1) + (1**2 - 1)) / 3 + 3 / 0.5)
+
+
+def test_without_its_symmetry_term_the_second_order_is_sql() -> None:
+    """The chi-square's and Jeffreys' second order, V as normalizer: SQL's gradient of V and, with T = alpha, its weights."""
+    sfac = make_algorithm("sfac", "algo.omega=series", "algo.value_loss=normalizer", "algo.temperature=0.7")
+    sql = make_algorithm("sql", "algo.temperature=0.7")
+    sql.value.load_state_dict(sfac.value.state_dict())
+    batch, q = random_batch(), torch.randn(random_batch().rewards.shape)
+    ours = torch.autograd.grad(sfac.value_loss(batch, q).sum(), list(sfac.value.parameters()))
+    theirs = torch.autograd.grad(sql.value_loss(batch, q).sum(), list(sql.value.parameters()))
+    for gradient, expected in zip(ours, theirs, strict=True):
+        assert torch.allclose(gradient, expected, atol=1e-6)
+    assert torch.allclose(sfac.weight(batch, q), weights.normalize(sql.weight(batch, q)), atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_the_normalizer_makes_the_mean_ratio_one(order: int) -> None:
+    """One state, eight actions: where the loss of V is least, the unnormalized ratios have mean 1."""
+    branch = series.branch(get_divergence("jeffreys"), order)
+    q = torch.linspace(-1.0, 2.0, 8, dtype=torch.float64)
+
+    def loss(value: float) -> float:
+        return (series.conjugate_on_branch(branch, (q - value) / 0.8) + value / 0.8).mean().item()
+
+    value = optimize.minimize_scalar(loss, bounds=(-5.0, 5.0), method="bounded", options={"xatol": 1e-10}).x
+    assert series.ratio_on_branch(branch, (q - value) / 0.8).mean().item() == pytest.approx(1.0, abs=1e-6)
 
 
 def test_critic_targets_by_hand() -> None:

@@ -145,3 +145,20 @@ def test_the_bound_on_the_coefficient_by_hand(epsilon: float, bound: float) -> N
         bound
     )
     assert math.isinf(series.coefficient_bound(get_divergence("jensen_shannon").conditional_symmetry_taylor(2), epsilon))
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_conjugate_is_the_largest_value_over_the_branch(name: str, order: int) -> None:
+    """Against a search on a grid of ratios; its derivative is the ratio."""
+    divergence = get_divergence(name)
+    branch = series.branch(divergence, order)
+    w = np.linspace(1.0 + branch.low, 1.0 + min(branch.high, 20.0), 400_001)
+    f = series.evaluate(divergence.taylor(order), torch.from_numpy(w)).numpy()
+    x = f64(-3.0, -0.4, 0.0, 0.3, 2.0).requires_grad_()
+    conjugate = series.conjugate_on_branch(branch, x)
+    (slope,) = torch.autograd.grad(conjugate.sum(), x)
+    assert torch.allclose(slope, series.ratio_on_branch(branch, x.detach()))
+    inside = slope < 19.0
+    largest = f64(*[(value * w - f).max() for value in x.tolist()])
+    assert torch.allclose(conjugate.detach()[inside], largest[inside], atol=1e-5)
