@@ -63,9 +63,10 @@ class SfAC(OfflineAlgorithm):
         max_ratio: > 0, beyond which rho is continued by its tangent in log rho (bounds the gradient's variance).
         value_loss: `expectile` (as IQL), `sample` (V at the policy's actions; the Q target then uses Q at them),
             `softmax` (in-sample soft maximum at the same temperature, by Gumbel regression), or `normalizer` (lambda(s),
-            with which the ratio of `omega=series` has mean 1 in each state; SQL's V at order 2).
+            with which the target's ratio has mean 1 in each state: SQL's V for `series` of order 2, the soft maximum for
+            `exp`).
         expectile: in (0, 1), for `value_loss=expectile`.
-        max_exponent: > 0, clip of the exponent for `value_loss=softmax`.
+        max_exponent: > 0, clip of the exponent for the soft maximum.
         behavior_training: `joint`: each update fits the behaviour model too, after its pre-training if there is one;
             `fixed`: it stays as its pre-training leaves it. Ours.
         common: options of `OfflineAlgorithm`.
@@ -114,11 +115,6 @@ class SfAC(OfflineAlgorithm):
             raise UserError(
                 f"algo.target_divergence={target_divergence} has no effect under algo.omega=exp, the closed form for kl. "
                 f"Set algo.omega=series, or leave it out."
-            )
-        if omega == "exp" and value_loss == "normalizer":
-            raise UserError(
-                "algo.value_loss=normalizer is for algo.omega=series. The normalizer of exp(A / temperature) is the soft "
-                "maximum: set algo.value_loss=softmax, or algo.omega=series."
             )
         self.divergence, self.target_divergence = get_divergence(divergence), get_divergence(target_divergence)
         require_part(regularizer=regularizer)
@@ -169,13 +165,13 @@ class SfAC(OfflineAlgorithm):
         self.record("value/mean", value.mean(-1))
         if self.value_kind == "expectile":
             return losses.expectile(q - value, self.expectile).mean(-1)
-        if self.value_kind == "softmax":
-            self.record("value/clipped_share", losses.clipped_share(q - value, self.temperature, self.max_exponent))
-            return losses.gumbel(q - value, self.temperature, self.max_exponent).mean(-1)
-        if self.branch is not None and self.value_kind == "normalizer":
-            exponent = (q - value) / self.temperature
-            return (series.conjugate_on_branch(self.branch, exponent) + value / self.temperature).mean(-1)
-        return (self.sampled_q(batch.observations, "value") - value).square().mean(-1)
+        if self.value_kind == "sample":
+            return (self.sampled_q(batch.observations, "value") - value).square().mean(-1)
+        if self.value_kind == "normalizer" and self.branch is not None:
+            conjugate = series.conjugate_on_branch(self.branch, (q - value) / self.temperature)
+            return (conjugate + value / self.temperature).mean(-1)
+        self.record("value/clipped_share", losses.clipped_share(q - value, self.temperature, self.max_exponent))
+        return losses.gumbel(q - value, self.temperature, self.max_exponent).mean(-1)
 
     @torch.no_grad()
     def sampled_q(self, observations: Tensor, name: str) -> Tensor:
@@ -296,7 +292,7 @@ class SfAC(OfflineAlgorithm):
         idle = {"max_weight": "algo.omega=series"} if self.omega == "series" else {"policy_order": "algo.omega=exp"}
         if self.value_kind != "expectile":
             idle["expectile"] = f"algo.value_loss={self.value_kind}"
-        if self.value_kind != "softmax":
+        if self.value_kind != "softmax" and (self.value_kind != "normalizer" or self.omega == "series"):
             idle["max_exponent"] = f"algo.value_loss={self.value_kind}"
         if self.symmetry_coefficient == 0:
             reason = "algo.symmetry_coefficient=0"

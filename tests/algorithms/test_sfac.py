@@ -162,7 +162,6 @@ def test_clipped_share_of_exponential_weights_by_hand() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["algo.value_loss=normalizer"], "algo.value_loss=normalizer is for algo.omega=series"),
         (["algo.target_divergence=chi2"], "algo.target_divergence=chi2 has no effect under algo.omega=exp"),
         (["algo.target_divergence=total_variation", "algo.omega=series"], "'total_variation' is not differentiable at 1"),
         (["algo.target_divergence=chi3", "algo.omega=series"], "Unknown divergence 'chi3'. Known: "),
@@ -238,6 +237,7 @@ def test_weights_that_end_are_announced() -> None:
         (["algo.omega=series"], ["algo.max_weight=0.5"]),
         (["algo.value_loss=softmax"], ["algo.expectile=0.99"]),
         (["algo.omega=series", "algo.value_loss=normalizer"], ["algo.expectile=0.99"]),
+        (["algo.omega=series", "algo.value_loss=normalizer"], ["algo.max_exponent=9"]),
         (["algo.regularizer.exact=true"], ["algo.regularizer.loss_order=2"]),
         (["algo.ratio=behavior"], ["algo.max_ratio=0.1"]),
         (
@@ -316,6 +316,8 @@ def test_value_losses_by_hand() -> None:
     softmax = prepared("algo.value_loss=softmax", "algo.temperature=1")
     gumbel = [math.exp(-1) * (math.e - 2), math.exp(-1) * math.exp(-1), math.exp(-1) * 0]
     assert softmax.value_loss(batch, q).item() == pytest.approx(sum(gumbel) / 3)
+    normalizer = prepared("algo.omega=exp", "algo.value_loss=normalizer", "algo.temperature=1")  # that of exp
+    assert normalizer.value_loss(batch, q).item() == pytest.approx(sum(gumbel) / 3)
     sample = prepared("algo.value_loss=sample")  # Q_min at a sampled action is 4, V is 3
     assert sample.value_loss(batch, q).item() == pytest.approx(1.0)
     normalizer = prepared("algo.omega=series", "algo.value_loss=normalizer", "algo.temperature=0.5")  # c_2 = 1, A / 2T = A
