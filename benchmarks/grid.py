@@ -4,6 +4,7 @@ Cells whose results lie in docs/results are finished too (`--again` trains them)
 several sittings and machines; `--store` puts there what the report is made of.
 
     python benchmarks/grid.py comparison        # docs/results.md
+    python benchmarks/grid.py earlier_defaults  # docs/sfac.md: Sf-AC before its target was a series
     python benchmarks/grid.py symmetry          # docs/results.md: Sf-AC without its symmetry term
     python benchmarks/grid.py policies          # docs/results.md: mixtures as policy and behaviour model
     python benchmarks/grid.py halfcheetah       # docs/sfac.md: why TD3+BC is better on HalfCheetah replay
@@ -45,13 +46,14 @@ REPLAY = (BUNDLED, *(dataset.replace("medium", "replay") for dataset in MEDIUM))
 REST = tuple(dataset.replace("medium", kind) for kind in ("medium-expert", "expert") for dataset in MEDIUM)
 FIRST, OTHERS = ("sfac", "iql", "awac", "bc"), ("sql", "eql", "xql", "td3_bc")
 RAW, NORMALIZED = (f"data.normalize_observations={value}" for value in ("false", "true"))
-VARIANTS = {"sfac, raw observations": ["algo=sfac", RAW]}  # Sf-AC's default when the comparison began
+# Sf-AC as it was while the comparison began: what was asked of it then is asked of these options.
+EXPONENTIAL = ["algo=sfac", "algo.omega=exp", "algo.temperature=3", "algo.value_loss=expectile"]
+EARLIER_DEFAULTS = {"sfac exponential": EXPONENTIAL, "sfac exponential, raw observations": [*EXPONENTIAL, RAW]}
 STAGES = (  # what is filled first
     (FIRST, REPLAY),
     (OTHERS, REPLAY),
     (FIRST + OTHERS, MEDIUM),
     (FIRST + OTHERS, REST),
-    (tuple(VARIANTS), (*REPLAY, *MEDIUM)),
 )
 
 # Rows are named by what they set (T is the temperature); everything else is the default.
@@ -93,11 +95,11 @@ SEARCH = {
 SEARCH_SEED = 100  # not among those of the comparison
 
 
-# What each question changes, beside the defaults of the comparison; those of Sf-AC were asked of raw observations.
-SYMMETRY = {"coefficient 0": ["algo=sfac", RAW, "algo.symmetry_coefficient=0"]}
+# What each question changes, beside the defaults of the comparison; of Sf-AC, beside those of then.
+SYMMETRY = {"coefficient 0": [*EXPONENTIAL, RAW, "algo.symmetry_coefficient=0"]}
 POLICIES = {
-    "sfac mixture": ["algo=sfac", RAW, "actor=mixture"],
-    "sfac mixture behavior": ["algo=sfac", RAW, "actor@algo.behavior=mixture"],
+    "sfac mixture": [*EXPONENTIAL, RAW, "actor=mixture"],
+    "sfac mixture behavior": [*EXPONENTIAL, RAW, "actor@algo.behavior=mixture"],
     "bc mixture": ["algo=bc", "actor=mixture"],
 }
 HALFCHEETAH = {  # what makes TD3+BC better than Sf-AC of raw observations
@@ -110,7 +112,7 @@ OBSERVATIONS = {  # what it does for the others, beside Sf-AC and TD3+BC, which 
 MODES = {algo: [f"algo={algo}"] for algo in ("bc", "iql", "awac", "sql", "xql", "eql")}  # td3_bc has one action
 # Asked of other recordings than those of the comparison, too: the same agents, recorded with another seed.
 NORMALIZATION = {
-    f"{row}, seed {SEARCH_SEED}": ["algo=sfac", option, f"seeds=[{SEARCH_SEED}]"]
+    f"{row}, seed {SEARCH_SEED}": [*EXPONENTIAL, option, f"seeds=[{SEARCH_SEED}]"]
     for row, option in (("raw", RAW), ("normalized", NORMALIZED))
 }
 EPISODES = "eval.episodes=30"  # sampled actions differ more from episode to episode
@@ -149,30 +151,30 @@ DIFFUSION_SETTING = {  # asked of the other recordings: how to fit the behaviour
 HOPPER_REPLAY = {  # asked of the other recordings: what keeps Sf-AC below XQL there, an option at a time
     row: [*overrides, "seeds=[100,101,102]", "eval.every=5000"]  # many evaluations: each is of few falls
     for row, overrides in {
-        "sfac": ["algo=sfac"],
-        "sfac, raw observations": ["algo=sfac", RAW],
-        "sfac T 1/3": ["algo=sfac", "algo.temperature=0.3333"],
-        "sfac coefficient 0": ["algo=sfac", "algo.symmetry_coefficient=0"],
-        "sfac epsilon 1": ["algo=sfac", "algo.regularizer.epsilon=1"],
-        "sfac softmax": ["algo=sfac", "algo.value_loss=softmax"],
-        "sfac sampled V": ["algo=sfac", "algo.value_loss=sample"],
-        "sfac omega series": ["algo=sfac", "algo.omega=series"],
+        "sfac": EXPONENTIAL,
+        "sfac, raw observations": [*EXPONENTIAL, RAW],
+        "sfac T 1/3": [*EXPONENTIAL, "algo.temperature=0.3333"],
+        "sfac coefficient 0": [*EXPONENTIAL, "algo.symmetry_coefficient=0"],
+        "sfac epsilon 1": [*EXPONENTIAL, "algo.regularizer.epsilon=1"],
+        "sfac softmax": [*EXPONENTIAL, "algo.value_loss=softmax"],
+        "sfac sampled V": [*EXPONENTIAL, "algo.value_loss=sample"],
+        "sfac omega series": [*EXPONENTIAL, "algo.omega=series"],
         "xql": ["algo=xql"],
     }.items()
 }
-SERIES = ["algo=sfac", "algo.omega=series"]
 SQL_PARTS = {  # asked of the other recordings: why SQL is better with the same observations
     row: [*overrides, "seeds=[100,101,102]"]
     for row, overrides in {
         "sql, normalized observations": ["algo=sql", NORMALIZED],
-        "sfac": ["algo=sfac"],
-        "sfac series T 1, normalizer": [*SERIES, "algo.temperature=1", "algo.value_loss=normalizer"],
-        "sfac series T 1": [*SERIES, "algo.temperature=1"],
-        "sfac series T 3, normalizer": [*SERIES, "algo.value_loss=normalizer"],
+        "sfac": EXPONENTIAL,
+        "sfac T 1": [*EXPONENTIAL, "algo.temperature=1"],
+        "sfac series T 1": [*EXPONENTIAL, "algo.omega=series", "algo.temperature=1"],
+        "sfac series T 1, normalizer": ["algo=sfac"],
     }.items()
 }
 BUDGET = ["eval.every=10000", "eval.episodes=10"]
 QUESTIONS = {  # rows, data sets, updates; three seeds where a row says nothing else
+    "earlier_defaults": (EARLIER_DEFAULTS, (*REPLAY, *MEDIUM), 50000),
     "symmetry": (SYMMETRY, REPLAY[1:3], 50000),
     "policies": (POLICIES, REPLAY[1:], 50000),
     "halfcheetah": (HALFCHEETAH, REPLAY[3:], 50000),
@@ -187,13 +189,14 @@ QUESTIONS = {  # rows, data sets, updates; three seeds where a row says nothing 
     "diffusion_normalization": (DIFFUSION_NORMALIZATION, (MEDIUM[1], MEDIUM[2], REST[0]), 10000),
 }
 
-# What stands beside them in a report: rows of the comparison.
+# What stands beside them in a report: rows of the comparison, and of earlier defaults.
 BESIDE = {
-    "symmetry": tuple(VARIANTS),
-    "policies": (*VARIANTS, "bc"),
-    "halfcheetah": (*VARIANTS, "sfac", "td3_bc"),
-    "modes": ("sfac",),
-    "observations": (*VARIANTS, "sfac", "iql", "awac", "bc", "sql", "eql", "xql", "td3_bc"),
+    "earlier_defaults": ("sfac", "sql"),
+    "symmetry": ("sfac exponential, raw observations",),
+    "policies": ("sfac exponential, raw observations", "bc"),
+    "halfcheetah": (*EARLIER_DEFAULTS, "td3_bc"),
+    "modes": ("sfac", "sfac exponential"),
+    "observations": ("sfac", *EARLIER_DEFAULTS, "iql", "awac", "bc", "sql", "eql", "xql", "td3_bc"),
 }
 
 
@@ -202,7 +205,7 @@ def cells(grid: str) -> dict[tuple[str, str], list[str]]:
     if grid == "comparison":
         return {
             (row, dataset): [
-                *VARIANTS.get(row, [f"algo={row}"]),
+                f"algo={row}",
                 f"dataset={dataset}",
                 "seeds=5",
                 "max_updates=50000",
@@ -222,7 +225,7 @@ def cells(grid: str) -> dict[tuple[str, str], list[str]]:
             found |= {(row, dataset): [*common, *(o.format(**places) for o in rows[row])] for row in rows}
         return found
     if grid == "search":
-        options = ["algo=sfac", RAW, f"seeds=[{SEARCH_SEED}]", "max_updates=20000", "eval.every=5000", "eval.episodes=10"]
+        options = [*EXPONENTIAL, RAW, f"seeds=[{SEARCH_SEED}]", "max_updates=20000", "eval.every=5000", "eval.episodes=10"]
         return {
             (row, dataset): [f"dataset={dataset}", *options, "engine.matmul_precision=medium", *overrides]
             for row, overrides in SEARCH.items()
@@ -251,9 +254,9 @@ def results(grid: str, older: Found) -> Found:
     runs = Path("runs") / "grid" / grid
     found = run_folders.find([runs]) if runs.is_dir() else Found()
     datasets = {dataset for _, dataset in cells(grid)}
-    comparison = stored("comparison").results if grid in BESIDE else []
+    whole = [*stored("comparison").results, *stored("earlier_defaults").results] if grid in BESIDE else []
     rows = [slug(row) for row in BESIDE.get(grid, ())]
-    beside = [result for result in comparison if Path(result.run).parts[-2] in rows and result.dataset in datasets]
+    beside = [result for result in whole if Path(result.run).parts[-2] in rows and result.dataset in datasets]
     names = {result.run for result in found.results}
     others = {(result.run, result.seed): result for result in [*beside, *older.results] if result.run not in names}
     return Found([*found.results, *others.values()], found.missing)

@@ -179,15 +179,17 @@ class IQL:
 class SfAC(IQL):
     """Symmetric f-divergence actor-critic, arXiv:2508.04225, with the defaults of conf/algo/sfac.yaml.
 
-    V and Q are IQL's; a behaviour model is fitted beside them, and the actor's loss has the symmetry term.
+    Q is IQL's; V normalizes the target's ratio, a behaviour model is fitted, and the actor's loss has the symmetry term.
     """
 
     WRITTEN_FOR: ClassVar = {
         "divergence": "jeffreys",
+        "target_divergence": "jeffreys",
         "epsilon_schedule": "fixed",
         "ratio": "target",
-        "omega": "exp",
-        "value_loss": "expectile",
+        "omega": "series",
+        "policy_order": 2,
+        "value_loss": "normalizer",
     }
 
     def __init__(self, sizes: Sizes, options: dict[str, Any], max_updates: int, device: str = "cpu") -> None:
@@ -206,11 +208,20 @@ class SfAC(IQL):
         loss = descend(self.behavior_optimizer, -log_prob.mean())
         return {"behavior": loss, **super().update(batch)}
 
+    def ratio(self, q: Tensor, value: Tensor) -> Tensor:
+        """`max(1 + (Q - V) / (2 temperature), 0)`, the target's ratio; Jeffreys' c_2 is 1."""
+        return (1.0 + (q - value) / (2.0 * self.options["temperature"])).clamp(min=0.0)
+
+    def update_value(self, batch: Batch, q: Tensor) -> float:
+        """The conjugate of the series."""
+        value = self.value(batch["observations"])
+        loss = self.ratio(q, value) ** 2 - 1.0 + value / self.options["temperature"]
+        return descend(self.value_optimizer, loss.mean())
+
     def update_actor(self, batch: Batch, q: Tensor) -> float:
         """Advantage regression plus `rho h(w / rho)`, and the schedule."""
         with torch.no_grad():
-            exponent = (q - self.value(batch["observations"])) / self.options["temperature"]
-            weight = torch.exp(exponent).clamp(max=self.options["max_weight"])
+            weight = self.ratio(q, self.value(batch["observations"]))
             weight = weight / weight.mean()
             behavior_log_prob = self.behavior.log_prob(batch["observations"], batch["actions"])
         log_prob = self.actor.log_prob(batch["observations"], batch["actions"])

@@ -22,15 +22,15 @@ every_algorithm = pytest.mark.parametrize("algo", ALGORITHMS)
 SFAC_VARIANTS = [
     ["algo.value_loss=sample"],
     ["algo.value_loss=softmax"],
-    ["algo.omega=series", "algo.policy_order=4", "algo.value_loss=normalizer"],
-    ["algo.omega=series", "algo.policy_order=4"],
+    ["algo.omega=exp", "algo.value_loss=expectile"],
+    ["algo.policy_order=4"],
     ["algo.ratio=behavior"],
     ["algo.epsilon_schedule=spread"],
     ["algo.divergence=jensen_shannon", "algo.regularizer.loss_order=3", "algo.regularizer.epsilon=0.5"],
     ["actor=squashed"],
     ["actor=student_t", "algo.actor.learn_degrees_of_freedom=true", "algo.value_loss=sample"],
     ["actor=mixture", "algo.actor.state_dependent_std=true", "algo.value_loss=sample"],
-    ["actor@algo.behavior=mixture", "algo.omega=series", "algo.target_divergence=alpha:0.5"],
+    ["actor@algo.behavior=mixture", "algo.target_divergence=alpha:0.5"],
 ]
 VARIANTS = [
     *[("sfac", variant) for variant in SFAC_VARIANTS],

@@ -35,7 +35,7 @@ def test_it_sees_normalized_observations_unless_others_are_typed() -> None:
 
 def test_weight_by_hand() -> None:
     """Advantages 0, 1, 2 at temperature 1: e^0, e^1, e^2 over their mean."""
-    sfac = prepared("algo.temperature=1")
+    sfac = prepared("algo.temperature=1", "algo.omega=exp")
     omega = [1.0, math.e, math.e**2]
     weight = sfac.weight(three_transitions(), torch.tensor([[3.0, 4.0, 5.0]], dtype=torch.float64))
     assert weight.tolist()[0] == pytest.approx([value / (sum(omega) / 3) for value in omega])
@@ -154,7 +154,7 @@ def test_target_and_fit_can_have_divergences_of_their_own() -> None:
 
 
 def test_clipped_share_of_exponential_weights_by_hand() -> None:
-    sfac = prepared("algo.temperature=1", "algo.max_weight=2")
+    sfac = prepared("algo.temperature=1", "algo.omega=exp", "algo.max_weight=2")
     sfac.weight(three_transitions(), torch.tensor([[3.0, 3.6, 4.0]], dtype=torch.float64))  # e^0, e^0.6, e^1
     assert sfac.latest["weight/clipped_share"].tolist() == pytest.approx([1 / 3])
 
@@ -162,7 +162,10 @@ def test_clipped_share_of_exponential_weights_by_hand() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["algo.target_divergence=chi2"], "algo.target_divergence=chi2 has no effect under algo.omega=exp"),
+        (
+            ["algo.omega=exp", "algo.target_divergence=chi2"],
+            "algo.target_divergence=chi2 has no effect under algo.omega=exp",
+        ),
         (["algo.target_divergence=total_variation", "algo.omega=series"], "'total_variation' is not differentiable at 1"),
         (["algo.target_divergence=chi3", "algo.omega=series"], "Unknown divergence 'chi3'. Known: "),
         (["algo.divergence=total_variation"], "'total_variation' is not differentiable at 1.* gan, alpha:NUMBER."),
@@ -178,7 +181,7 @@ def test_combinations_that_are_refused(options: list[str], message: str) -> None
 def test_an_f_without_curvature_at_one_is_refused_as_a_target_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """`omega=exp` takes no ratio from it."""
     monkeypatch.setitem(DIVERGENCES, "flat", Divergence("flat", "test", lambda t: (t - 1.0) ** 4))
-    sfac, batch = prepared("algo.divergence=flat"), random_batch()
+    sfac, batch = prepared("algo.divergence=flat", "algo.omega=exp"), random_batch()
     sfac.update(batch)
     assert all(values.isfinite().all() for values in sfac.state_dict().values())
     with pytest.raises(UserError, match=r"'flat' has f''\(1\) = 0, which must be positive"):
@@ -233,15 +236,14 @@ def test_weights_that_end_are_announced() -> None:
 @pytest.mark.parametrize(
     ("overrides", "idle"),
     [
-        ([], ["algo.policy_order=5", "algo.target_divergence=kl", "algo.max_exponent=0.01"]),
-        (["algo.omega=series"], ["algo.max_weight=0.5"]),
+        ([], ["algo.max_weight=0.5", "algo.expectile=0.99", "algo.max_exponent=9"]),
+        (["algo.omega=exp"], ["algo.policy_order=5", "algo.target_divergence=kl"]),
+        (["algo.value_loss=expectile"], ["algo.max_exponent=0.01"]),
         (["algo.value_loss=softmax"], ["algo.expectile=0.99"]),
-        (["algo.omega=series", "algo.value_loss=normalizer"], ["algo.expectile=0.99"]),
-        (["algo.omega=series", "algo.value_loss=normalizer"], ["algo.max_exponent=9"]),
         (["algo.regularizer.exact=true"], ["algo.regularizer.loss_order=2"]),
         (["algo.ratio=behavior"], ["algo.max_ratio=0.1"]),
         (
-            ["algo.symmetry_coefficient=0"],
+            ["algo.symmetry_coefficient=0", "algo.omega=exp"],
             ["algo.regularizer.epsilon=0.1", "algo.epsilon_schedule=spread", "algo.ratio=behavior", "algo.max_ratio=0.1"]
             + ["algo.divergence=chi2"],
         ),
@@ -287,7 +289,7 @@ def test_what_a_run_shows_of_its_ratios_and_weights() -> None:
     assert set(sfac.latest) == {
         *(f"{kind}/{part}" for kind in ("loss", "gradient_norm") for part in sfac.trained),
         "actor/regression", "actor/symmetry", "ratio/clipped_share", "ratio/above_max_share", "weight/effective_share",
-        "weight/mean_before_normalization", "weight/clipped_share", "q/mean", "value/mean",
+        "weight/mean_before_normalization", "weight/clipped_share", "weight/lowest_share", "q/mean", "value/mean",
     }  # fmt: skip
     assert set(sfac.constants()) == {"series/remainder", "series/converges"}
     values = sfac.diagnose(batch)
@@ -320,13 +322,13 @@ def test_value_losses_by_hand() -> None:
     assert normalizer.value_loss(batch, q).item() == pytest.approx(sum(gumbel) / 3)
     sample = prepared("algo.value_loss=sample")  # Q_min at a sampled action is 4, V is 3
     assert sample.value_loss(batch, q).item() == pytest.approx(1.0)
-    normalizer = prepared("algo.omega=series", "algo.value_loss=normalizer", "algo.temperature=0.5")  # c_2 = 1, A / 2T = A
+    normalizer = prepared("algo.temperature=0.5")  # c_2 = 1, A / 2T = A
     assert normalizer.value_loss(batch, q).item() == pytest.approx(((2**2 - 1) + (0**2 - 1) + (1**2 - 1)) / 3 + 3 / 0.5)
 
 
 def test_without_its_symmetry_term_the_second_order_is_sql() -> None:
     """The chi-square's and Jeffreys' second order, V as normalizer: SQL's gradient of V and, with T = alpha, its weights."""
-    sfac = make_algorithm("sfac", "algo.omega=series", "algo.value_loss=normalizer", "algo.temperature=0.7")
+    sfac = make_algorithm("sfac", "algo.temperature=0.7")
     sql = make_algorithm("sql", "algo.temperature=0.7")
     sql.value.load_state_dict(sfac.value.state_dict())
     batch, q = random_batch(), torch.randn(random_batch().rewards.shape)
@@ -361,7 +363,7 @@ def test_critic_targets_by_hand() -> None:
 
 
 def test_sample_weighs_by_the_online_critics() -> None:
-    sfac = prepared("algo.value_loss=sample", "algo.temperature=1")
+    sfac = prepared("algo.value_loss=sample", "algo.omega=exp", "algo.temperature=1")
     constant_output(sfac.critic, 7.0, 6.0)
     batch = three_transitions()
     with torch.no_grad():
@@ -385,8 +387,8 @@ def test_policy_of_a_one_state_problem_is_the_weighted_fit() -> None:
     generator = torch.Generator().manual_seed(0)
     actions = (0.3 * torch.randn(4096, generator=generator, dtype=torch.float64)).clamp(-1, 1)
     sfac = make_algorithm(
-        "sfac", "algo.symmetry_coefficient=0", "algo.temperature=0.5", "algo.optimizer.lr=0.02", "algo.schedule={}",
-        spec=make_spec(observation=1, action=1),
+        "sfac", "algo.symmetry_coefficient=0", "algo.omega=exp", "algo.temperature=0.5", "algo.optimizer.lr=0.02",
+        "algo.schedule={}", spec=make_spec(observation=1, action=1),
     )  # fmt: skip
     batch = bandit(sfac, actions, actions)
     constant_output(sfac.value, 0.0)
