@@ -1,7 +1,6 @@
 """What the benchmarks share: composing a configuration, building an algorithm on its data, naming the machine."""
 
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -76,11 +75,3 @@ def rotated(runs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[
         for name in names[first:] + names[:first]:
             results[name].append(runs[name]())
     return results
-
-
-def paired(a: Callable[[], float], b: Callable[[], float], rounds: int) -> tuple[float, float, float]:
-    """Medians of two measurements taken in turn, and the median of their ratios a/b (both after a warm-up)."""
-    a(), b()
-    pairs = [(a(), b()) if k % 2 == 0 else tuple(reversed((b(), a()))) for k in range(rounds)]
-    first, second = [p[0] for p in pairs], [p[1] for p in pairs]
-    return statistics.median(first), statistics.median(second), statistics.median(x / y for x, y in pairs)

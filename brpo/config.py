@@ -220,7 +220,8 @@ def check_config(config: dict[str, Any]) -> None:
         ("eval.processes", config["eval"]["processes"]),
         ("engine.threads", config["engine"]["threads"]),
     ):
-        require(key, value, value is None or (isinstance(value, int) and value >= 1), ">= 1 or null")
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        require(key, value, value is None or (whole and value >= 1), "a whole number >= 1, or null")
     precision = config["engine"]["matmul_precision"]
     require("engine.matmul_precision", precision, precision in ("highest", "high", "medium"), "highest, high or medium")
     products = config["engine"]["products"]

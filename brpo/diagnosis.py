@@ -108,20 +108,9 @@ class Diagnosis:
         return []
 
     @property
-    def series_ratio(self) -> np.ndarray | None:
-        """The ratio t that goes into the series, before it is clipped: (seeds, transitions)."""
-        if self.series is None or "ratio/rho" not in self.quantities:
-            return None
-        rho = self.quantities["ratio/rho"]
-        if getattr(self.algorithm, "ratio", "target") == "behavior":
-            return rho
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return self.quantities["weight/w"] / rho
-
-    @property
     def outside_share(self) -> float | None:
         """Share of the ratios t that lie outside their clip range, which `epsilon_schedule=spread` narrows for each."""
-        ratio = self.series_ratio
+        ratio = self.quantities.get("ratio/t")
         if ratio is None or self.series is None:
             return None
         inside = np.abs(ratio - 1.0) <= self.quantities.get("series/epsilon", self.series.epsilon)  # NaN is not
@@ -146,12 +135,12 @@ def diagnose(path: Path) -> Diagnosis:
     Raises:
         UserError: it is not inside a run folder, cannot be used, its data set is not here or has changed.
     """
-    folder = RunFolder(path.resolve().parent.parent)
-    algorithm, config = saved_runs.load_algorithm(path)
+    folder = saved_runs.folder_of(path)
     if not folder.holds_run():
         raise UserError(
             f"{path} is not inside a run folder (no {folder.config}). Give a run folder, or a checkpoint in one."
         )
+    algorithm, config = saved_runs.load_algorithm(path)
     datamodule = training.make_datamodule(config)
     if datamodule.spec.digest != algorithm.spec.digest:
         raise UserError(

@@ -253,7 +253,7 @@ def draw_series(axes: Axes, diagnosis: Diagnosis) -> None:
     axes.set_ylabel(f"error of the series of order {order} (others grey)")
     converges = "converges" if term.converges else f"does not converge (radius {used.series_radius:g})"
     words = f"{used.name}, at most {number(term.remainder)}; {converges}"
-    ratio = diagnosis.series_ratio
+    ratio = diagnosis.quantities.get("ratio/t")
     if ratio is not None:
         behind: Any = axes.twinx()
         inside = ratio[(ratio >= low) & (ratio <= high)]

@@ -160,12 +160,12 @@ def film(path: Path, *, mode: str, max_frames: int, acting: Mapping[str, Any] | 
 
     algorithm, config = load_algorithm(path, acting)
     seeds = configuration.seed_list(config["seeds"])
-    folder = folder_of(path).videos
-    folder.mkdir(exist_ok=True)
     try:
         env = environments.maker(algorithm.spec.environment, render=True)()
     except environments.EnvironmentUnavailable as error:
         raise UserError(f"No video: {error}.") from error
+    folder = folder_of(path).videos
+    folder.mkdir(exist_ok=True)
     with contextlib.closing(env):
         for member, seed in enumerate(seeds):
             file = folder / f"{path.stem}-{mode}-seed{seed}.mp4"

@@ -142,10 +142,10 @@ def test_numbers_by_hand() -> None:
 def test_the_ratio_of_the_series_and_its_clipped_share(datasets: Path, tmp_path: Path) -> None:
     found = diagnosis.diagnose(saved_run(tmp_path / "run", "sfac", seeds=(0,)) / "checkpoints" / "last.ckpt")
     assert found.series is not None
-    found.quantities["weight/w"], found.quantities["ratio/rho"] = np.ones((1, 4)), np.array([[1.0, 2.0, 0.5, 0.8]])
+    found.quantities["ratio/t"] = np.array([[1.0, 0.5, 2.0, 1.25]])
     described = diagnosis.describe_series(found)
     assert described is not None
-    assert described["clipped_share"] == 0.25  # of t = 1, 0.5, 2 and 1.25 the third leaves [0.5, 1.5]
+    assert described["clipped_share"] == 0.25  # the third leaves [0.5, 1.5]
     assert (described["order"], described["remainder"]) == (4, found.series.remainder)
     found.quantities["series/epsilon"] = np.array([[0.5, 0.4, 0.5, 0.1]])  # narrowed: the second and fourth leave theirs
     assert (described := diagnosis.describe_series(found)) is not None

@@ -2,6 +2,8 @@
 
 import contextlib
 import csv
+import errno
+import fcntl
 import importlib.util
 import json
 import os
@@ -120,16 +122,27 @@ def test_no_device_is_shared_while_another_idles(tmp_path: Path) -> None:
     assert claim_device(tmp_path, devices)[0] == "MIG-x/1"
 
 
+def test_devices_are_taken_in_turn_where_there_are_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert [claim_device(tmp_path, ["0", "1"], turn)[0] for turn in range(3)] == ["0", "1", "0"]
+    assert "has no locks (No locks available); device 1 by its turn" in capsys.readouterr().out
+
+
 def test_a_worker_keeps_its_first_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = SweepFolder(tmp_path)
     folder.create([["a=1"]], ["4", "5"])
     _, other = claim_device(tmp_path, ["4", "5"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     monkeypatch.setattr(sweep_job, "_claim", None)
-    sweep_job._pin(folder)
+    sweep_job._pin(folder, 0)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
     other.close()
-    sweep_job._pin(folder)  # its next job
+    sweep_job._pin(folder, 2)  # its next job
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
 
 
@@ -262,6 +275,13 @@ def finished(folder: SweepFolder, number: int, content: dict[str, Any]) -> None:
     run.mkdir(parents=True)
     (run / "result.json").write_text(json.dumps(content))
     folder.write(job(number, Status.done, run_dir=os.path.relpath(run, folder.path)))
+
+
+def test_a_sweep_without_jobs_has_no_table(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    folder.create([], [])
+    with pytest.raises(UserError, match="has started yet"):
+        collect.collect(folder)
 
 
 def test_rows_and_csv(tmp_path: Path) -> None:

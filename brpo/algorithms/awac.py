@@ -106,11 +106,6 @@ class AWAC(OfflineAlgorithm):
             return weights.softmax_over_batch(exponent)
         return weights.clipped_exp(exponent, self.max_weight)
 
-    @torch.no_grad()
-    def value_estimate(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """The smallest critic's Q, (seeds, n)."""
-        return self.critic(self.normalize(observations), actions).amin(1)
-
     def without_effect(self) -> dict[str, str]:
         """A softmax over the batch has no clip."""
         return {"max_weight": "algo.omega=softmax"} if self.omega == "softmax" else {}

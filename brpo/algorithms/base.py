@@ -196,9 +196,14 @@ class OfflineAlgorithm(lightning.LightningModule):
     def after_pretraining(self) -> None:
         """Once, when the pre-trained parts are there, trained or taken from a file: what starts from them, in place."""
 
+    @torch.no_grad()
     def value_estimate(self, observations: Tensor, actions: Tensor) -> Tensor | None:
-        """The critic's value (seeds, n) of environment-unit observations and [-1, 1] actions, in scaled rewards."""
-        return None
+        """The smallest critic's Q (seeds, n) of environment-unit observations and [-1, 1] actions, in scaled rewards.
+
+        None where there is no part `critic`.
+        """
+        critic: Any = getattr(self, "critic", None)
+        return None if critic is None else critic(self.normalize(observations), actions).amin(1)
 
     @property
     def bootstraps(self) -> bool:

@@ -252,11 +252,6 @@ class SfAC(OfflineAlgorithm):
             next_values = self.value(batch.next_observations)
         return losses.td_target(batch.rewards, batch.terminated, next_values, self.discount)
 
-    @torch.no_grad()
-    def value_estimate(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """The smallest critic's Q, (seeds, n)."""
-        return self.critic(self.normalize(observations), actions).amin(1)
-
     def constants(self) -> dict[str, float]:
         """Largest error of the truncated series on the clip range, and whether it converges there."""
         return {"series/remainder": self.regularizer.remainder, "series/converges": float(self.regularizer.converges)}

@@ -104,11 +104,6 @@ class SQL(OfflineAlgorithm):
         self.record("q/mean", q.mean((1, 2)))
         return losses.ensemble_squared_error(q, target)
 
-    @torch.no_grad()
-    def value_estimate(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """The smallest critic's Q, (seeds, n)."""
-        return self.critic(self.normalize(observations), actions).amin(1)
-
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         """Log-likelihood, regression weights, Q and V on held-out transitions."""
         q = self.critic_target(batch.observations, batch.actions).amin(1)

@@ -107,11 +107,6 @@ class TD3BC(OfflineAlgorithm):
         self.record("actor/bc_term", bc_term)
         return q_term + bc_term
 
-    @torch.no_grad()
-    def value_estimate(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """The smallest critic's Q, (seeds, n)."""
-        return self.critic(self.normalize(observations), actions).amin(1)
-
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         """Distance to held-out actions, and Q at them and at the policy's own."""
         actions = self.actor(batch.observations)

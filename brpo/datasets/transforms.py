@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from brpo.options import is_number
+
 RETURN_RANGE = "return_range"
 
 
@@ -86,6 +88,6 @@ def reward_factor(scale: float | str, returns: np.ndarray) -> float:
     if scale == RETURN_RANGE:
         spread = float(returns.max() - returns.min())
         return 1000.0 / spread if spread > 1e-6 * float(np.abs(returns).max()) else 1.0
-    if isinstance(scale, str | bool) or not scale > 0:
+    if not is_number(scale) or not float(scale) > 0:
         raise ValueError(f"data.reward_scale={scale} is not allowed. Use a positive number or {RETURN_RANGE}.")
     return float(scale)

@@ -52,14 +52,14 @@ class ProcessEnvs:
         return observations, rewards, terminated, truncated, {}
 
     def _ask(self, requests: list[tuple[str, Any]]) -> list[np.ndarray]:
-        for connection, request in zip(self.connections, requests, strict=True):
-            connection.send(request)
+        try:
+            for connection, request in zip(self.connections, requests, strict=True):
+                connection.send(request)
+            received = [connection.recv() for connection in self.connections]
+        except (EOFError, OSError):  # it may have died since its last answer, too
+            raise RuntimeError("a process with evaluation environments has ended") from None
         answers = []
-        for connection in self.connections:
-            try:
-                answer = connection.recv()
-            except EOFError:
-                raise RuntimeError("a process with evaluation environments has ended") from None
+        for answer in received:
             if isinstance(answer, str):
                 raise RuntimeError(f"an evaluation environment failed: {answer}")
             answers.append(answer)

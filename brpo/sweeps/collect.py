@@ -20,8 +20,6 @@ from brpo.files import write_atomically
 from brpo.reports.seed_result import RULES
 from brpo.sweeps.folder import Job, Status, SweepFolder
 
-DONE = "done"
-
 
 @dataclass(frozen=True)
 class Row:
@@ -74,10 +72,12 @@ def collect(folder: SweepFolder) -> list[Row]:
     """A row for each job of a sweep, also for those that have not started.
 
     Raises:
-        UserError: this is no folder of a sweep, or a file that belongs to it is not one of ours.
+        UserError: this is no folder of a sweep, it has no jobs yet, or a file that belongs to it is not one of ours.
     """
     plan, _ = folder.read_plan()
     records = {job.number: job for job in folder.read()}
+    if not plan and not records:
+        raise UserError(f"No job of {folder.path} has started yet, and its sweep does not list them beforehand.")
     return [
         _row(folder, records[number]) if number in records else Row((number,), folder.varying(plan[number]), "not started")
         for number in sorted({*range(len(plan)), *records})
@@ -104,7 +104,7 @@ def _with_result(row: Row, result: dict[str, Any]) -> Row:
     speed = result["updates_per_second"]
     return replace(
         row,
-        status=DONE,
+        status=Status.done,
         algo=result["algo"],
         dataset=result["dataset"]["id"],
         digest=result["dataset"]["digest"],

@@ -170,14 +170,16 @@ class SweepFolder:
         return path if job.status != Status.failed or path.stat().st_mtime_ns > record.stat().st_mtime_ns else None
 
 
-def claim_device(folder: Path, devices: Sequence[str]) -> tuple[str, TextIOWrapper]:
+def claim_device(folder: Path, devices: Sequence[str], turn: int = 0) -> tuple[str, TextIOWrapper]:
     """Take a device that as few other processes hold as possible, for as long as the file that comes back is open.
 
-    A device has places, each a lock in `folder`; all first places are taken before a second one is.
+    A device has places, each a lock in `folder`; all first places are taken before a second one is. Where the file system
+    has no locks, the devices are taken in turn.
 
     Args:
         folder: where the locks are.
         devices: names of the devices, at least one.
+        turn: of the caller, for want of locks.
 
     Raises:
         OSError: the folder cannot be written.
@@ -189,6 +191,10 @@ def claim_device(folder: Path, devices: Sequence[str]) -> tuple[str, TextIOWrapp
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.close()
+            except OSError as error:
+                taken = devices[turn % len(devices)]
+                print(f"note: the file system has no locks ({error.strerror}); device {taken} by its turn", flush=True)
+                return taken, file
             else:
                 return device, file
     raise AssertionError("there is always a further place")

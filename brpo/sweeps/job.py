@@ -57,7 +57,7 @@ def _run_in_worker(folder: SweepFolder, job: Job, run: Run, debug: bool) -> None
         signal.signal(number, signal.SIG_IGN)
     if folder.stopped.exists() or _left_alone():
         return
-    _pin(folder)
+    _pin(folder, job.number)
     with _printing_to(folder.log(job.number)) as terminal:
         write(terminal, f"job {job.number} starts: {' '.join(folder.varying(job.overrides))}")
         start = time.monotonic()
@@ -185,12 +185,12 @@ def _outcome(run: Callable[[], Any], debug: bool) -> tuple[int, str | None]:
         return UNEXPECTED, f"{type(error).__name__}: {first_line(error)}"
 
 
-def _pin(folder: SweepFolder) -> None:
+def _pin(folder: SweepFolder, turn: int) -> None:
     """Give this process, and the jobs that it starts, a device for its whole life."""
     global _claim
     devices = folder.read_plan()[1]
     if _claim is None and devices:
-        _claim = claim_device(folder.path, devices)
+        _claim = claim_device(folder.path, devices, turn)
         os.environ["CUDA_VISIBLE_DEVICES"] = _claim[0]
 
 

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_reward_factor_edge_cases() -> None:
     assert transforms.reward_factor("return_range", np.array([3.0, 3.0])) == 1.0
     assert transforms.reward_factor("return_range", np.array([0.1 + 0.2, 0.3])) == 1.0  # equal but for rounding
     assert transforms.reward_factor(2, np.array([1.0])) == 2.0
-    for bad in ("range", 0.0, -1.0, True):
+    for bad in ("range", 0.0, -1.0, True, None, math.inf, [1.0]):
         with pytest.raises(ValueError, match=r"data.reward_scale=.* is not allowed"):
             transforms.reward_factor(bad, np.array([1.0]))
 

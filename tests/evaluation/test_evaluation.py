@@ -77,6 +77,17 @@ def test_processes_roll_out_as_one() -> None:
     failing.close()
 
 
+def test_a_process_that_died_since_its_last_answer_is_named() -> None:
+    envs = ProcessEnvs(Countdown, 2, 2)
+    envs.reset([0, 1])
+    envs.processes[0].kill()
+    envs.processes[0].join()
+    with pytest.raises(RuntimeError, match="a process with evaluation environments has ended"):
+        for _ in range(2):  # the first request may still find room in the pipe
+            envs.reset([0, 1])
+    envs.close()
+
+
 def test_processes_outlive_a_signal_that_reaches_all() -> None:
     """As SLURM sends it, in the middle of an evaluation: the leading process gives it up in order."""
     envs = ProcessEnvs(Countdown, 2, 2)
