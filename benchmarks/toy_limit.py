@@ -27,6 +27,7 @@ from scipy.spatial import cKDTree
 
 from brpo import saved_runs
 from brpo.datasets import toy
+from brpo.datasets.ids import TOY
 from brpo.evaluation.distances import resample, sliced_wasserstein, tilted_weights
 from brpo.evaluation.toy import Target
 from brpo.experiments.toy import ETA
@@ -182,7 +183,7 @@ def limits(dataset_id: str, eta: float, schedule: Schedule, cells: int) -> list[
     }
     distances = [f"{sliced_wasserstein(points, reference):.4f}" for points in drawn.values()]
     values = [f"{target.value:.3f}", f"{value:.3f}", f"{100 * (value / target.value - 1):+.1f} %"]
-    return [dataset_id.removeprefix(toy.PREFIX), *distances, *values]
+    return [dataset_id.removeprefix(TOY), *distances, *values]
 
 
 def retilted(points: np.ndarray, target: Target, eta: float) -> np.ndarray:
@@ -221,7 +222,7 @@ def main(
     print(machine())
     if profile:
         print(f"| KL of | {' | '.join(f'n = {n}' for n in range(1, FIRST + 1))} | further | all |\n|{'---|' * (FIRST + 3)}")
-        for dataset_id in [toy.PREFIX + task.removeprefix(toy.PREFIX) for task in tasks or []]:
+        for dataset_id in [TOY + task.removeprefix(TOY) for task in tasks or []]:
             points = toy.sample(dataset_id, DENSITY, seed=toy.SEED + 1).astype(np.float64)
             plan = Schedule.of(schedule, steps)
             best = solve(points, lambda at, name=dataset_id: toy.energy(name, at), eta, plan, cells)[0]
@@ -238,7 +239,7 @@ def main(
         return
     print("| task | floor | exact behaviour, re-weighted | best chain | V_N: exact | best chain | change |")
     print("|---|---|---|---|---|---|---|")
-    for dataset_id in [toy.PREFIX + task.removeprefix(toy.PREFIX) for task in tasks or toy.ids()]:
+    for dataset_id in [TOY + task.removeprefix(TOY) for task in tasks or toy.ids()]:
         print(f"| {' | '.join(limits(dataset_id, eta, Schedule.of(schedule, steps), cells))} |", flush=True)
 
 

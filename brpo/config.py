@@ -9,6 +9,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from brpo.datasets.ids import is_toy
 from brpo.errors import UserError
 from brpo.options import OptionRefused, in_words, is_number
 from brpo.sweeps.callback import sweep_jobs
@@ -68,7 +69,7 @@ def family_words(dataset: str, chosen: str | None) -> list[str]:
     `toy` in an id means the two-dimensional tasks, whose ids begin with it: mylab/toy-car-v0 is an environment.
     """
     words = _words(str(chosen or dataset))
-    return words if chosen or _is_toy(dataset) else [word for word in words if word != "toy"]
+    return words if chosen or is_toy(dataset) else [word for word in words if word != "toy"]
 
 
 def _value(found: Any) -> Any:
@@ -242,7 +243,7 @@ def check_config(config: dict[str, Any]) -> None:
     require("data.normalize_observations", normalize, isinstance(normalize, bool), "true or false")
     eta = config["data"]["eta"]
     require("data.eta", eta, is_number(eta) and eta > 0, "a number > 0")
-    same_units = scale == 1 or not _is_toy(dataset)
+    same_units = scale == 1 or not is_toy(dataset)
     require("data.reward_scale", scale, same_units, "1 on a toy task: temperatures and data.eta are in units of the energy")
     seed_list(config["seeds"])
     trainer = config["trainer"]
@@ -268,13 +269,8 @@ def check_evaluation(dataset: str, mode: str) -> None:
     Raises:
         UserError: names the mode and what is allowed.
     """
-    if _is_toy(dataset) and mode != "sampled":
+    if is_toy(dataset) and mode != "sampled":
         raise UserError(f"eval.mode={mode} is not allowed on {dataset}, which compares samples; it must be sampled.")
-
-
-def _is_toy(dataset: str) -> bool:
-    """As `brpo.datasets.toy.is_toy`, without importing torch."""
-    return dataset.startswith("toy/")
 
 
 def differing(stored: Any, wanted: Any) -> dict[str, str]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from brpo import config as configuration
 from brpo import saved_runs
 from brpo.algorithms.base import OfflineAlgorithm
-from brpo.datasets import toy
+from brpo.datasets.ids import is_toy
 from brpo.errors import UserError
 from brpo.evaluation import environments
 from brpo.files import write_atomically
@@ -89,7 +89,7 @@ def export(checkpoint: Path, target: Path, *, seed: int | None = None, acting: M
     algorithm, config = saved_runs.load_algorithm(checkpoint, acting)
     seed = configuration.seed_list(config["seeds"])[0] if seed is None else seed
     algorithm, config = saved_runs.load_algorithm(checkpoint, acting, seed)
-    if toy.is_toy(algorithm.spec.dataset_id):
+    if is_toy(algorithm.spec.dataset_id):
         raise UserError(f"A policy on {algorithm.spec.dataset_id} acts by samples, and a file has no random numbers.")
     if (count := config["algo"].get("acting", {}).get("candidates", 0)) > 0:
         how = f"the best of {count} samples by Q" if count > 1 else "a sample"

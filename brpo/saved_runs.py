@@ -12,7 +12,7 @@ import torch
 from brpo import config as configuration
 from brpo import resume, runs
 from brpo.algorithms.base import OfflineAlgorithm
-from brpo.datasets import toy
+from brpo.datasets.ids import is_toy
 from brpo.engine import checkpoint_io, ranks
 from brpo.errors import UserError
 from brpo.evaluation import environments
@@ -115,7 +115,7 @@ def evaluate_checkpoint(
     """
     algorithm, config = load_algorithm(path, acting)
     spec, seeds = algorithm.spec, configuration.seed_list(config["seeds"])
-    sampled = toy.is_toy(spec.dataset_id)
+    sampled = is_toy(spec.dataset_id)
     options = {**config["eval"], **({"episodes": episodes} if episodes else {}), **({"mode": mode} if mode else {})}
     configuration.check_evaluation(spec.dataset_id, options["mode"])
     if "candidates" in (acting or {}) and options["mode"] == "sampled":

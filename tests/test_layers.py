@@ -51,10 +51,10 @@ def test_arrows_point_down(path: Path) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """`python train.py --help` and Hydra's errors answer before torch is imported."""
+    """`python train.py --help`, Hydra's errors and `brpo collect` answer before torch is imported."""
     import subprocess
     import sys
 
-    program = "import sys, brpo.config, brpo.exits; print('torch' in sys.modules, 'lightning' in sys.modules)"
+    program = "import sys, brpo.config, brpo.exits, brpo.sweeps.collect; print('torch' in sys.modules, 'lightning' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.split() == ["False", "False"]

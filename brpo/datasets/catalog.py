@@ -10,6 +10,7 @@ from pathlib import Path
 import minari
 
 from brpo.datasets import toy
+from brpo.datasets.ids import is_toy
 from brpo.errors import UserError
 
 _ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
@@ -70,7 +71,7 @@ def find_dataset(dataset_id: str) -> Path:
     Raises:
         UserError: the id is malformed, unknown, or cannot be downloaded; or it is a toy task, which has no files.
     """
-    if toy.is_toy(dataset_id):
+    if is_toy(dataset_id):
         toy.task_of(dataset_id)
         raise UserError(f"dataset={dataset_id} is generated and has no files. Use data.storage=device.")
     check_id(dataset_id)

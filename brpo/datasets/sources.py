@@ -3,6 +3,7 @@
 import numpy as np
 
 from brpo.datasets import minari_io, toy
+from brpo.datasets.ids import is_toy
 from brpo.datasets.minari_io import BOUNDARY, Columns, Flat, Summary
 
 
@@ -12,7 +13,7 @@ def load(dataset_id: str) -> Flat:
     Raises:
         UserError: there is no such data set, or it is not one that can be trained on.
     """
-    return generate(dataset_id) if toy.is_toy(dataset_id) else minari_io.load(dataset_id)
+    return generate(dataset_id) if is_toy(dataset_id) else minari_io.load(dataset_id)
 
 
 def check(dataset_id: str) -> Summary:
@@ -21,7 +22,7 @@ def check(dataset_id: str) -> Summary:
     Raises:
         UserError: as `load`.
     """
-    return generate(dataset_id) if toy.is_toy(dataset_id) else minari_io.check(dataset_id)
+    return generate(dataset_id) if is_toy(dataset_id) else minari_io.check(dataset_id)
 
 
 def generate(dataset_id: str) -> Flat:

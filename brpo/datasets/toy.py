@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from brpo.datasets.ids import TOY
 from brpo.errors import UserError
 from brpo.functional import streams
 
-PREFIX = "toy/"
 FRAME = 4.5  # the points of the source lie within this distance of the axes; ours are divided by it
 POINTS = 100_000  # of a data set
 SEED = 20_250_206  # of its points, whatever is trained on them
@@ -204,14 +204,9 @@ TASKS: dict[str, Task] = {
 }  # fmt: skip
 
 
-def is_toy(dataset_id: str) -> bool:
-    """Whether an id names a task of this file, known or not."""
-    return dataset_id.startswith(PREFIX)
-
-
 def ids() -> list[str]:
     """The ids of all tasks."""
-    return [PREFIX + name for name in TASKS]
+    return [TOY + name for name in TASKS]
 
 
 def task_of(dataset_id: str) -> Task:
@@ -220,7 +215,7 @@ def task_of(dataset_id: str) -> Task:
     Raises:
         UserError: there is none of this name.
     """
-    name = dataset_id.removeprefix(PREFIX)
+    name = dataset_id.removeprefix(TOY)
     if name not in TASKS:
         raise UserError(f"dataset={dataset_id} is not a toy task. Known: {', '.join(ids())}.")
     return TASKS[name]
@@ -234,7 +229,7 @@ def sample(dataset_id: str, count: int = POINTS, seed: int = SEED) -> np.ndarray
     Raises:
         UserError: there is no such task.
     """
-    points = task_of(dataset_id).draw(Draws(dataset_id.removeprefix(PREFIX), count, seed)) / FRAME
+    points = task_of(dataset_id).draw(Draws(dataset_id.removeprefix(TOY), count, seed)) / FRAME
     return np.clip(np.round(points, 6), -1.0, 1.0).astype(np.float32)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from brpo.datasets import toy
+from brpo.datasets.ids import is_toy
 
 
 class Summary(Protocol):
@@ -104,4 +104,4 @@ SAMPLES = Kind(
 
 def kind_of(dataset_id: str) -> Kind:
     """How runs on a data set are evaluated."""
-    return SAMPLES if toy.is_toy(dataset_id) else ROLLOUTS
+    return SAMPLES if is_toy(dataset_id) else ROLLOUTS

@@ -1,6 +1,6 @@
 """The evaluator that suits a data set."""
 
-from brpo.datasets import toy
+from brpo.datasets.ids import is_toy
 from brpo.evaluation import environments
 from brpo.evaluation.evaluate import RolloutEvaluator
 from brpo.evaluation.kinds import Evaluator
@@ -23,7 +23,7 @@ def make_evaluator(spec: DataSpec, seeds: int, *, episodes: int, mode: str, eta:
     Raises:
         EnvironmentUnavailable: the environment cannot be made here.
     """
-    if toy.is_toy(spec.dataset_id):
+    if is_toy(spec.dataset_id):
         return ToyEvaluator(spec.dataset_id, episodes, eta)
     make = environments.maker(spec.environment, sizes=(spec.observation_dim, spec.action_dim))
     return RolloutEvaluator(Rollouts(make, seeds, episodes, processes=processes), mode)

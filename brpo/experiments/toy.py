@@ -19,6 +19,7 @@ import typer
 from brpo import config as configuration
 from brpo import saved_runs
 from brpo.datasets import toy
+from brpo.datasets.ids import TOY, is_toy
 from brpo.errors import UserError
 from brpo.evaluation import toy_pictures
 from brpo.evaluation.toy import Target, draw
@@ -85,7 +86,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     titles = ["task", "floor", SUBJECT, *others, "(a)", "(b)", "V_N: exact", "learned", "(c)"]
     titles += ["wrong mode shares", f"CPU minutes ({', '.join([SUBJECT, *others])})"]
     rows = [titles, ["---"] * len(titles)]
-    rows += [[task.removeprefix(toy.PREFIX), *_cells(found, others)] for task, found in by_task.items()]
+    rows += [[task.removeprefix(TOY), *_cells(found, others)] for task, found in by_task.items()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -125,7 +126,7 @@ def numbers_of(run: Path) -> dict[str, Any]:
             rows = [row for row in csv.DictReader(file) if int(row["update"]) == result["updates"]]
     except OSError as error:
         raise UserError(f"{run} is not the folder of a finished run: {error.strerror}: {error.filename}.") from error
-    if not toy.is_toy(result["dataset"]["id"]) or not rows:
+    if not is_toy(result["dataset"]["id"]) or not rows:
         raise UserError(f"{run} has no evaluation on a toy task at its end. Give runs on {', '.join(toy.ids())}.")
     line = {"task": result["dataset"]["id"], "algorithm": result["algo"], "seeds": len(rows), "updates": result["updates"]}
     line["pretrain_updates"] = result["config"]["algo"].get("pretrain_updates", 0)
@@ -148,7 +149,7 @@ def rows_of(runs: list[Path]) -> list[toy_pictures.Row]:
     for run in runs:
         algorithm, config = saved_runs.load_algorithm(saved_runs.checkpoint_of(run, "last"))
         dataset_id, eta = algorithm.spec.dataset_id, config["data"].get("eta", ETA)
-        if not toy.is_toy(dataset_id):
+        if not is_toy(dataset_id):
             raise UserError(
                 f"{run} was trained on {dataset_id}; only runs on toy tasks can be drawn: {', '.join(toy.ids())}."
             )

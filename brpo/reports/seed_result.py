@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from brpo.config import flatten
+from brpo.evaluation.kinds import ROLLOUTS, SAMPLES
 
 RULES = {
     "final": "the policy after the last update; the primary number",
@@ -36,9 +37,9 @@ class Metric:
 
 
 METRICS = {  # by their name in result.json; the first one that a run has counts
-    "score": Metric("normalized score", "score"),
-    "return": Metric("return", "return_mean"),
-    "sliced_wasserstein": Metric("sliced Wasserstein distance", "sliced_wasserstein", digits=4, larger_is_better=False),
+    name: Metric(kind.words[name], kind.reported[name], kind.digits, kind.larger_is_better)
+    for kind in (ROLLOUTS, SAMPLES)
+    for name in kind.lead
 }
 
 # What says how a run was made or watched, and not what method it is. Everything else in a configuration is the method.
