@@ -1,10 +1,14 @@
 """Writing files so that a reader sees the old or the new content, never a part of it."""
 
+import csv
 import errno
+import io
 import json
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without hard links say
 
@@ -36,6 +40,15 @@ def write_atomically(path: Path, content: bytes | str, keep: Path | None = None)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table atomically, as `write_atomically`; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
 
 
 def _beside(path: Path) -> Path:

@@ -25,11 +25,7 @@ from brpo.evaluation.scores import spread
 from brpo.exits import in_one_line
 from brpo.training import train
 
-_GROUPS = ("algo", "actor", "data", "engine", "trainer")
-RUN_KEYS = (
-    *_GROUPS, "dataset", "seeds", "max_updates", "batch_size", "eval", "parallel", "run_dir", "resume", "profile", "debug",
-    "behavior",
-)  # fmt: skip
+RUN_KEYS = ("actor", *(key for key in configuration.KEYS if key not in configuration.USERS_OWN))  # actor is a group
 
 _MAY_CHANGE = (
     f"A resumed run may change only {', '.join(configuration.RESUME_MAY_CHANGE)}. Give the others as they were, or start a "

@@ -1,7 +1,6 @@
 """The run folder: where its files are, and what is written into them."""
 
 import contextlib
-import csv
 import fcntl
 import importlib.metadata
 import io
@@ -18,7 +17,7 @@ from typing import Any
 import yaml
 
 from brpo.errors import UserError
-from brpo.files import remove_leftovers, write_atomically
+from brpo.files import remove_leftovers, write_atomically, write_csv
 
 DIRTY = "-dirty"  # behind a commit: the code or its configuration differ from it
 _PACKAGES = ("brpo", "torch", "lightning", "numpy", "gymnasium", "mujoco", "minari", "hydra-core")
@@ -161,11 +160,7 @@ def write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    write_csv(path, rows[0], (row.values() for row in rows))
 
 
 def cut_events(folder: Path, update: int, ends: Mapping[str, int]) -> None:

@@ -14,7 +14,7 @@ import typer
 
 from brpo.errors import UserError
 from brpo.exits import exit_code_of_command
-from brpo.files import write_atomically
+from brpo.files import write_atomically, write_csv
 
 ALSO = ("alpha:-0.5", "alpha:1.5")  # beyond KL on either side, where the family has no other name
 
@@ -56,10 +56,10 @@ def run(
             results.append(mixture_fits.fit_family(task, family, clip=clip, updates=updates, seed=seed, also=names))
             seconds = time.monotonic() - begin
             print(f"{task.dimension}-D {family}: {len(results[-1].chosen)} fits, {seconds:.0f} s so far", flush=True)
-    files: dict[str, str | bytes] = {
-        "fit.csv": mixture_fits.as_csv(mixture_fits.rows(results)),
-        "fit.md": mixture_fits.table(results),
-    }
+    rows = mixture_fits.rows(results)
+    write_csv(out / "fit.csv", rows[0], (row.values() for row in rows))
+    print(out / "fit.csv")
+    files: dict[str, str | bytes] = {"fit.md": mixture_fits.table(results)}
     for dimension in (1, 2):
         files[f"fit_{dimension}d.png"] = fit_pictures.draw([f for f in results if f.task.dimension == dimension])
     for name, content in files.items():

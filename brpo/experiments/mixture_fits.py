@@ -1,7 +1,5 @@
 """The targets of the distribution-fitting experiment, fits of two families to them, and the tables of these."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,12 +131,3 @@ def table(results: Sequence[Fits]) -> str:
 def short(value: float) -> str:
     """Four decimals; a power of ten for what is large or small."""
     return f"{value:.4f}" if 1e-4 <= abs(value) < 1000 else f"{value:.0e}"
-
-
-def as_csv(found: Sequence[dict[str, Any]]) -> str:
-    """The rows as text."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(found[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
-    return text.getvalue()

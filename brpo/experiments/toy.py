@@ -6,7 +6,6 @@ python -m brpo.experiments.toy table RUN RUN ...      # what they reached, in nu
 """
 
 import csv
-import io
 import json
 import math
 import sys
@@ -24,7 +23,7 @@ from brpo.errors import UserError
 from brpo.evaluation import toy_pictures
 from brpo.evaluation.toy import Target, draw
 from brpo.exits import exit_code_of_command
-from brpo.files import write_atomically
+from brpo.files import write_atomically, write_csv
 from brpo.runs import RunFolder
 
 ETA = 0.06  # of the targets, arXiv:2502.04778
@@ -59,11 +58,7 @@ def table(
     Prints the comparison of BDPO with the other algorithms as Markdown, where there are runs of both (see `markdown`).
     """
     lines = [numbers_of(run) for run in runs]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    write_atomically(output, text.getvalue().encode())
+    write_csv(output, lines[0], (line.values() for line in lines))
     print(output)
     if any(line["algorithm"] == SUBJECT for line in lines):
         print(markdown(lines))

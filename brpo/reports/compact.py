@@ -7,14 +7,13 @@ A report writes them and can be made from them again. They are small enough to b
 
 import csv
 import hashlib
-import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from brpo.errors import UserError
-from brpo.files import write_atomically, write_json
+from brpo.files import write_atomically, write_csv, write_json
 from brpo.reports.seed_result import METRICS, RULES, Curve, Protocol, SeedResult
 
 RUNS, CURVES, CONFIGS, MISSING = "runs.csv", "curves.csv", "configs.json", "missing.txt"
@@ -41,19 +40,6 @@ def write(folder: Path, results: Sequence[SeedResult], missing: Sequence[str] = 
     (folder / MISSING).unlink(missing_ok=True)
     if missing:
         write_atomically(folder / MISSING, "".join(f"{line}\n" for line in missing))
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table, atomically; None is an empty cell.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
 
 
 def _fingerprint(options: Any) -> str:

@@ -6,9 +6,9 @@ from statistics import fmean
 from typing import Any
 
 from brpo.evaluation.scores import spread
+from brpo.files import write_csv
 from brpo.reports import aggregates
 from brpo.reports.aggregates import Aggregate
-from brpo.reports.compact import write_csv
 from brpo.reports.comparison import Comparison, Method, Task, Tasks
 from brpo.reports.seed_result import METRICS, RULES, SeedResult, plural
 from brpo.reports.statistics import Interval

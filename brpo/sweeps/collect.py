@@ -3,8 +3,6 @@
 Here jobs that failed or wait stand beside those that are done; `brpo.reports` puts seeds together and compares methods.
 """
 
-import csv
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -16,7 +14,7 @@ from typing import Any
 from brpo.errors import UserError
 from brpo.evaluation.kinds import Kind, kind_of
 from brpo.evaluation.scores import spread
-from brpo.files import write_atomically
+from brpo.files import write_csv
 from brpo.reports.seed_result import RULES
 from brpo.sweeps.folder import Job, Status, SweepFolder
 
@@ -178,29 +176,28 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    text = io.StringIO()
     statistics = [f"{rule}_{name}" for rule in RULES for name in ("mean", "std")]
     names = ("job", "algo", "dataset", "digest", "overrides", "seeds", "metric", *statistics, "worst_seed", "worst")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*names, "evaluation", "updates", "updates_per_second", "status", "run_dir"])
-    for row in rows:
-        numbers = ["" if not row.values.get(rule) else take(row.values[rule]) for rule in RULES for take in (fmean, pstdev)]
-        writer.writerow(
-            [
-                " ".join(map(str, row.jobs)),
-                row.algo,
-                row.dataset,
-                row.digest,
-                " ".join(row.overrides),
-                " ".join(map(str, row.seeds)),
-                row.metric,
-                *numbers,
-                *(row.worst() or ("", "")),
-                row.evaluation,
-                "" if row.updates is None else row.updates,
-                fmean(row.updates_per_second) if row.updates_per_second else "",
-                row.status,
-                " ".join(map(str, row.run_dirs)),
-            ]
-        )
-    write_atomically(path, text.getvalue())
+    header = (*names, "evaluation", "updates", "updates_per_second", "status", "run_dir")
+    write_csv(path, header, map(_csv_cells, rows))
+
+
+def _csv_cells(row: Row) -> list[Any]:
+    """What `write_table` says of a row."""
+    numbers = ["" if not row.values.get(rule) else take(row.values[rule]) for rule in RULES for take in (fmean, pstdev)]
+    return [
+        " ".join(map(str, row.jobs)),
+        row.algo,
+        row.dataset,
+        row.digest,
+        " ".join(row.overrides),
+        " ".join(map(str, row.seeds)),
+        row.metric,
+        *numbers,
+        *(row.worst() or ("", "")),
+        row.evaluation,
+        row.updates,
+        fmean(row.updates_per_second) if row.updates_per_second else "",
+        row.status,
+        " ".join(map(str, row.run_dirs)),
+    ]
