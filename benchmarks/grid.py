@@ -148,6 +148,7 @@ DIFFUSION_SETTING = {  # asked of the other recordings: how to fit the behaviour
     "bdpo eta 0.2": ["algo=bdpo", "algo.eta=0.2", "algo.acting.candidates=2", "eval.episodes=20", "eval.every=5000"]
     + ["seeds=[100,101]", "behavior={runs}/diffusion-bc-to-zero/{dataset}"],
 }
+# In the two that follow `sfac` is the exponential one.
 HOPPER_REPLAY = {  # asked of the other recordings: what keeps Sf-AC below XQL there, an option at a time
     row: [*overrides, "seeds=[100,101,102]", "eval.every=5000"]  # many evaluations: each is of few falls
     for row, overrides in {
@@ -162,14 +163,16 @@ HOPPER_REPLAY = {  # asked of the other recordings: what keeps Sf-AC below XQL t
         "xql": ["algo=xql"],
     }.items()
 }
-SQL_PARTS = {  # asked of the other recordings: why SQL is better with the same observations
+SQL_PARTS = {  # asked of the other recordings: why SQL was better with the same observations
     row: [*overrides, "seeds=[100,101,102]"]
     for row, overrides in {
         "sql, normalized observations": ["algo=sql", NORMALIZED],
         "sfac": EXPONENTIAL,
         "sfac T 1": [*EXPONENTIAL, "algo.temperature=1"],
         "sfac series T 1": [*EXPONENTIAL, "algo.omega=series", "algo.temperature=1"],
-        "sfac series T 1, normalizer": ["algo=sfac"],
+        "sfac series T 1, normalizer": [
+            *(*EXPONENTIAL, "algo.omega=series", "algo.temperature=1", "algo.value_loss=normalizer"),
+        ],
     }.items()
 }
 BUDGET = ["eval.every=10000", "eval.episodes=10"]

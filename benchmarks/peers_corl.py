@@ -222,7 +222,7 @@ class SfAC(IQL):
         """Advantage regression plus `rho h(w / rho)`, and the schedule."""
         with torch.no_grad():
             weight = self.ratio(q, self.value(batch["observations"]))
-            weight = weight / weight.mean()
+            weight = weight / weight.mean().clamp(min=1e-30)
             behavior_log_prob = self.behavior.log_prob(batch["observations"], batch["actions"])
         log_prob = self.actor.log_prob(batch["observations"], batch["actions"])
         symmetry = self.symmetry(log_prob - behavior_log_prob, weight).mean()

@@ -70,7 +70,7 @@ def iql(workload: Workload) -> tuple[Any, str]:
 
 
 def sfac(workload: Workload) -> tuple[Any, str]:
-    """IQL in the place of Sf-AC: the same V, Q and actor."""
+    """IQL in the place of Sf-AC: the same networks, another V and other weights."""
     return iql(workload)[0], "d3rlpy has no Sf-AC; its IQL stands in, which has no behaviour model to fit: less work"
 
 

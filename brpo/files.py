@@ -6,7 +6,7 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,24 @@ def write_atomically(path: Path, content: bytes | str, keep: Path | None = None)
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a table atomically, as `write_atomically`; None is an empty cell."""
+    """Write a table, as `write_atomically` does; None is an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
     write_atomically(path, text.getvalue())
+
+
+def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table of records with the columns of the first one, as `write_csv` does.
+
+    Raises:
+        ValueError: a record has other columns.
+    """
+    header = list(records[0])
+    if other := next((record for record in records if set(record) != set(header)), None):
+        raise ValueError(f"{path} cannot hold records of different columns: {header} and {list(other)}.")
+    write_csv(path, header, ([record[name] for name in header] for record in records))
 
 
 def _beside(path: Path) -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from brpo.errors import UserError
-from brpo.files import remove_leftovers, write_atomically, write_csv
+from brpo.files import remove_leftovers, write_atomically, write_records
 
 DIRTY = "-dirty"  # behind a commit: the code or its configuration differ from it
 _PACKAGES = ("brpo", "torch", "lightning", "numpy", "gymnasium", "mujoco", "minari", "hydra-core")
@@ -160,7 +160,7 @@ def write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
-    write_csv(path, rows[0], (row.values() for row in rows))
+    write_records(path, rows)
 
 
 def cut_events(folder: Path, update: int, ends: Mapping[str, int]) -> None:

@@ -40,11 +40,11 @@ def test_the_run_of_a_job_can_be_continued(tmp_path: Path) -> None:
     register_resolvers()
     folder = RunFolder(tmp_path)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        overrides = ["algo=sfac", "algo.temperature=1", "+sweep=temperature", "max_updates=10"]
+        overrides = ["algo=sfac", "algo.temperature=5", "+sweep=temperature", "max_updates=10"]
         folder.create(to_plain(compose("train", overrides=overrides)), overrides)
         config, kept = launch._continued_config(folder, ["max_updates=20"])
-    assert kept == ["algo=sfac", "algo.temperature=1", "max_updates=10", "max_updates=20"]
-    assert (config["algo"]["temperature"], config["max_updates"]) == (1, 20)
+    assert kept == ["algo=sfac", "algo.temperature=5", "max_updates=10", "max_updates=20"]
+    assert (config["algo"]["temperature"], config["max_updates"]) == (5, 20)
 
 
 def test_another_algorithm_for_a_run_is_refused_with_what_it_has(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_run_keeps_the_defaults_that_it_was_started_with(tmp_path: Path, capsy
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         stored = to_plain(compose("train", overrides=overrides))
         stored["data"]["normalize_observations"] = False
-        stored["algo"]["temperature"], stored["run_dir"] = 1.0, "elsewhere"
+        stored["algo"]["temperature"], stored["run_dir"] = 3.0, "elsewhere"
         del stored["algo"]["max_ratio"]
         folder.create(stored, overrides)
         stored["max_updates"], stored["eval"]["every"] = 7, 3

@@ -174,7 +174,9 @@ def test_the_family_gives_toy_tasks_options_of_their_own() -> None:
     config.check_config(composed)
     assert (composed["max_updates"], composed["eval"]["episodes"], composed["eval"]["mode"]) == (10000, 10000, "sampled")
     assert (composed["algo"]["temperature"], composed["data"]["reward_scale"]) == (0.1, 1.0)
-    assert compose_config("algo=sfac")["algo"]["temperature"] == 3.0
+    target = ("temperature", "omega", "value_loss")
+    assert [composed["algo"][name] for name in target] == [0.1, "exp", "expectile"]
+    assert [compose_config("algo=sfac")["algo"][name] for name in target] == [1.0, "series", "normalizer"]
     inverse = compose_config("algo=iql", "dataset=toy/rings")
     assert inverse["algo"]["inverse_temperature"] * inverse["data"]["eta"] == pytest.approx(1, rel=1e-4)
 

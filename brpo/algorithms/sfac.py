@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from brpo.algorithms.base import OfflineAlgorithm
-from brpo.errors import UserError
 from brpo.functional import losses, series, weights
 from brpo.functional.divergences import get_divergence
 from brpo.modules.target import Target
@@ -49,7 +48,7 @@ class SfAC(OfflineAlgorithm):
         value: builds V.
         divergence: name as `get_divergence` takes it: the divergence of the policy loss (D_opt).
         target_divergence: the divergence that regularizes the target, whose series `omega=series` solves (D_reg).
-            `omega=exp` is the closed form of one of them, `kl`, whatever stands here: set another with `omega=series`.
+            `omega=exp` is the closed form of one of them, `kl`, whatever stands here.
         regularizer: builds the series term; called with the divergence's name.
         temperature: > 0, in units of return (scaled rewards): divides the advantage.
         omega: `exp`: `exp(A / temperature)` (paper, Eq. 8); `series`: the solution of the regularized problem with the
@@ -111,11 +110,6 @@ class SfAC(OfflineAlgorithm):
         require_one_of(RATIOS, ratio=ratio)
         require_one_of(VALUES, value_loss=value_loss)
         self.keep_behavior(behavior_training)
-        if omega == "exp" and target_divergence not in (divergence, "kl"):
-            raise UserError(
-                f"algo.target_divergence={target_divergence} has no effect under algo.omega=exp, the closed form for kl. "
-                f"Set algo.omega=series, or leave it out."
-            )
         self.divergence, self.target_divergence = get_divergence(divergence), get_divergence(target_divergence)
         require_part(regularizer=regularizer)
         with options_of("regularizer"):
@@ -284,15 +278,19 @@ class SfAC(OfflineAlgorithm):
 
     def without_effect(self) -> dict[str, str]:
         """Options of the target, the ratio, the series and V that another choice leaves unused."""
-        idle = {"max_weight": "algo.omega=series"} if self.omega == "series" else {"policy_order": "algo.omega=exp"}
+        omega, value_loss = f"algo.omega={self.omega}", f"algo.value_loss={self.value_kind}"
+        idle: dict[str, str] = {}
+        for option in ("max_weight",) if self.omega == "series" else ("policy_order", "target_divergence"):
+            idle[option] = omega
         if self.value_kind != "expectile":
-            idle["expectile"] = f"algo.value_loss={self.value_kind}"
-        if self.value_kind != "softmax" and (self.value_kind != "normalizer" or self.omega == "series"):
-            idle["max_exponent"] = f"algo.value_loss={self.value_kind}"
+            idle["expectile"] = value_loss
+        if self.value_kind in ("expectile", "sample"):
+            idle["max_exponent"] = value_loss
+        elif self.value_kind == "normalizer" and self.omega == "series":
+            idle["max_exponent"] = omega
         if self.symmetry_coefficient == 0:
-            reason = "algo.symmetry_coefficient=0"
-            idle |= dict.fromkeys(("regularizer", "epsilon_schedule", "ratio", "max_ratio"), reason)
-            return idle | ({"divergence": reason} if self.omega == "exp" else {})
+            term = ("divergence", "regularizer", "epsilon_schedule", "ratio", "max_ratio")
+            return idle | dict.fromkeys(term, "algo.symmetry_coefficient=0")
         if self.regularizer.exact:
             idle["regularizer.loss_order"] = "algo.regularizer.exact=true"
         if self.ratio == "behavior":

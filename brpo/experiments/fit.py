@@ -14,7 +14,7 @@ import typer
 
 from brpo.errors import UserError
 from brpo.exits import exit_code_of_command
-from brpo.files import write_atomically, write_csv
+from brpo.files import write_atomically, write_records
 
 ALSO = ("alpha:-0.5", "alpha:1.5")  # beyond KL on either side, where the family has no other name
 
@@ -56,8 +56,7 @@ def run(
             results.append(mixture_fits.fit_family(task, family, clip=clip, updates=updates, seed=seed, also=names))
             seconds = time.monotonic() - begin
             print(f"{task.dimension}-D {family}: {len(results[-1].chosen)} fits, {seconds:.0f} s so far", flush=True)
-    rows = mixture_fits.rows(results)
-    write_csv(out / "fit.csv", rows[0], (row.values() for row in rows))
+    write_records(out / "fit.csv", mixture_fits.rows(results))
     print(out / "fit.csv")
     files: dict[str, str | bytes] = {"fit.md": mixture_fits.table(results)}
     for dimension in (1, 2):

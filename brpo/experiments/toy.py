@@ -23,7 +23,7 @@ from brpo.errors import UserError
 from brpo.evaluation import toy_pictures
 from brpo.evaluation.toy import Target, draw
 from brpo.exits import exit_code_of_command
-from brpo.files import write_atomically, write_csv
+from brpo.files import write_atomically, write_records
 from brpo.runs import RunFolder
 
 ETA = 0.06  # of the targets, arXiv:2502.04778
@@ -58,7 +58,7 @@ def table(
     Prints the comparison of BDPO with the other algorithms as Markdown, where there are runs of both (see `markdown`).
     """
     lines = [numbers_of(run) for run in runs]
-    write_csv(output, lines[0], (line.values() for line in lines))
+    write_records(output, lines)
     print(output)
     if any(line["algorithm"] == SUBJECT for line in lines):
         print(markdown(lines))

@@ -86,8 +86,8 @@ def branch(divergence: Divergence, order: int) -> Branch:
         derivative = derivative[:-1]
     polynomial = np.polynomial.Polynomial(derivative)
     turning = [root.real for root in np.atleast_1d(polynomial.deriv().roots()) if abs(root.imag) < 1e-9]
-    low = max([-1.0, *(u for u in turning if u < 0)])
-    high = min([u for u in turning if u > 0], default=math.inf)
+    low = float(max([-1.0, *(u for u in turning if u < 0)]))  # numpy's numbers would break torch.compile's graphs
+    high = float(min([u for u in turning if u > 0], default=math.inf))
     return Branch(derivative, low, high, float(polynomial(low)), math.inf if math.isinf(high) else float(polynomial(high)))
 
 
@@ -166,7 +166,7 @@ def conjugate_on_branch(branch: Branch, x: Float[Tensor, "*n"]) -> Float[Tensor,
     `c_2 ([1 + x / (2 c_2)]_+^2 - 1)`.
     Source: Fenchel duality; its use for V is SQL's (arXiv:2303.15810) at N = 2, and ours at other orders.
     """
-    ratio = ratio_on_branch(branch, x).detach()
+    ratio = ratio_on_branch(branch, x.detach())
     u = ratio - 1.0
     total = torch.zeros_like(u)
     for power in range(len(branch.derivative) - 1, 0, -1):  # the primitive of the derivative, by Horner's rule

@@ -22,7 +22,7 @@ LOOPS = sorted(set(peers_corl.LEARNERS) & set(ALGORITHMS))
 # Every clip acts on some of the transitions; TD3+BC draws no noise, since every side would draw its own.
 OPTIONS = {
     "iql": ["algo.max_weight=3.5"],
-    "sfac": ["algo.temperature=0.3", "algo.max_weight=4.5", "algo.regularizer.epsilon=0.2", "algo.max_ratio=1.05"],
+    "sfac": ["algo.temperature=0.3", "algo.regularizer.epsilon=0.2", "algo.max_ratio=1.05"],
     "td3_bc": ["algo.target_noise=0"],
 }
 TINY = ("dataset=tests/pendulum/tiny-v0", "trainer=cpu", "data.heldout=0", "engine.threads=1", "batch_size=8")

@@ -53,6 +53,8 @@ def run_both(eager: OfflineAlgorithm, compiled: OfflineAlgorithm, updates: int =
 
 VARIANTS = [  # ways through the code that the defaults do not take
     ("sfac", ["algo.omega=exp", "algo.value_loss=expectile"]),
+    ("sfac", ["algo.policy_order=3"]),
+    ("sfac", ["algo.policy_order=4"]),
     ("sfac", ["algo.value_loss=sample", "actor=squashed", "actor@algo.behavior=mixture", "algo.divergence=alpha:0.5"]),
     (
         "sfac",
