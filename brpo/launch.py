@@ -25,7 +25,7 @@ from brpo.evaluation.scores import spread
 from brpo.exits import in_one_line
 from brpo.training import train
 
-RUN_KEYS = ("actor", *(key for key in configuration.KEYS if key not in configuration.USERS_OWN))  # actor is a group
+RUN_KEYS = (*(key for key in configuration.KEYS if key not in configuration.USERS_OWN), "actor")  # a group
 
 _MAY_CHANGE = (
     f"A resumed run may change only {', '.join(configuration.RESUME_MAY_CHANGE)}. Give the others as they were, or start a "
