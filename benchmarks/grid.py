@@ -9,7 +9,7 @@ several sittings and machines; `--store` puts there what the report is made of.
     python benchmarks/grid.py policies          # docs/results.md: mixtures as policy and behaviour model
     python benchmarks/grid.py halfcheetah       # docs/sfac.md: why TD3+BC is better on HalfCheetah replay
     python benchmarks/grid.py hopper_replay     # docs/sfac.md: whether XQL is better on Hopper replay, and why
-    python benchmarks/grid.py sql_parts         # docs/sfac.md: why SQL is better with the same observations
+    python benchmarks/grid.py sql_parts         # docs/sfac.md: why SQL was better with the same observations
     python benchmarks/grid.py observations      # docs/results.md: the other methods with normalized observations
     python benchmarks/grid.py modes             # docs/results.md: runs to be evaluated by `brpo evaluate --mode`
     python benchmarks/grid.py diffusion         # docs/bdpo.md, docs/results.md: BDPO and diffusion cloning

@@ -160,6 +160,9 @@ def test_metrics_are_written_whole(here: Path) -> None:
     runs.write_metrics(path, [{"update": 1, "score": 2.5}, {"update": 2, "score": None}])
     with path.open() as file:
         assert list(csv.DictReader(file)) == [{"update": "1", "score": "2.5"}, {"update": "2", "score": ""}]
+    with pytest.raises(ValueError, match=r"different columns: \['update', 'score'\] and \['update', 'episodes', 'score'\]"):
+        runs.write_metrics(path, [{"update": 1, "score": 2.5}, {"update": 2, "episodes": 10, "score": 1.0}])
+    assert path.exists()  # as it was
     runs.write_metrics(path, [])
     assert not path.exists()
 
