@@ -18,7 +18,7 @@ from brpo.algorithms.base import OfflineAlgorithm
 from brpo.callbacks.recorder import QUANTILES, WEIGHTS
 from brpo.datasets.datamodule import OfflineDataModule
 from brpo.errors import UserError
-from brpo.functional import weights
+from brpo.functional import series, weights
 from brpo.modules.divergence import SeriesDivergence
 from brpo.runs import RunFolder
 
@@ -113,7 +113,8 @@ class Diagnosis:
         ratio = self.quantities.get("ratio/t")
         if ratio is None or self.series is None:
             return None
-        inside = np.abs(ratio - 1.0) <= self.quantities.get("series/epsilon", self.series.epsilon)  # NaN is not
+        epsilon = self.quantities.get("series/epsilon", self.series.epsilon)
+        inside = (ratio >= np.maximum(1.0 - epsilon, series.LOWEST)) & (ratio <= 1.0 + epsilon)  # NaN is not
         return float(1.0 - inside.mean())
 
     def terms(self) -> tuple[str, ...]:

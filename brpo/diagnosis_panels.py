@@ -238,10 +238,10 @@ def draw_series(axes: Axes, diagnosis: Diagnosis) -> None:
     term = diagnosis.series
     assert term is not None
     order, used = len(term.coefficients) - 1, term.divergence
-    low, high = max(1.0 - term.epsilon, 1e-8), 1.0 + term.epsilon
+    low, high = series.clip_range(term.epsilon)
     t = torch.linspace(low, high, 401, dtype=torch.float64)
     g = used.conditional_symmetry_taylor(max(order, 7))
-    exact = used.conditional_symmetry(t) - g[0] - g[1] * (t - 1.0)
+    exact = series.tail(used, g, t)
     for n in sorted({2, 3, 4, 5, 6, 7, order}):
         error = (exact - series.evaluate(g[: n + 1], t)).abs().clamp(min=1e-12)
         style: dict[str, Any] = {"color": COLORS[1], "linewidth": 2.0} if n == order else {"color": "0.6", "linewidth": 0.7}

@@ -150,6 +150,11 @@ def test_the_ratio_of_the_series_and_its_clipped_share(datasets: Path, tmp_path:
     found.quantities["series/epsilon"] = np.array([[0.5, 0.4, 0.5, 0.1]])  # narrowed: the second and fourth leave theirs
     assert (described := diagnosis.describe_series(found)) is not None
     assert described["clipped_share"] == 0.75
+    found.quantities["ratio/t"] = np.array(
+        [[0.0, 1.0, 1e-9, 2.0]]
+    )  # what weights of 0 make: below any range, as in training
+    found.quantities["series/epsilon"] = np.array([[2.0, 2.0, 1.0, 1.0]])
+    assert found.outside_share == 0.5
 
 
 def test_what_cannot_be_diagnosed_is_one_line(

@@ -162,7 +162,7 @@ class SfAC(OfflineAlgorithm):
         if self.value_kind == "sample":
             return (self.sampled_q(batch.observations, "value") - value).square().mean(-1)
         if self.value_kind == "normalizer" and self.branch is not None:
-            conjugate = series.conjugate_on_branch(self.branch, (q - value) / self.temperature)
+            conjugate = series.conjugate(self.branch, (q - value) / self.temperature)
             return (conjugate + value / self.temperature).mean(-1)
         self.record("value/clipped_share", losses.clipped_share(q - value, self.temperature, self.max_exponent))
         return losses.gumbel(q - value, self.temperature, self.max_exponent).mean(-1)
@@ -219,7 +219,7 @@ class SfAC(OfflineAlgorithm):
             omega = weights.clipped_exp(exponent, self.max_weight)
             clipped = exponent > math.log(self.max_weight)
         else:
-            omega = series.ratio_on_branch(self.branch, exponent)
+            omega = series.target_ratio(self.branch, exponent)
             clipped = exponent > self.branch.at_high
             self.record("weight/lowest_share", (exponent < self.branch.at_low).to(omega.dtype).mean(-1))
         weight = weights.normalize(omega)

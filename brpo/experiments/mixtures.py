@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brpo.functional import streams
+from brpo.functional import series, streams
 from brpo.functional.divergences import DIVERGENCES, Divergence, get_divergence
 
 LARGEST_LOG_RATIO = 300.0  # |log p/q| beyond this is cut: the square of its exponential is still a float64
@@ -149,7 +149,7 @@ class Losses:
         self.log_p, self.grid = log_p, grid
         self.coefficients = padded([o.divergence.conditional_symmetry_taylor(o.order or 2) for o in truncated])
         epsilon = torch.tensor([objective.epsilon for objective in truncated], dtype=torch.float64).unsqueeze(-1)
-        self.log_low, self.log_high = (1.0 - epsilon).clamp(min=1e-8).log(), epsilon.log1p()
+        self.log_low, self.log_high = (1.0 - epsilon).clamp(min=series.LOWEST).log(), epsilon.log1p()
 
     def __call__(self, log_q: Tensor) -> Tensor:
         """Losses (..., fits) of log-densities (..., fits, points)."""
@@ -164,9 +164,8 @@ class Losses:
         if math.isinf(objective.epsilon):
             return divergence_between(divergence, self.log_p, log_q, self.grid)
         log_t, g = self.log_p - log_q, divergence.conditional_symmetry_taylor(2)
-        t = log_t.clamp(math.log(max(1.0 - objective.epsilon, 1e-8)), math.log1p(objective.epsilon)).exp()
-        rest = divergence.conditional_symmetry(t) - g[0] - g[1] * (t - 1.0)
-        return self.grid.integrate(self.log_p.exp() * log_t + log_q.exp() * rest)
+        t = log_t.clamp(math.log(series.clip_range(objective.epsilon)[0]), math.log1p(objective.epsilon)).exp()
+        return self.grid.integrate(self.log_p.exp() * log_t + log_q.exp() * series.tail(divergence, g, t))
 
     def truncated(self, log_q: Tensor) -> Tensor:
         """KL part and clipped series of the truncated objectives."""

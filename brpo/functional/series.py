@@ -11,6 +11,9 @@ from torch import Tensor
 
 from brpo.functional.divergences import Divergence
 
+LOWEST = 1e-8  # smallest ratio of a clip range
+STEPS = 24  # of the search for the target ratio
+
 
 def evaluate(coefficients: tuple[float, ...], t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """`sum_{n=2}^N c_n (t-1)^n` by Horner's rule; `coefficients` are (c_0, ..., c_N), of which the first two are left out.
@@ -27,16 +30,27 @@ def evaluate(coefficients: tuple[float, ...], t: Float[Tensor, "*n"]) -> Float[T
     return total * u.square()
 
 
-def remainder(divergence: Divergence, order: int, epsilon: float, points: int = 2001) -> float:
-    """Largest error of the truncated g on the clip range [max(1 - epsilon, 1e-8), 1 + epsilon].
+def tail(divergence: Divergence, g: tuple[float, ...], t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """`g(t) - g(1) - g'(1) (t-1)`: the conditional symmetry function without what its series begins with.
 
-    `sup |g(t) - g(1) - g'(1) (t-1) - sum_{n=2}^N g_n (t-1)^n|`, on a grid of `points`, in float64.
+    `g` are its coefficients, of which the first two are used: they cannot be had inside a compiled graph.
     """
-    low, high = max(1.0 - epsilon, 1e-8), 1.0 + epsilon
-    t = torch.linspace(low, high, points, dtype=torch.float64)
+    return divergence.conditional_symmetry(t) - g[0] - g[1] * (t - 1.0)
+
+
+def clip_range(epsilon: float) -> tuple[float, float]:
+    """`[max(1 - epsilon, 1e-8), 1 + epsilon]`: where ratios are kept, whose logarithm is taken."""
+    return max(1.0 - epsilon, LOWEST), 1.0 + epsilon
+
+
+def remainder(divergence: Divergence, order: int, epsilon: float) -> float:
+    """Largest error of the truncated g on the clip range, on a grid of 2001 points in float64.
+
+    `sup |g(t) - g(1) - g'(1) (t-1) - sum_{n=2}^N g_n (t-1)^n|`.
+    """
+    t = torch.linspace(*clip_range(epsilon), 2001, dtype=torch.float64)
     g = divergence.conditional_symmetry_taylor(order)
-    exact = divergence.conditional_symmetry(t) - g[0] - g[1] * (t - 1.0)
-    return (exact - evaluate(g, t)).abs().max().item()
+    return (tail(divergence, g, t) - evaluate(g, t)).abs().max().item()
 
 
 def coefficient_bound(coefficients: tuple[float, ...], epsilon: float) -> float:
@@ -104,7 +118,7 @@ class _BranchRoot(torch.autograd.Function):
     """Root of f_N'(1 + u) = x on the increasing branch; the gradient is 1 / f_N''(1 + u) inside it and 0 where clipped."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, branch: Branch, steps: int) -> Tensor:
+    def forward(ctx, x: Tensor, branch: Branch) -> Tensor:
         derivative, low, high = branch.derivative, branch.low, branch.high
         at_low, at_high = branch.at_low, branch.at_high
         inside = (x > at_low) & (x < at_high)
@@ -117,7 +131,7 @@ class _BranchRoot(torch.autograd.Function):
         else:
             right = torch.full_like(x, high)
         u = torch.zeros_like(x)
-        for _ in range(steps):  # Newton, replaced by a bisection where it would leave the bracket
+        for _ in range(STEPS):  # Newton, replaced by a bisection where it would leave the bracket
             value, slope = _polynomial(derivative, u)
             above = value > x
             right, left = torch.where(above, u, right), torch.where(above, left, u)
@@ -132,10 +146,10 @@ class _BranchRoot(torch.autograd.Function):
     def backward(ctx, *gradients: Tensor):
         u, inside = ctx.saved_tensors
         _, slope = _polynomial(ctx.derivative, u)
-        return torch.where(inside, gradients[0] / slope, torch.zeros_like(u)), None, None
+        return torch.where(inside, gradients[0] / slope, torch.zeros_like(u)), None
 
 
-def policy_ratio(divergence: Divergence, order: int, x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def target_ratio(branch: Branch, x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """The ratio `w = pi*/pi_D` that solves `f_N'(w) = x`, `f_N` the series of f from order 2 to N.
 
     The root on the branch through (x = 0, w = 1): non-negative, non-decreasing in x, constant beyond a turning point of
@@ -143,22 +157,14 @@ def policy_ratio(divergence: Divergence, order: int, x: Float[Tensor, "*n"]) -> 
     For N = 2 it is `[1 + x / (2 c_2)]_+`.
 
     Source: Sf-AC (arXiv:2508.04225), section 3; orders 3 to 5 and the branch are ours.
-
-    Raises:
-        ValueError: see `branch`.
     """
-    return ratio_on_branch(branch(divergence, order), x)
-
-
-def ratio_on_branch(branch: Branch, x: Float[Tensor, "*n"], steps: int = 24) -> Float[Tensor, "*n"]:
-    """`policy_ratio`, for a branch that is known."""
     if len(branch.derivative) == 2:
         return (1.0 + x / branch.derivative[1]).clamp(min=0.0)
-    root = _BranchRoot.apply(x.double(), branch, steps)
+    root = _BranchRoot.apply(x.double(), branch)
     return (1.0 + root).to(x.dtype)  # type: ignore[operator]
 
 
-def conjugate_on_branch(branch: Branch, x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def conjugate(branch: Branch, x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """`max_w (x w - f_N(w))` over the branch's ratios w, the convex conjugate of the truncated series.
 
     Its derivative is the ratio itself, which is how it is differentiated: the root is solved for once, without gradient.
@@ -166,7 +172,7 @@ def conjugate_on_branch(branch: Branch, x: Float[Tensor, "*n"]) -> Float[Tensor,
     `c_2 ([1 + x / (2 c_2)]_+^2 - 1)`.
     Source: Fenchel duality; its use for V is SQL's (arXiv:2303.15810) at N = 2, and ours at other orders.
     """
-    ratio = ratio_on_branch(branch, x.detach())
+    ratio = target_ratio(branch, x.detach())
     u = ratio - 1.0
     total = torch.zeros_like(u)
     for power in range(len(branch.derivative) - 1, 0, -1):  # the primitive of the derivative, by Horner's rule

@@ -45,7 +45,7 @@ class SeriesDivergence(nn.Module):
         self.epsilon, self.exact = epsilon, exact
         self.remainder = 0.0 if exact else series.remainder(self.divergence, loss_order, epsilon)
         # The clip acts on the logarithm: clamping after exp gives NaN gradients once exp overflows.
-        self.log_low, self.log_high = math.log(max(1.0 - epsilon, 1e-8)), math.log1p(epsilon)
+        self.log_low, self.log_high = math.log(series.clip_range(epsilon)[0]), math.log1p(epsilon)
 
     def forward(
         self, log_ratio: Float[Tensor, "seeds batch"], shrink: Float[Tensor, "seeds batch"] | None = None
@@ -54,8 +54,7 @@ class SeriesDivergence(nn.Module):
         low, high = self.bounds(shrink)
         ratio = log_ratio.clamp(low, high).exp()  # pyright: ignore[reportCallIssue, reportArgumentType]
         if self.exact:
-            g = self.coefficients
-            return self.divergence.conditional_symmetry(ratio) - g[0] - g[1] * (ratio - 1.0)
+            return series.tail(self.divergence, self.coefficients, ratio)
         return series.evaluate(self.coefficients, ratio)
 
     def bounds(self, shrink: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
@@ -63,7 +62,7 @@ class SeriesDivergence(nn.Module):
         if shrink is None:
             return self.log_low, self.log_high
         epsilon = self.epsilon * shrink
-        return (1.0 - epsilon).clamp(min=1e-8).log(), epsilon.log1p()
+        return (1.0 - epsilon).clamp(min=series.LOWEST).log(), epsilon.log1p()
 
     def clipped_share(
         self, log_ratio: Float[Tensor, "seeds batch"], shrink: Float[Tensor, "seeds batch"] | None = None

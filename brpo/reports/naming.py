@@ -139,7 +139,8 @@ def _short(key: str, keys: Sequence[str]) -> str:
     key, keys = key.removesuffix(f".{TARGET}"), [other.removesuffix(f".{TARGET}") for other in keys]
     parts = key.split(".")
     ends = (".".join(parts[place:]) for place in reversed(range(len(parts))))
-    return next(end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1)
+    # `behavior` has no end of its own beside `algo.behavior`, which is then written whole.
+    return next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1), key)
 
 
 def _usual(names: Sequence[str], methods: Counter[tuple[str, ...]]) -> dict[str, str]:

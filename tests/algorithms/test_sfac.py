@@ -343,10 +343,10 @@ def test_the_normalizer_makes_the_mean_ratio_one(order: int) -> None:
     q = torch.linspace(-1.0, 2.0, 8, dtype=torch.float64)
 
     def loss(value: float) -> float:
-        return (series.conjugate_on_branch(branch, (q - value) / 0.8) + value / 0.8).mean().item()
+        return (series.conjugate(branch, (q - value) / 0.8) + value / 0.8).mean().item()
 
     value = optimize.minimize_scalar(loss, bounds=(-5.0, 5.0), method="bounded", options={"xatol": 1e-10}).x
-    assert series.ratio_on_branch(branch, (q - value) / 0.8).mean().item() == pytest.approx(1.0, abs=1e-6)
+    assert series.target_ratio(branch, (q - value) / 0.8).mean().item() == pytest.approx(1.0, abs=1e-6)
 
 
 def test_critic_targets_by_hand() -> None:

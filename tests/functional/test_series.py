@@ -17,6 +17,10 @@ def f64(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def ratio(divergence: Divergence, order: int, x: torch.Tensor) -> torch.Tensor:
+    return series.target_ratio(series.branch(divergence, order), x)
+
+
 def test_evaluate_by_hand() -> None:
     """2 (t-1)^2 - 3 (t-1)^3 at t = 1.5: 0.5 - 0.375; the first two coefficients are left out."""
     assert series.evaluate((9.0, 9.0, 2.0, -3.0), f64(1.5, 1.0)).tolist() == pytest.approx([0.125, 0.0])
@@ -46,7 +50,7 @@ def test_the_ratio_solves_its_equation(name: str, order: int, x: list[float]) ->
     divergence = get_divergence(name)
     c = divergence.taylor(order)
     derivative = np.polynomial.Polynomial([n * c[n] if n >= 2 else 0.0 for n in range(1, order + 1)])
-    w = series.policy_ratio(divergence, order, f64(*x)).numpy()
+    w = ratio(divergence, order, f64(*x)).numpy()
     assert (w >= 0).all()
     turning = [1 + r.real for r in np.atleast_1d(derivative.deriv().roots()) if abs(r.imag) < 1e-9]
     low = max([0.0, *(t for t in turning if t < 1)])
@@ -56,13 +60,13 @@ def test_the_ratio_solves_its_equation(name: str, order: int, x: list[float]) ->
     # Where it is clipped, x lies beyond what the branch reaches.
     assert (np.array(x)[w >= high - 1e-9] >= derivative(high - 1) - 1e-6).all() if math.isfinite(high) else True
     assert (np.array(x)[w <= low + 1e-9] <= derivative(low - 1) + 1e-6).all()
-    assert series.policy_ratio(divergence, order, f64(0.0)).item() == pytest.approx(1.0)
+    assert ratio(divergence, order, f64(0.0)).item() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.parametrize("order", ORDERS)
 def test_monotone(name: str, order: int) -> None:
-    w = series.policy_ratio(get_divergence(name), order, torch.linspace(-10, 10, 5001, dtype=torch.float64))
+    w = ratio(get_divergence(name), order, torch.linspace(-10, 10, 5001, dtype=torch.float64))
     assert (w.diff() >= -1e-12).all()
 
 
@@ -70,7 +74,7 @@ def test_monotone(name: str, order: int) -> None:
 def test_order_two_is_the_clipped_line(name: str) -> None:
     x = torch.linspace(-5, 5, 101, dtype=torch.float64)
     c2 = get_divergence(name).taylor(2)[2]
-    assert torch.allclose(series.policy_ratio(get_divergence(name), 2, x), (1 + x / (2 * c2)).clamp(min=0))
+    assert torch.allclose(ratio(get_divergence(name), 2, x), (1 + x / (2 * c2)).clamp(min=0))
 
 
 @pytest.mark.parametrize(
@@ -93,13 +97,13 @@ def test_order_two_is_the_clipped_line(name: str) -> None:
 )
 def test_saturation_points_by_hand(name: str, order: int, x: float, w: float) -> None:
     """At a turning point the root is double: an error of 1e-5 in x moves w by its square root."""
-    assert series.policy_ratio(DIVERGENCES[name], order, f64(x)).item() == pytest.approx(w, abs=1e-2)
+    assert ratio(DIVERGENCES[name], order, f64(x)).item() == pytest.approx(w, abs=1e-2)
 
 
 def test_kl_approaches_the_exponential() -> None:
     x = torch.linspace(-0.3, 0.3, 61, dtype=torch.float64)
     # f = t ln t has f' = 1 + ln t; the term of order 1 is left out, so f_N' approximates ln t.
-    errors = [(series.policy_ratio(DIVERGENCES["kl"], order, x) - x.exp()).abs().max().item() for order in ORDERS]
+    errors = [(ratio(DIVERGENCES["kl"], order, x) - x.exp()).abs().max().item() for order in ORDERS]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 2e-3
 
@@ -108,18 +112,18 @@ def test_kl_approaches_the_exponential() -> None:
 @pytest.mark.parametrize("name", ["jeffreys", "jensen_shannon", "kl"])
 def test_gradient_is_one_over_curvature(name: str, order: int) -> None:
     x = f64(-0.3, -0.1, 0.05, 0.1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda v: series.policy_ratio(DIVERGENCES[name], order, v), (x,), eps=1e-6, atol=1e-5)
+    assert torch.autograd.gradcheck(lambda v: ratio(DIVERGENCES[name], order, v), (x,), eps=1e-6, atol=1e-5)
 
 
 def test_gradient_is_zero_where_constant() -> None:
     x = f64(-50.0, 50.0).requires_grad_()
-    series.policy_ratio(DIVERGENCES["jeffreys"], 3, x).sum().backward()
+    ratio(DIVERGENCES["jeffreys"], 3, x).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [0.0, 0.0]
 
 
 def test_float32_in_float32_out_and_large_values() -> None:
-    w = series.policy_ratio(DIVERGENCES["jeffreys"], 4, torch.tensor([-1e6, 0.0, 1e6]))
+    w = ratio(DIVERGENCES["jeffreys"], 4, torch.tensor([-1e6, 0.0, 1e6]))
     assert w.dtype == torch.float32
     assert w.isfinite().all()
     assert w[1] == 1.0
@@ -128,7 +132,7 @@ def test_float32_in_float32_out_and_large_values() -> None:
 @pytest.mark.parametrize("order", [1, 6])
 def test_refuses_other_orders(order: int) -> None:
     with pytest.raises(ValueError, match="policy_order must be 2, 3, 4 or 5"):
-        series.policy_ratio(DIVERGENCES["kl"], order, f64(0.0))
+        ratio(DIVERGENCES["kl"], order, f64(0.0))
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -156,9 +160,9 @@ def test_the_conjugate_is_the_largest_value_over_the_branch(name: str, order: in
     w = np.linspace(1.0 + branch.low, 1.0 + min(branch.high, 20.0), 400_001)
     f = series.evaluate(divergence.taylor(order), torch.from_numpy(w)).numpy()
     x = f64(-3.0, -0.4, 0.0, 0.3, 2.0).requires_grad_()
-    conjugate = series.conjugate_on_branch(branch, x)
+    conjugate = series.conjugate(branch, x)
     (slope,) = torch.autograd.grad(conjugate.sum(), x)
-    assert torch.allclose(slope, series.ratio_on_branch(branch, x.detach()))
+    assert torch.allclose(slope, series.target_ratio(branch, x.detach()))
     inside = slope < 19.0
     largest = f64(*[(value * w - f).max() for value in x.tolist()])
     assert torch.allclose(conjugate.detach()[inside], largest[inside], atol=1e-5)

@@ -158,6 +158,14 @@ def test_the_path_of_a_behavior_model_is_in_no_name_that_has_another_option(tmp_
     assert "bc behavior=elsewhere" in names(tmp_path)  # nothing else tells it from the run of the other path
 
 
+def test_the_path_and_the_class_of_a_behavior_model_are_told_apart(tmp_path: Path) -> None:
+    """`behavior` and `algo.behavior` have no ends of their own."""
+    make_run(tmp_path / "a", {0: [1.0]}, behavior={"_target_": "A"}, source="auto")
+    make_run(tmp_path / "b", {0: [1.0]}, behavior={"_target_": "A"}, source="elsewhere")
+    make_run(tmp_path / "c", {0: [1.0]}, behavior={"_target_": "B"}, source="auto")
+    assert set(names(tmp_path)) == {"bc", "bc behavior=elsewhere", "bc algo.behavior=B"}
+
+
 def test_another_class_is_named_and_what_it_alone_has_is_not(tmp_path: Path) -> None:
     """Options of the class itself are named where they differ."""
     make_run(tmp_path / "a", {0: [1.0]}, actor={"_target_": "brpo.modules.actors.GaussianActor"})
