@@ -40,6 +40,7 @@ from brpo.files import write_json
 from brpo.functional import products
 from brpo.options import OptionRefused
 from brpo.results import RunLogger, describe_engine, log_hyperparameters, summarize
+from brpo.sweeps.callback import jobs_at_a_time
 from brpo.types import DataSpec
 
 _THREADS = torch.get_num_threads()  # torch follows OMP_NUM_THREADS
@@ -326,7 +327,7 @@ def _evaluator(config: dict[str, Any], spec: DataSpec, seeds: int, ranks: Ranks)
     """What evaluates the policies of this rank's seeds; None where there is no environment."""
     options, processes = config["eval"], config["eval"]["processes"]
     evaluating = ranks.world if ranks.shares_seeds else 1
-    processes = processes or useful_processes(seeds * options["episodes"], cpu_count() // evaluating)
+    processes = processes or useful_processes(seeds * options["episodes"], cpu_count() // (evaluating * jobs_at_a_time()))
     try:
         return make_evaluator(
             spec, seeds, episodes=options["episodes"], mode=options["mode"], eta=config["data"]["eta"], processes=processes

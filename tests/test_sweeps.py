@@ -357,7 +357,8 @@ def test_sweep_with_a_failing_job_and_its_table(cli: Run, tmp_path: Path, tmp_pa
     file = tmp_path_factory.mktemp("conf") / "sweep" / "tiny.yaml"
     file.parent.mkdir()
     file.write_text("# @package _global_\nhydra: {sweeper: {params: {algo: 'bc,iql', seeds: '[0],[-1]'}}}\n")
-    options = [*TINY, "trainer=smoke", "+sweep=tiny", f"hydra.searchpath=[file://{file.parents[1]}]"]
+    processes = ["eval.processes=2", "eval.episodes=2"]  # of a job's own, as from four cores on
+    options = [*TINY, "trainer=smoke", "+sweep=tiny", f"hydra.searchpath=[file://{file.parents[1]}]", *processes]
     sweep = cli("-m", *options, "hydra.launcher.n_jobs=2")
     assert sweep.returncode == 2, sweep.stderr
     named = sweep.stderr.splitlines()

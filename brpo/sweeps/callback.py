@@ -30,7 +30,8 @@ _INSTALL = {  # what brings a launcher's plugin
     "ray": "pip install -e '.[ray]'",
 }
 
-LEADER = "BRPO_SWEEP_LEADER"  # in the environment of the workers: the process that leads the sweep
+# In the environment of the workers: the process that leads the sweep, and how many jobs share the machine.
+LEADER, AT_A_TIME = "BRPO_SWEEP_LEADER", "BRPO_SWEEP_JOBS"
 
 # --- Before the jobs --------------------------------------------------------------------------------------------------
 
@@ -79,6 +80,11 @@ def _devices(config: Any) -> list[str]:
 def _threads(config: Any) -> int:
     threads = config.engine.threads or os.environ.get("OMP_NUM_THREADS", "1")
     return int(threads) if str(threads).isdecimal() else 1
+
+
+def jobs_at_a_time() -> int:
+    """Jobs of a local sweep that share the machine with this one, itself included; 1 outside of such a sweep."""
+    return int(os.environ.get(AT_A_TIME, "1"))
 
 
 def is_local(hydra: Any) -> bool:
@@ -197,8 +203,12 @@ class SweepCallback(Callback):
         SweepCallback.leading = sweep
         print(f"sweep: {_count(len(sweep.jobs)) if sweep.jobs else 'jobs'} in {sweep.folder.path}", flush=True)
         os.environ.pop(LEADER, None)
+        os.environ.pop(AT_A_TIME, None)
         if local:  # elsewhere the jobs are the cluster's, and go on when the one who waits for them has gone
-            os.environ[LEADER] = str(os.getpid())  # its workers inherit it
+            from joblib import effective_n_jobs
+
+            os.environ[LEADER] = str(os.getpid())  # its workers inherit them
+            os.environ[AT_A_TIME] = str(effective_n_jobs(config.hydra.launcher.n_jobs))
             sweep.take_signals()
 
 

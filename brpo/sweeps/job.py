@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import signal
 import sys
@@ -95,6 +96,7 @@ def _in_a_process(folder: SweepFolder, job: Job, run: Run, debug: bool) -> Job:
 def _be_the_job(folder: SweepFolder, job: Job, run: Run, debug: bool, worker: int) -> NoReturn:
     """The job's own process: run it, keep its record, and leave nothing of the worker's to be done here."""
     code = UNEXPECTED
+    multiprocessing.set_start_method("spawn", force=True)  # else its own processes would be told the worker's: joblib's
     try:
         with _when_left_alone(lambda: _end(os.getpid()), lambda: os.getppid() != worker):
             until_stopped = functools.partial(_run_until_stopped, folder, run)
