@@ -1,5 +1,6 @@
 """The two records that everything speaks in: a batch of transitions, and what is known about the data."""
 
+from collections.abc import Container
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
@@ -85,3 +86,9 @@ class DataSpec:
             raise ValueError(f"DataSpec has the keys {sorted(known)}, got {sorted(values)}")
         plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         return cls(**plain)
+
+
+def goal_keys(observation: Container[str]) -> tuple[str, ...]:
+    """Parts of a goal observation, a dictionary, in the order in which they are joined to one vector."""
+    achieved = ("achieved_goal",) if "achieved_goal" in observation else ()
+    return ("observation", *achieved, "desired_goal")

@@ -11,6 +11,7 @@ import numpy as np
 
 from brpo.datasets.catalog import one_line
 from brpo.errors import UserError
+from brpo.types import goal_keys
 
 FIELDS = ("actions", "rewards", "terminations", "truncations")  # beside the observations
 _AT_ONCE = 250  # episodes read before the file is opened anew: HDF5 keeps what it has read of an open file's layout
@@ -123,17 +124,18 @@ def _check_episode(dataset_id: str, numbered: tuple[int, minari.EpisodeData]) ->
 
 
 def _flat_observations(observations: Any, where: str) -> np.ndarray:
-    """Vector observations as they are; goal observations as observation + desired goal."""
+    """Vector observations as they are; goal observations joined, see `goal_keys`."""
     if isinstance(observations, dict):
         try:
-            parts = [np.asarray(observations[name]) for name in ("observation", "desired_goal")]
+            parts = {name: np.asarray(observations[name]) for name in goal_keys(observations)}
         except KeyError as error:
             raise UserError(
                 f"{where}: dict observations need the keys observation and desired_goal, got {sorted(observations)}."
             ) from error
-        if parts[0].ndim != 2 or parts[1].ndim != 2 or len(parts[0]) != len(parts[1]):
-            raise UserError(f"{where}: observation and desired_goal have the shapes {[p.shape for p in parts]}.")
-        return np.concatenate(parts, axis=1)
+        shapes = {name: part.shape for name, part in parts.items()}
+        if any(part.ndim != 2 for part in parts.values()) or len({shape[0] for shape in shapes.values()}) > 1:
+            raise UserError(f"{where}: its observations have the shapes {shapes}, expected vectors of as many steps.")
+        return np.concatenate(list(parts.values()), axis=1)
     if not isinstance(observations, np.ndarray):
         raise UserError(
             f"{where}: the field observations is no array (got {type(observations).__name__}); "

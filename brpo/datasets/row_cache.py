@@ -23,7 +23,7 @@ from brpo.datasets.catalog import find_dataset
 from brpo.errors import UserError
 from brpo.files import sync_folder, user_cache
 
-_MAGIC = b"brpo rows, 1    "  # another number wherever rows or description change their meaning
+_MAGIC = b"brpo rows, 2    "  # another number wherever rows or description change their meaning
 _TRAILER = struct.Struct("<Q32s16s")  # bytes of the description, its SHA-256, the magic
 _BLOCK = 1 << 22  # bytes read at a time while a checksum is made
 

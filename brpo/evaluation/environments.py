@@ -10,24 +10,27 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from brpo.types import goal_keys
+
 
 class EnvironmentUnavailable(RuntimeError):
     """The environment cannot be made here. Training goes on without rollouts."""
 
 
 class FlattenGoal(gymnasium.ObservationWrapper):
-    """Goal observations as one vector: observation, then desired goal (as the data are laid out)."""
+    """Goal observations as one vector, joined as those of the data, see `goal_keys`."""
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
         assert isinstance(env.observation_space, gymnasium.spaces.Dict)
-        parts = [env.observation_space[name] for name in ("observation", "desired_goal")]
+        self.keys = goal_keys(env.observation_space.spaces)
+        parts = [env.observation_space[name] for name in self.keys]
         size = sum(int(np.prod(part.shape or ())) for part in parts)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64)
 
     def observation(self, observation: Any) -> np.ndarray:
-        """Join the two vectors."""
-        return np.concatenate([observation["observation"], observation["desired_goal"]])
+        """Join the vectors."""
+        return np.concatenate([observation[name] for name in self.keys])
 
 
 @functools.cache

@@ -74,20 +74,24 @@ def test_digest_depends_on_every_field_and_on_nothing_else(root: Path) -> None:
         assert minari_io.load(name).digest != digest, field
 
 
-def test_dict_observations_become_observation_and_goal(root: Path) -> None:
+@pytest.mark.parametrize("names", [("observation", "achieved_goal", "desired_goal"), ("observation", "desired_goal")])
+def test_goal_observations_are_joined(names: tuple[str, ...], root: Path) -> None:
+    """What has been reached too, where it is: AntMaze has the place of the ant nowhere else."""
     box = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
-    space = gymnasium.spaces.Dict({"observation": box, "achieved_goal": box, "desired_goal": box})
+    space = gymnasium.spaces.Dict(dict.fromkeys(sorted(names), box))
     episode = hand_made()[1]
-    episode["observations"] = {
+    values = {
         "observation": np.array([[1.0, 2.0], [3.0, 4.0]]),
-        "achieved_goal": np.array([[0.0, 0.0], [0.0, 0.0]]),
+        "achieved_goal": np.array([[5.0, 6.0], [5.0, 6.0]]),
         "desired_goal": np.array([[7.0, 8.0], [7.0, 8.0]]),
     }
+    episode["observations"] = {name: values[name] for name in sorted(names)}
     actions = gymnasium.spaces.Box(-2, 2, (1,), np.float32)
     write_dataset(root, ID, [episode], env=None, observation_space=space, action_space=actions, references=None)
     flat = minari_io.load(ID)
-    assert flat.rows[0, :4].tolist() == [1, 2, 7, 8]
-    assert flat.rows[0, -5:-1].tolist() == [3, 4, 7, 8]
+    first, second = ([number for name in names for number in values[name][row]] for row in (0, 1))
+    assert flat.rows[0, : len(first)].tolist() == first
+    assert flat.rows[0, -1 - len(second) : -1].tolist() == second
 
 
 def test_discrete_actions_are_refused(root: Path) -> None:

@@ -177,8 +177,12 @@ def test_goal_observations_are_flattened_as_the_data_are() -> None:
         action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
 
         def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-            return {"observation": np.array([1.0, 2]), "desired_goal": np.array([3.0, 4]), "achieved_goal": np.zeros(2)}, {}
+            return {
+                "observation": np.array([1.0, 2]),
+                "desired_goal": np.array([3.0, 4]),
+                "achieved_goal": np.full(2, 9.0),
+            }, {}
 
     env = environments.FlattenGoal(Goal())
-    assert env.reset()[0].tolist() == [1, 2, 3, 4]
-    assert env.observation_space.shape == (4,)
+    assert env.reset()[0].tolist() == [1, 2, 9, 9, 3, 4]
+    assert env.observation_space.shape == (6,)
