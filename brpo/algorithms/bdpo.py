@@ -250,7 +250,8 @@ class BDPO(OfflineAlgorithm):
         actions = super().choose(observations, False, keys)
         q = self.critic_target(observations, actions).mean(1).unflatten(-1, (-1, count))  # (seeds, n, candidates)
         if self.temperature > 0:  # the largest of Q / temperature + Gumbel noise is a draw from the softmax
-            drawn = streams.uniform(streams.key(keys, streams.purpose("candidate")), tuple(q.shape[1:]), q.dtype)
+            named = streams.key(keys, streams.purpose("candidate"))
+            drawn = streams.uniform(named, tuple(q.shape[1:]), torch.float64)  # float32 rounds some to 1, which would win
             q = q / self.temperature - drawn.log().neg().log()
         chosen = q.argmax(-1)[..., None, None].expand(-1, -1, 1, actions.shape[-1])
         return actions.unflatten(1, (-1, count)).gather(2, chosen).squeeze(2)

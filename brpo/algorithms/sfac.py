@@ -34,6 +34,7 @@ from brpo.types import Batch, DataSpec
 OMEGAS = ("exp", "series")
 RATIOS = ("target", "behavior")
 EPSILON_SCHEDULES = ("fixed", "spread")
+STEEP = 100.0  # of the exact term at the lower end of its clip range: more is announced
 VALUES = ("expectile", "sample", "softmax", "normalizer")
 
 
@@ -216,13 +217,15 @@ class SfAC(OfflineAlgorithm):
             q = self.critic(batch.observations, batch.actions).amin(1)
         exponent = (q - self.value(batch.observations)) / self.temperature
         if self.branch is None:
-            omega = weights.clipped_exp(exponent, self.max_weight)
             clipped = exponent > math.log(self.max_weight)
+            omega = weights.clipped_exp(exponent, self.max_weight)
+            # Not from omega: where the whole batch is far below V, it is 0.
+            weight = weights.softmax_over_batch(exponent.clamp(max=math.log(self.max_weight)))
         else:
             omega = series.target_ratio(self.branch, exponent)
             clipped = exponent > self.branch.at_high
             self.record("weight/lowest_share", (exponent < self.branch.at_low).to(omega.dtype).mean(-1))
-        weight = weights.normalize(omega)
+            weight = weights.normalize(omega)
         self.record("weight/mean_before_normalization", omega.mean(-1))
         self.record("weight/effective_share", weights.effective_sample_share(weight))
         self.record("weight/clipped_share", clipped.to(weight.dtype).mean(-1))
@@ -257,6 +260,11 @@ class SfAC(OfflineAlgorithm):
             notices.append(
                 f"the series of {self.divergence.name} up to loss_order={len(self.regularizer.coefficients) - 1} is zero: "
                 f"symmetry_coefficient has no effect"
+            )
+        elif self.regularizer.exact and self.regularizer.at_low > STEEP:
+            notices.append(
+                f"epsilon={self.regularizer.epsilon:g} lets ratios come near 0, where the exact term of "
+                f"{self.divergence.name} is {self.regularizer.at_low:.2g}: each weight of 0 pushes as much"
             )
         elif not (self.regularizer.exact or self.regularizer.converges):
             notices.append(

@@ -150,13 +150,18 @@ def _is_symmetric(divergence: Divergence) -> bool:
 
 @cache
 def _estimated_radius(divergence: Divergence) -> float:
-    """The quotient of the last two coefficients, which comes to the radius from above: 8/7 for -ln t, whose radius is 1.
+    """From the quotient of the last two coefficients that are not 0; infinite where those of orders 7 and 8 are.
 
-    Hence 1 at most, where the logarithm of t ln t ends the series, unless it is clearly more: then f cancels that.
+    It misses the radius: -ln t, whose radius is 1, has 8/7, (t - 1)^2 / (t + 1) with a t ln t 0.8. So 1, where t ln t ends
+    the series, for what is near it. Clearly more is what f has that cancels it: with a logarithm's coefficients there,
+    as Jensen-Shannon's, the quotient is 8/6 of the radius, and is divided by that; of a pole's that is a cautious estimate.
     """
-    *_, before, last = (abs(c) for c in divergence.conditional_symmetry_taylor(8))
-    quotient = before / last if last > 0.0 else math.inf
-    return quotient if quotient > 1.5 else min(quotient, 1.0)
+    coefficients = {n: abs(c) for n, c in enumerate(divergence.conditional_symmetry_taylor(8)) if n >= 2 and c != 0.0}
+    *_, before, last = sorted({0, 1, *coefficients})
+    if last < 7 or before < 2:
+        return math.inf
+    quotient = (coefficients[before] / coefficients[last]) ** (1.0 / (last - before))
+    return 0.75 * quotient if quotient > 1.5 else 1.0 if quotient > 0.75 else quotient
 
 
 def _sign(n: int) -> float:

@@ -108,9 +108,9 @@ def weighted_regression(
 def value_scale(q: Float[Tensor, "seeds batch"], coefficient: float) -> Float[Tensor, " seeds"]:
     """`coefficient / E_D|Q|`, without gradient: times Q it no longer depends on the scale of the rewards.
 
-    Source: TD3+BC (arXiv:2106.06860), section 5, its lambda. Infinite where every Q is 0.
+    Source: TD3+BC (arXiv:2106.06860), section 5, its lambda. Where every Q is 0 there is nothing to scale.
     """
-    return coefficient / q.detach().abs().mean(-1)
+    return coefficient / q.detach().abs().mean(-1).clamp(min=1e-8)
 
 
 def action_error(

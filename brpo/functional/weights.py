@@ -39,6 +39,7 @@ def normalize(weight: Float[Tensor, "seeds batch"]) -> Float[Tensor, "seeds batc
 
 def effective_sample_share(weight: Float[Tensor, "seeds batch"]) -> Float[Tensor, " seeds"]:
     """Kish's effective sample size over the batch size, `(sum w)^2 / (B sum w^2)`, in [0, 1]; 0 where all weights are 0."""
+    weight = weight / weight.amax(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)  # squares of 1e20 overflow
     return weight.mean(-1).square() / weight.square().mean(-1).clamp(min=1e-30)
 
 

@@ -46,6 +46,7 @@ class SeriesDivergence(nn.Module):
         self.remainder = 0.0 if exact else series.remainder(self.divergence, loss_order, epsilon)
         # The clip acts on the logarithm: clamping after exp gives NaN gradients once exp overflows.
         self.log_low, self.log_high = math.log(series.clip_range(epsilon)[0]), math.log1p(epsilon)
+        self.at_low = self(torch.tensor([[-math.inf]], dtype=torch.float64)).item()  # what a weight of 0 gives
 
     def forward(
         self, log_ratio: Float[Tensor, "seeds batch"], shrink: Float[Tensor, "seeds batch"] | None = None

@@ -212,9 +212,11 @@ class MLP(nn.Module):
             if norms:
                 hidden = normalized(hidden, *norms[number])
             hidden = self.activation(hidden)
-        output = affine(hidden, weight, bias).view(*members, batch, -1)
-        # Under autocast the products run in bfloat16; everything after them (losses, densities) wants float32.
-        return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+        # Under autocast the products run in bfloat16, but for the last: of values near 100 it knows only halves.
+        if torch.is_autocast_enabled(hidden.device.type):
+            with torch.autocast(hidden.device.type, enabled=False):
+                return affine(hidden.to(weight.dtype), weight, bias).view(*members, batch, -1)
+        return affine(hidden, weight, bias).view(*members, batch, -1)
 
 
 def initialize(module: nn.Module, seeds: Tensor, name: str) -> None:

@@ -211,6 +211,15 @@ def test_a_series_beyond_its_radius_is_announced() -> None:
     assert "epsilon=100 is above the radius 1 of the series: it acts as a penalty" in notice
 
 
+def test_an_exact_term_that_is_steep_near_0_is_announced() -> None:
+    """1/t at the lower end of the clip range, which is 1e-8 from epsilon=1 on; -ln t is small there."""
+    steep = ["algo.divergence=neyman_chi2", "algo.regularizer.exact=true"]
+    (notice,) = make_algorithm("sfac", *steep, "algo.regularizer.epsilon=1").notices()
+    assert "the exact term of neyman_chi2 is 1e+08: each weight of 0 pushes as much" in notice
+    assert make_algorithm("sfac", *steep, "algo.regularizer.epsilon=0.9").notices() == []
+    assert make_algorithm("sfac", "algo.regularizer.exact=true", "algo.regularizer.epsilon=1").notices() == []
+
+
 @pytest.mark.parametrize("options", [("algo.divergence=le_cam", "algo.regularizer.loss_order=2"), ("algo.divergence=kl",)])
 def test_a_series_of_nothing_is_announced(options: tuple[str, ...]) -> None:
     """g of kl is 0 and Le Cam's g_2 is; there is no penalty to announce then."""

@@ -212,7 +212,19 @@ def test_a_divergence_can_be_given_by_f_alone() -> None:
     custom = Divergence("custom", "ours", lambda t: (t - 1.0) * torch.log(t))
     assert custom.taylor(5) == pytest.approx(DIVERGENCES["jeffreys"].taylor(5))
     assert custom.is_symmetric
-    assert custom.series_radius == 1.0  # the quotient of the last coefficients alone gives 8/7
+
+
+@pytest.mark.parametrize("name", [n for n, d in DIVERGENCES.items() if d.smooth and n != "kl"])  # kl's series is 0
+def test_the_radius_of_f_alone_is_that_of_the_table(name: str) -> None:
+    """Where the last coefficients have the quotients 8/7 (jeffreys), 0.81 (le_cam) or 8/3 (jensen_shannon)."""
+    assert Divergence("custom", "ours", DIVERGENCES[name].f).series_radius == pytest.approx(DIVERGENCES[name].series_radius)
+
+
+def test_the_radius_of_a_series_with_every_other_coefficient_is_not_overestimated() -> None:
+    """A pole at a distance of 4; a polynomial has none."""
+    pole = Divergence("pole", "ours", lambda t: t * t.log() + (t - 1.0).square() / (1.0 + (t - 1.0).square() / 16.0))
+    assert pole.series_radius == pytest.approx(3.0)
+    assert Divergence("square", "ours", lambda t: t * t.log() + (t - 1.0).square()).series_radius == math.inf
 
 
 def test_one_line_of_python_adds_a_divergence(monkeypatch: pytest.MonkeyPatch) -> None:

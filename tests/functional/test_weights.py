@@ -34,6 +34,8 @@ def test_normalize_by_hand() -> None:
 def test_effective_sample_share_by_hand() -> None:
     """Equal weights count fully; one of four counts a quarter."""
     assert weights.effective_sample_share(torch.tensor([[2.0, 2, 2, 2], [4.0, 0, 0, 0]])).tolist() == [1.0, 0.25]
+    extreme = torch.tensor([[1e30, 0.0], [1e-20, 1e-20], [0.0, 0.0]])
+    assert weights.effective_sample_share(extreme).tolist() == pytest.approx([0.5, 1.0, 0.0])
 
 
 @given(st.floats(0.01, 1e9), st.sampled_from([torch.float32, torch.float64]))

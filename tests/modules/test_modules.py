@@ -52,6 +52,19 @@ def test_initial_weights_depend_on_seed_name_and_layer_and_on_nothing_else() -> 
     assert not torch.equal(weights([4], "a"), weights([5], "a"))
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_last_layer_stays_in_full_precision_under_autocast(seeds: int) -> None:
+    """bfloat16 knows 100 and 100.5 and nothing between them: differences of values there would be lost."""
+    value = ValueFunction(SPEC, seeds, hidden=(32,), activation="relu")
+    initialize(value, torch.arange(seeds), "m")
+    with torch.no_grad():
+        value.network.layers[-1].bias.fill_(100.0)
+    observations = torch.linspace(-2, 2, seeds * 60).view(seeds, 20, 3)
+    exact = value(observations)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (value(observations) - exact).abs().max() < 0.02
+
+
 def test_critics_have_one_value_for_each_seed_critic_and_transition() -> None:
     critic = QEnsemble(SPEC, 2, critics=3, hidden=(8,), activation="relu")
     value = ValueFunction(SPEC, 2, hidden=(8,), activation="relu")
