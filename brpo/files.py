@@ -1,12 +1,14 @@
 """Writing files so that a reader sees the old or the new content, never a part of it."""
 
+import contextlib
 import csv
 import errno
+import fcntl
 import io
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,26 @@ def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 def _beside(path: Path) -> Path:
     """A name for what becomes `path`: processes of several machines, too, have different ones."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
+
+
+@contextlib.contextmanager
+def one_writer(path: Path) -> Iterator[None]:
+    """One process at a time makes `path`; the lock beside it goes with the process, however it ends.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process is writing {path}; waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            reason = f"the file system has no locks ({error.strerror})"
+            print(f"note: {reason}; see that no other process writes {path}", flush=True)
+        yield
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import minari
 from brpo.datasets import toy
 from brpo.datasets.ids import is_toy
 from brpo.errors import UserError
+from brpo.files import one_writer
 
 _ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
 
@@ -42,6 +44,7 @@ def _below(root: Path) -> Iterator[Path]:
     for name, children, _ in os.walk(root, followlinks=True):
         folder = Path(name)
         circle = folder.is_symlink() and folder.resolve() in [parent.resolve() for parent in folder.parents]
+        children[:] = [child for child in children if not child.startswith(".")]  # what is being made
         if (folder / "data" / "metadata.json").exists() and not circle:
             yield folder
             children.clear()
@@ -82,12 +85,25 @@ def find_dataset(dataset_id: str) -> Path:
 
 
 def _download(dataset_id: str, root: Path) -> Path:
-    print(f"{dataset_id} is not on this machine; downloading it to {root}", flush=True)
+    """Download a data set to a place of its own, and move it to `root` when it is whole.
+
+    Else another process, or a later start after this one was killed, would take half of it for the data set.
+    """
     previous = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(root)
+    place = root / ".downloads" / dataset_id.replace("/", "-")
     try:
-        with _quiet_client():
-            minari.download_dataset(dataset_id)
+        with one_writer(place), _quiet_client():
+            if (root / dataset_id / "data").is_dir():
+                return root / dataset_id  # another process has got it while this one waited
+            print(f"{dataset_id} is not on this machine; downloading it to {root}", flush=True)
+            shutil.rmtree(place, ignore_errors=True)  # of one that was killed
+            place.mkdir()
+            try:
+                os.environ["MINARI_DATASETS_PATH"] = str(place)
+                minari.download_dataset(dataset_id)
+                _move(place, root)
+            finally:
+                shutil.rmtree(place)
     except Exception as error:  # the hub's client raises its network library's own types, which are no OSError
         known = ", ".join(local_ids()) or "none"
         near = difflib.get_close_matches(dataset_id, local_ids(), n=1, cutoff=0.9)
@@ -99,10 +115,23 @@ def _download(dataset_id: str, root: Path) -> Path:
         ) from error
     finally:
         if previous is None:
-            del os.environ["MINARI_DATASETS_PATH"]
+            os.environ.pop("MINARI_DATASETS_PATH", None)
         else:
             os.environ["MINARI_DATASETS_PATH"] = previous
     return root / dataset_id
+
+
+def _move(place: Path, root: Path) -> None:
+    """Move the data sets below a folder to another one, and what Minari keeps about their namespaces."""
+    for folder in list(_below(place)):
+        target = root / folder.relative_to(place)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(target)
+    for file in place.rglob("namespace_metadata.json"):
+        target = root / file.relative_to(place)
+        if target.parent.is_dir() and not target.exists():
+            file.rename(target)
 
 
 def remote_ids(prefix: str = "") -> list[str] | None:

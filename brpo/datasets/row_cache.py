@@ -5,12 +5,10 @@ description has the SHA-256 of the rows, and size and times of the data set's ow
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +19,7 @@ import numpy as np
 from brpo.datasets import episodes, minari_io
 from brpo.datasets.catalog import find_dataset
 from brpo.errors import UserError
-from brpo.files import sync_folder, user_cache
+from brpo.files import one_writer, sync_folder, user_cache
 
 _MAGIC = b"brpo rows, 2    "  # another number wherever rows or description change their meaning
 _TRAILER = struct.Struct("<Q32s16s")  # bytes of the description, its SHA-256, the magic
@@ -113,7 +111,7 @@ def _make(
     failures = []
     for path in places(folder):
         try:
-            with _lock(path):
+            with one_writer(path):
                 with contextlib.suppress(FileNotFoundError, UnusableCache):
                     return _read(path, sources)  # another process has made it while this one waited
                 print(f"{dataset_id}: writing its rows to {path} (once)", flush=True)
@@ -125,22 +123,6 @@ def _make(
         f"data.storage=memmap needs a folder for the rows of {dataset_id}, and could write none of {', '.join(failures)}. "
         f"Make room or one of them writable, set XDG_CACHE_HOME to a folder that is, or use data.storage=device."
     )
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process at a time writes a cache; the lock goes with the process, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another process is writing {path}; waiting for it", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            reason = f"the file system has no locks ({error.strerror})"
-            print(f"note: {reason}; see that no other process writes {path}", flush=True)
-        yield
 
 
 class _Checksummed:

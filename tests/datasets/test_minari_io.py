@@ -220,6 +220,21 @@ def test_download_goes_into_the_first_root(root: Path, monkeypatch: pytest.Monke
     assert (root / "far" / "away-v0" / "data").is_dir()
 
 
+def test_a_download_is_seen_when_it_is_whole(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of one that was killed is no data set; nor is what another process is downloading."""
+    torn = root / ".downloads" / "far-away-v0" / "far" / "away-v0" / "data"
+    torn.mkdir(parents=True)
+    (torn / "metadata.json").write_text("{")
+
+    def fake(dataset_id: str) -> None:
+        write_dataset(Path(os.environ["MINARI_DATASETS_PATH"]), dataset_id, hand_made())
+        assert list(catalog._below(root)) == []  # what another process sees meanwhile
+
+    monkeypatch.setattr(catalog.minari, "download_dataset", fake)
+    assert len(minari_io.load("far/away-v0").rows) == 4
+    assert [path.name for path in (root / ".downloads").iterdir()] == ["far-away-v0.lock"]
+
+
 def test_bundled_data_set() -> None:
     """The figures that its README and ours state."""
     flat = minari_io.load("brpo/halfcheetah/medium-replay-v0")

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from brpo import training
+from brpo import files
 from brpo.datasets import minari_io, row_cache
 from brpo.datasets.datamodule import OfflineDataModule, batch_indices
 from brpo.datasets.transitions import MappedTransitions
@@ -196,7 +197,7 @@ def test_a_file_system_without_locks_is_no_obstacle(
     def flock(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(row_cache.fcntl, "flock", flock)
+    monkeypatch.setattr(files.fcntl, "flock", flock)
     assert mapped().spec.dataset_id == ID
     assert cache(root).exists()
     assert "has no locks (No locks available); see that no other process writes" in capsys.readouterr().out
