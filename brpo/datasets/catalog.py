@@ -14,6 +14,10 @@ from brpo.datasets.ids import is_toy
 from brpo.errors import UserError
 
 _ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
+_D4RL = re.compile(
+    r"(halfcheetah|hopper|walker2d|ant|antmaze|maze2d|pen|hammer|door|relocate|kitchen|minigrid|carla|flow|bullet)-[\w-]+"
+)  # the ids of D4RL's own files; what Minari's hub has of it stands in a namespace
+_FLAT = (".hdf5", ".h5", ".npz")
 
 
 def data_roots() -> list[Path]:
@@ -41,6 +45,7 @@ def _below(root: Path) -> Iterator[Path]:
     """Folders of data sets, also behind symbolic links, which `Path.glob` does not follow."""
     for name, children, _ in os.walk(root, followlinks=True):
         folder = Path(name)
+        children[:] = [child for child in children if not child.startswith(".")]  # no id; an import that is under way
         circle = folder.is_symlink() and folder.resolve() in [parent.resolve() for parent in folder.parents]
         if (folder / "data" / "metadata.json").exists() and not circle:
             yield folder
@@ -53,16 +58,35 @@ def check_id(dataset_id: str) -> None:
     """Refuse what is no Minari id.
 
     Raises:
-        UserError: the id lacks its version, or has characters that no id has.
+        UserError: the id lacks its version, or has characters that no id has; or it is the name of a file.
     """
     if _ID.fullmatch(dataset_id):
         return
+    if dataset_id.lower().endswith(_FLAT) or Path(dataset_id).is_file():
+        raise UserError(
+            f"dataset={dataset_id} is a file, and the id of a Minari data set is needed. One with D4RL's arrays becomes a "
+            f"data set by: brpo data import {dataset_id} ID"
+        )
     versions = [known for known in local_ids() if known.rpartition("-v")[0] == dataset_id]
     hint = f" Did you mean {versions[-1]}?" if versions else ""
     raise UserError(
         f"dataset={dataset_id} is not a Minari id. An id looks like brpo/halfcheetah/medium-replay-v0, "
         f"with its version at the end.{hint} List the local ones with: brpo data list"
     )
+
+
+def check_new_id(dataset_id: str) -> None:
+    """Refuse an id under which no data set can be written.
+
+    Raises:
+        UserError: it is no Minari id, a toy task's, or taken.
+    """
+    check_id(dataset_id)
+    if is_toy(dataset_id):
+        raise UserError(f"{dataset_id} would be a toy task, which is generated. Name another id.")
+    for root in data_roots():
+        if (root / dataset_id).exists():
+            raise UserError(f"{dataset_id} exists already, in {root / dataset_id}. Name another id, or remove that folder.")
 
 
 def find_dataset(dataset_id: str) -> Path:
@@ -78,31 +102,53 @@ def find_dataset(dataset_id: str) -> Path:
     for root in data_roots():
         if (root / dataset_id / "data").is_dir():
             return root / dataset_id
+    if _D4RL.fullmatch(dataset_id):
+        raise UserError(
+            f"dataset={dataset_id} is not on this machine, and D4RL's own files are not on Minari's hub."
+            f"{_similar(dataset_id)} A file that you have becomes a data set by: "
+            f"brpo data import FILE {dataset_id}; docs/use.md has the rest."
+        )
     return _download(dataset_id, data_roots()[0])
 
 
-def _download(dataset_id: str, root: Path) -> Path:
-    print(f"{dataset_id} is not on this machine; downloading it to {root}", flush=True)
+def _similar(dataset_id: str) -> str:
+    near = difflib.get_close_matches(dataset_id, local_ids(), n=1, cutoff=0.9)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+@contextlib.contextmanager
+def minari_root(root: Path) -> Iterator[None]:
+    """Minari reads and writes below this folder."""
     previous = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(root)
     try:
-        with _quiet_client():
-            minari.download_dataset(dataset_id)
-    except Exception as error:  # the hub's client raises its network library's own types, which are no OSError
-        known = ", ".join(local_ids()) or "none"
-        near = difflib.get_close_matches(dataset_id, local_ids(), n=1, cutoff=0.9)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(
-            f"dataset={dataset_id} is not on this machine and could not be downloaded "
-            f"({type(error).__name__}: {one_line(error)}).{hint} Local ids: {known}. With a network, get it by: "
-            f"MINARI_DATASETS_PATH={root} minari download {dataset_id}; or put it into {root / dataset_id}"
-        ) from error
+        yield
     finally:
         if previous is None:
             del os.environ["MINARI_DATASETS_PATH"]
         else:
             os.environ["MINARI_DATASETS_PATH"] = previous
+
+
+def _download(dataset_id: str, root: Path) -> Path:
+    print(f"{dataset_id} is not on this machine; downloading it to {root}", flush=True)
+    try:
+        with minari_root(root), _quiet_client():
+            minari.download_dataset(dataset_id)
+    except Exception as error:  # the hub's client raises its network library's own types, which are no OSError
+        known = ", ".join(local_ids()) or "none"
+        raise UserError(
+            f"dataset={dataset_id} is not on this machine and could not be downloaded "
+            f"({type(error).__name__}: {one_line(error)}).{_similar(dataset_id)} Local ids: {known}. With a network, "
+            f"get it by: MINARI_DATASETS_PATH={root} minari download {dataset_id}; or put it into {root / dataset_id}"
+            f"{offline_hint()}"
+        ) from error
     return root / dataset_id
+
+
+def offline_hint() -> str:
+    """How a machine without a network spares the wait for the hub, where it does not yet."""
+    return "" if os.environ.get("HF_HUB_OFFLINE") else " (without a network HF_HUB_OFFLINE=1 spares the wait)"
 
 
 def remote_ids(prefix: str = "") -> list[str] | None:
