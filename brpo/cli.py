@@ -128,7 +128,7 @@ def data_import(
         print(f"{made.jumps} episodes end without a flag, where next_observations is not what the next row observes")
     print(f"return: mean {made.returns.mean():.1f}, smallest {made.returns.min():.1f}, largest {made.returns.max():.1f}")
     outside = f"; {made.clipped} entries outside, which training clips" if made.clipped else ""
-    print(f"action bounds: {made.action_low.tolist()} to {made.action_high.tolist()}{outside}")
+    print(f"action bounds: {made.space.low.tolist()} to {made.space.high.tolist()}{outside}")
     if env is None:
         print("no environment: runs on it log offline diagnostics and have no scores (--env ENV_ID)")
     print(f"{made.folder}\nbrpo data check {dataset_id}\npython train.py dataset={dataset_id}")

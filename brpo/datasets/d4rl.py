@@ -36,9 +36,8 @@ class Imported:
         lengths: transitions of each episode.
         returns: sum of the rewards of each episode.
         terminated: whether each episode terminated; the others are truncated.
-        action_low: lower bounds of the actions.
-        action_high: upper bounds of the actions.
-        clipped: action entries outside the bounds.
+        space: of the actions.
+        clipped: action entries outside its bounds.
     """
 
     folder: Path
@@ -47,8 +46,7 @@ class Imported:
     lengths: np.ndarray
     returns: np.ndarray
     terminated: np.ndarray
-    action_low: np.ndarray
-    action_high: np.ndarray
+    space: gymnasium.spaces.Box
     clipped: int
 
 
@@ -84,8 +82,33 @@ def import_file(
     episodes = list(_episodes(arrays, ends))
     if not episodes:
         raise UserError(f"{file} has {len(arrays['rewards'])} rows and no transition with a known next observation.")
+    _write(root, dataset_id, episodes, env=env, space=space, references=references, source=file.name)
+    return Imported(
+        folder=root / dataset_id,
+        rows=len(arrays["rewards"]),
+        jumps=jumps,
+        lengths=np.array([len(episode.rewards) for episode in episodes]),
+        returns=np.array([np.sum(episode.rewards, dtype=np.float64) for episode in episodes]),
+        terminated=np.array([episode.terminations[-1] for episode in episodes]),
+        space=space,
+        clipped=int(((arrays["actions"] < space.low - 1e-6) | (arrays["actions"] > space.high + 1e-6)).sum()),
+    )
+
+
+def _write(
+    root: Path,
+    dataset_id: str,
+    episodes: list[EpisodeBuffer],
+    *,
+    env: str | None,
+    space: gymnasium.spaces.Box,
+    references: tuple[float, float] | None,
+    source: str,
+) -> None:
+    """Let Minari write into a hidden folder, and move what it wrote to its place when it is complete."""
     root.mkdir(parents=True, exist_ok=True)
     _check_room(root, episodes)
+    seen = np.asarray(episodes[0].observations)
     with tempfile.TemporaryDirectory(prefix=".import-", dir=root) as temporary:
         with catalog.minari_root(Path(temporary)), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # Minari's, of fields that need not be given
@@ -93,11 +116,9 @@ def import_file(
                 dataset_id,
                 episodes,
                 eval_env=env,
-                observation_space=gymnasium.spaces.Box(
-                    -np.inf, np.inf, arrays["observations"].shape[1:], arrays["observations"].dtype.type
-                ),
+                observation_space=gymnasium.spaces.Box(-np.inf, np.inf, seen.shape[1:], seen.dtype.type),
                 action_space=space,
-                description=f"Imported from the flat file {file.name} by brpo.",
+                description=f"Imported from the flat file {source} by brpo.",
             )
             if references:  # not among the arguments: Minari takes them with an environment alone, and then builds it
                 dataset.storage.update_metadata({"ref_min_score": references[0], "ref_max_score": references[1]})
@@ -106,17 +127,6 @@ def import_file(
             if namespace and namespace not in list_local_namespaces():
                 create_namespace(namespace)
         (Path(temporary) / dataset_id).rename(root / dataset_id)
-    return Imported(
-        folder=root / dataset_id,
-        rows=len(arrays["rewards"]),
-        jumps=jumps,
-        lengths=np.array([len(episode.rewards) for episode in episodes]),
-        returns=np.array([np.sum(episode.rewards, dtype=np.float64) for episode in episodes]),
-        terminated=np.array([episode.terminations[-1] for episode in episodes]),
-        action_low=space.low,
-        action_high=space.high,
-        clipped=int(((arrays["actions"] < space.low - 1e-6) | (arrays["actions"] > space.high + 1e-6)).sum()),
-    )
 
 
 def _check_id(dataset_id: str) -> Path:
@@ -154,6 +164,9 @@ def _read(file: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{file} lacks {', '.join(missing)}; at its root it needs the arrays {', '.join(AXES)}.")
     for name, array in arrays.items():
         _check_array(f"{file}: the array {name}", name, array, rows=len(np.atleast_1d(arrays["rewards"])))
+    widths = [arrays[name].shape[1] for name in ("observations", "next_observations") if name in arrays]
+    if widths[0] != widths[-1]:
+        raise UserError(f"{file}: the array next_observations has {widths[-1]} entries in a row, observations {widths[0]}.")
     if not np.issubdtype(arrays["observations"].dtype, np.floating):
         arrays["observations"] = arrays["observations"].astype(np.float32)  # its space has no bounds
     return arrays
