@@ -1,4 +1,4 @@
-"""The `brpo` command: look at data sets, evaluate, diagnose and export runs, collect the jobs of a sweep, report results."""
+"""The `brpo` command: see and import data sets, evaluate, diagnose and export runs, collect sweeps, report results."""
 
 import csv
 import os
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from brpo.sweeps.collect import Row
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-data_app = typer.Typer(help="Look at Minari data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at Minari data sets, and import flat files.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 console = Console()
 
@@ -62,7 +62,9 @@ def list_data(
         console.print("Asking the hub ...")
         found = catalog.remote_ids(prefix)
         if found is None:
-            console.print("The hub cannot be reached; without a network only the ids above can be used.")
+            console.print(
+                f"The hub cannot be reached; without a network only the ids above can be used{catalog.offline_hint()}."
+            )
         else:
             console.print(f"On the hub ({len(found)}):")
             for dataset_id in found:
@@ -92,6 +94,52 @@ def data_check(dataset_id: Annotated[str, typer.Argument(metavar="ID")]) -> None
     print(f"{dataset_id}: good. {found.lengths.sum()} transitions in {len(found.lengths)} episodes, digest {found.digest}")
     if found.clipped:
         print(f"{found.clipped} action entries lie outside the bounds; training clips them.")
+
+
+@data_app.command("import")
+def data_import(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="HDF5 or NPZ with observations, actions, rewards, terminals, ...")
+    ],
+    dataset_id: Annotated[str, typer.Argument(metavar="ID", help="Of the new data set, such as hopper-medium-v2.")],
+    env: Annotated[
+        str | None, typer.Option(metavar="ENV_ID", help="Gymnasium id of the environment for evaluation.")
+    ] = None,
+    reference_min: Annotated[float | None, typer.Option(help="The return that scores 0.")] = None,
+    reference_max: Annotated[float | None, typer.Option(help="The return that scores 100.")] = None,
+    action_low: Annotated[float | None, typer.Option(help="Bound of every action dimension, without --env.")] = None,
+    action_high: Annotated[float | None, typer.Option(help="Bound of every action dimension, without --env.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Longest episode, of a file without timeouts.")] = None,
+) -> None:
+    """Make a data set out of a flat file, as D4RL's are. docs/use.md says where episodes end and which rows are dropped."""
+    from brpo.datasets import d4rl
+
+    references = _pair("--reference-min and --reference-max", reference_min, reference_max)
+    bounds = _pair("--action-low and --action-high", action_low, action_high)
+    made = d4rl.import_file(file, dataset_id, env=env, references=references, bounds=bounds, max_steps=max_steps)
+    transitions, episodes, terminated = made.lengths.sum(), len(made.lengths), made.terminated.sum()
+    print(
+        f"{dataset_id}: {transitions} transitions of {made.rows} rows, in {episodes} episodes: "
+        f"{terminated} terminated, {episodes - terminated} truncated"
+    )
+    if dropped := made.rows - transitions:
+        print(f"{dropped} rows dropped: the last of each truncated episode, as the file has no next_observations")
+    if made.jumps:
+        print(f"{made.jumps} episodes end without a flag, where next_observations is not what the next row observes")
+    print(f"return: mean {made.returns.mean():.1f}, smallest {made.returns.min():.1f}, largest {made.returns.max():.1f}")
+    outside = f"; {made.clipped} entries outside, which training clips" if made.clipped else ""
+    print(f"action bounds: {made.space.low.tolist()} to {made.space.high.tolist()}{outside}")
+    if env is None:
+        print("no environment: runs on it log offline diagnostics and have no scores (--env ENV_ID)")
+    print(f"{made.folder}\nbrpo data check {dataset_id}\npython train.py dataset={dataset_id}")
+
+
+def _pair(names: str, low: float | None, high: float | None) -> tuple[float, float] | None:
+    if low is None and high is None:
+        return None
+    if low is None or high is None:
+        raise UserError(f"{names} belong together: give both or none.")
+    return low, high
 
 
 @app.command()

@@ -16,6 +16,10 @@ from brpo.errors import UserError
 from brpo.files import one_writer
 
 _ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
+_D4RL = re.compile(
+    r"(halfcheetah|hopper|walker2d|ant|antmaze|maze2d|pen|hammer|door|relocate|kitchen|minigrid|carla|flow|bullet)-[\w-]+"
+)  # the ids of D4RL's own files; what Minari's hub has of it stands in a namespace
+_FLAT = (".hdf5", ".h5", ".npz")
 
 
 def data_roots() -> list[Path]:
@@ -43,8 +47,8 @@ def _below(root: Path) -> Iterator[Path]:
     """Folders of data sets, also behind symbolic links, which `Path.glob` does not follow."""
     for name, children, _ in os.walk(root, followlinks=True):
         folder = Path(name)
+        children[:] = [child for child in children if not child.startswith(".")]  # no id; an import that is under way
         circle = folder.is_symlink() and folder.resolve() in [parent.resolve() for parent in folder.parents]
-        children[:] = [child for child in children if not child.startswith(".")]  # what is being made
         if (folder / "data" / "metadata.json").exists() and not circle:
             yield folder
             children.clear()
@@ -56,16 +60,35 @@ def check_id(dataset_id: str) -> None:
     """Refuse what is no Minari id.
 
     Raises:
-        UserError: the id lacks its version, or has characters that no id has.
+        UserError: the id lacks its version, or has characters that no id has; or it is the name of a file.
     """
     if _ID.fullmatch(dataset_id):
         return
+    if dataset_id.lower().endswith(_FLAT) or Path(dataset_id).is_file():
+        raise UserError(
+            f"dataset={dataset_id} is a file, and the id of a Minari data set is needed. One with D4RL's arrays becomes a "
+            f"data set by: brpo data import {dataset_id} ID"
+        )
     versions = [known for known in local_ids() if known.rpartition("-v")[0] == dataset_id]
     hint = f" Did you mean {versions[-1]}?" if versions else ""
     raise UserError(
         f"dataset={dataset_id} is not a Minari id. An id looks like brpo/halfcheetah/medium-replay-v0, "
         f"with its version at the end.{hint} List the local ones with: brpo data list"
     )
+
+
+def check_new_id(dataset_id: str) -> None:
+    """Refuse an id under which no data set can be written.
+
+    Raises:
+        UserError: it is no Minari id, a toy task's, or taken.
+    """
+    check_id(dataset_id)
+    if is_toy(dataset_id):
+        raise UserError(f"{dataset_id} would be a toy task, which is generated. Name another id.")
+    for root in data_roots():
+        if (root / dataset_id).exists():
+            raise UserError(f"{dataset_id} exists already, in {root / dataset_id}. Name another id, or remove that folder.")
 
 
 def find_dataset(dataset_id: str) -> Path:
@@ -81,57 +104,86 @@ def find_dataset(dataset_id: str) -> Path:
     for root in data_roots():
         if (root / dataset_id / "data").is_dir():
             return root / dataset_id
+    if _D4RL.fullmatch(dataset_id):
+        raise UserError(
+            f"dataset={dataset_id} is not on this machine, and D4RL's own files are not on Minari's hub."
+            f"{_similar(dataset_id)} A file that you have becomes a data set by: "
+            f"brpo data import FILE {dataset_id}; docs/use.md has the rest."
+        )
     return _download(dataset_id, data_roots()[0])
 
 
-def _download(dataset_id: str, root: Path) -> Path:
-    """Download a data set to a place of its own, and move it to `root` when it is whole.
+def _similar(dataset_id: str) -> str:
+    near = difflib.get_close_matches(dataset_id, local_ids(), n=1, cutoff=0.9)
+    return f" Did you mean {near[0]}?" if near else ""
 
-    Else another process, or a later start after this one was killed, would take half of it for the data set.
-    """
+
+@contextlib.contextmanager
+def minari_root(root: Path) -> Iterator[None]:
+    """Minari reads and writes below this folder."""
     previous = os.environ.get("MINARI_DATASETS_PATH")
-    place = root / ".downloads" / dataset_id.replace("/", "-")
+    os.environ["MINARI_DATASETS_PATH"] = str(root)
     try:
-        with one_writer(place), _quiet_client():
-            if (root / dataset_id / "data").is_dir():
-                return root / dataset_id  # another process has got it while this one waited
-            print(f"{dataset_id} is not on this machine; downloading it to {root}", flush=True)
-            shutil.rmtree(place, ignore_errors=True)  # of one that was killed
-            place.mkdir()
-            try:
-                os.environ["MINARI_DATASETS_PATH"] = str(place)
-                minari.download_dataset(dataset_id)
-                _move(place, root)
-            finally:
-                shutil.rmtree(place)
-    except Exception as error:  # the hub's client raises its network library's own types, which are no OSError
-        known = ", ".join(local_ids()) or "none"
-        near = difflib.get_close_matches(dataset_id, local_ids(), n=1, cutoff=0.9)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(
-            f"dataset={dataset_id} is not on this machine and could not be downloaded "
-            f"({type(error).__name__}: {one_line(error)}).{hint} Local ids: {known}. With a network, get it by: "
-            f"MINARI_DATASETS_PATH={root} minari download {dataset_id}; or put it into {root / dataset_id}"
-        ) from error
+        yield
     finally:
         if previous is None:
-            os.environ.pop("MINARI_DATASETS_PATH", None)
+            del os.environ["MINARI_DATASETS_PATH"]
         else:
             os.environ["MINARI_DATASETS_PATH"] = previous
+
+
+def _download(dataset_id: str, root: Path) -> Path:
+    try:
+        with made_apart(dataset_id, root) as place:
+            if place is not None:
+                print(f"{dataset_id} is not on this machine; downloading it to {root}", flush=True)
+                with minari_root(place), _quiet_client():
+                    minari.download_dataset(dataset_id)
+    except Exception as error:  # the hub's client raises its network library's own types, which are no OSError
+        known = ", ".join(local_ids()) or "none"
+        raise UserError(
+            f"dataset={dataset_id} is not on this machine and could not be downloaded "
+            f"({type(error).__name__}: {one_line(error)}).{_similar(dataset_id)} Local ids: {known}. With a network, "
+            f"get it by: MINARI_DATASETS_PATH={root} minari download {dataset_id}; or put it into {root / dataset_id}"
+            f"{offline_hint()}"
+        ) from error
     return root / dataset_id
 
 
-def _move(place: Path, root: Path) -> None:
-    """Move the data sets below a folder to another one, and what Minari keeps about their namespaces."""
-    for folder in list(_below(place)):
-        target = root / folder.relative_to(place)
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            folder.rename(target)
-    for file in place.rglob("namespace_metadata.json"):
-        target = root / file.relative_to(place)
-        if target.parent.is_dir() and not target.exists():
-            file.rename(target)
+@contextlib.contextmanager
+def made_apart(dataset_id: str, root: Path) -> Iterator[Path | None]:
+    """A folder to make a data set in, whose data sets are moved to `root` at the end; None where it is there by now.
+
+    Else another process, or a later start after this one was killed, would take half of it for the data set.
+
+    Raises:
+        OSError: a folder cannot be written.
+    """
+    place = root / ".unfinished" / dataset_id.replace("/", "-")
+    with one_writer(place):
+        if (root / dataset_id).exists():
+            yield None
+            return
+        shutil.rmtree(place, ignore_errors=True)  # of one that was killed
+        place.mkdir()
+        try:
+            yield place
+            for folder in list(_below(place)):
+                target = root / folder.relative_to(place)
+                if not target.exists():  # parts of a combined data set may be
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    folder.rename(target)
+            for file in place.rglob("namespace_metadata.json"):
+                target = root / file.relative_to(place)
+                if target.parent.is_dir() and not target.exists():
+                    file.rename(target)
+        finally:
+            shutil.rmtree(place)
+
+
+def offline_hint() -> str:
+    """How a machine without a network spares the wait for the hub, where it does not yet."""
+    return "" if os.environ.get("HF_HUB_OFFLINE") else " (without a network HF_HUB_OFFLINE=1 spares the wait)"
 
 
 def remote_ids(prefix: str = "") -> list[str] | None:

@@ -222,7 +222,7 @@ def test_download_goes_into_the_first_root(root: Path, monkeypatch: pytest.Monke
 
 def test_a_download_is_seen_when_it_is_whole(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of one that was killed is no data set; nor is what another process is downloading."""
-    torn = root / ".downloads" / "far-away-v0" / "far" / "away-v0" / "data"
+    torn = root / ".unfinished" / "far-away-v0" / "far" / "away-v0" / "data"
     torn.mkdir(parents=True)
     (torn / "metadata.json").write_text("{")
 
@@ -232,7 +232,7 @@ def test_a_download_is_seen_when_it_is_whole(root: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(catalog.minari, "download_dataset", fake)
     assert len(minari_io.load("far/away-v0").rows) == 4
-    assert [path.name for path in (root / ".downloads").iterdir()] == ["far-away-v0.lock"]
+    assert [path.name for path in (root / ".unfinished").iterdir()] == ["far-away-v0.lock"]
 
 
 def test_bundled_data_set() -> None:

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from brpo import training
-from brpo import files
+from brpo import files, training
 from brpo.datasets import minari_io, row_cache
 from brpo.datasets.datamodule import OfflineDataModule, batch_indices
 from brpo.datasets.transitions import MappedTransitions
