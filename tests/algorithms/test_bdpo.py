@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 import torch
 
+from brpo.algorithms.base import OfflineAlgorithm
 from brpo.config import check_config
 from brpo.errors import UserError
+from brpo.functional import diffusion
 from brpo.training import idle_options
 from brpo.types import Batch
 from tests.algorithms.test_contract import state
-from tests.helpers import compose_config, make_algorithm, make_spec, random_batch
+from tests.algorithms.test_iql import constant_output
+from tests.helpers import compose_config, make_algorithm, make_spec, random_batch, set_apart
 
 
 def make(*overrides: str, **options: Any) -> Any:
@@ -40,11 +43,14 @@ def test_the_pathwise_kl_starts_at_zero() -> None:
 
 @pytest.mark.parametrize(("steps", "shown"), [(1, 1), (5, 5), (10, 10), (15, 8), (50, 10)])
 def test_ten_steps_of_the_kl_are_recorded_at_most(steps: int, shown: int) -> None:
+    """The chain begins at n = N, so its last penalty is that of n = 1."""
     bdpo = make(sizes={"steps": 2, "critic_only": 0})
     bdpo.steps = steps
-    bdpo.record_penalties(torch.ones(steps, 1, 3))
-    assert bdpo.latest["kl/pathwise"].tolist() == [float(steps)]
-    assert len([name for name in bdpo.latest if name.startswith("kl/step_")]) == shown
+    bdpo.record_penalties(torch.arange(1.0, steps + 1).view(-1, 1, 1).expand(-1, 1, 3))
+    assert bdpo.latest.pop("kl/pathwise").tolist() == [steps * (steps + 1) / 2]
+    assert len(bdpo.latest) == shown
+    assert bdpo.latest["kl/step_1"].tolist() == [steps]
+    assert all(value.tolist() == [steps + 1 - int(name.removeprefix("kl/step_"))] for name, value in bdpo.latest.items())
 
 
 @pytest.mark.parametrize("training", ["joint", "fixed"])
@@ -89,6 +95,18 @@ def test_the_best_candidate_is_taken_and_a_plain_sample_is_the_first() -> None:
     assert torch.equal(bdpo.choose(observations, True, keys), chosen)
     bdpo.temperature = 1e9
     assert (bdpo.critic_target(observations, bdpo.choose(observations, True, keys)).mean(1) < q).any()
+
+
+def test_candidates_are_drawn_by_the_softmax_of_their_q() -> None:
+    """Q = 0, 0, 2 at temperature 1; of two candidates alone Gumbel noise of the wrong sign would draw the same shares."""
+    bdpo, rows = make("algo.acting.temperature=1"), 4000
+    q = torch.tensor([0.0, 0.0, 2.0], dtype=torch.float64)
+    bdpo.critic_target.forward = lambda observations, actions: q.repeat(rows).expand(1, 2, -1)
+    observations, keys = torch.zeros(1, rows, 3, dtype=torch.float64), torch.tensor([4])
+    candidates = OfflineAlgorithm.choose(bdpo, observations.repeat_interleave(3, dim=1), False, keys)
+    chosen = bdpo.choose(observations, True, keys)
+    drawn = (candidates.unflatten(1, (-1, 3)) == chosen.unsqueeze(2)).all(-1)
+    assert drawn.double().mean((0, 1)).tolist() == pytest.approx(q.softmax(0).tolist(), abs=0.02)
 
 
 def test_acting_by_fewer_steps() -> None:
@@ -140,24 +158,71 @@ def test_options_that_others_make_idle_are_announced() -> None:
     assert idle_options(make(*typed), typed[1:]) == []
 
 
+def heldout_chain(bdpo: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    noise = bdpo.normal("heldout/chain", torch.empty(*batch.rewards.shape, 2 * bdpo.steps, dtype=torch.float64))
+    return bdpo.sampled_path(batch.observations, noise)
+
+
+@torch.no_grad()
 def test_diagnostics_compare_values_with_what_the_chains_achieve() -> None:
-    """At the start the KL is zero and a chain from n achieves Q of where it ends."""
-    bdpo = make(seeds=(0, 1))
-    with torch.no_grad():
-        values = bdpo.diagnose(random_batch(seeds=2, size=9))
-    assert torch.equal(values["actor/kl"], torch.zeros(2, 9, dtype=torch.float64))
-    assert torch.allclose(values["value/gap"], values["value/predicted"] - values["value/achieved"])
+    """At the start the KL is zero; values are the targets', at held-out, sampled and noised actions."""
+    bdpo, batch = make(seeds=(0, 1)), random_batch(seeds=2, size=9)
+    set_apart(bdpo.critic_target)
+    set_apart(bdpo.value_target)
+    values = bdpo.diagnose(batch)
+    n, noise = bdpo.noised_heldout(batch.actions)
+    noisy = diffusion.noised(batch.actions, noise, bdpo.actor.steps_at(n))
+    expected = {
+        "actor/kl": torch.zeros(2, 9, dtype=torch.float64),
+        "q/target": bdpo.aggregate(bdpo.critic_target(batch.observations, batch.actions)),
+        "q/policy": bdpo.aggregate(bdpo.critic_target(batch.observations, heldout_chain(bdpo, batch)[0])),
+        "value/predicted": bdpo.aggregate(bdpo.value_target(batch.observations, noisy, n)),
+        "value/gap": values["value/predicted"] - values["value/achieved"],
+    }
+    assert all(torch.equal(values[name], value) for name, value in expected.items())
+
+
+@torch.no_grad()
+def test_what_a_chain_achieves_by_hand() -> None:
+    """Q is 4.5 - 2 * 0.5 everywhere: from x_n a chain gets that less eta (l_n + ... + l_1), one penalty for n = 1."""
+    bdpo, batch = make("algo.rho_lcb=2", "algo.eta=0.7", sizes={"steps": 3}), random_batch(size=3)
+    constant_output(bdpo.critic_target.module, 5.0, 4.0)
+    set_apart(bdpo.actor_target)
+    noise = bdpo.normal("chain", torch.empty(1, 3, 6, dtype=torch.float64))
+    actor, behavior, schedule = bdpo.actor_target.module, bdpo.behavior_target, bdpo.actor.schedule
+    achieved = bdpo.achieved(batch.observations, batch.actions, torch.tensor([[1, 2, 3]]), noise)
+    for row in range(3):
+        observation, noisy, drawn = (rows[:, row : row + 1] for rows in (batch.observations, batch.actions, noise))
+        penalty = 0.0
+        for n in range(row + 1, 0, -1):
+            predicted, step = actor(observation, noisy, n), schedule.step(n)
+            penalty += diffusion.step_kl(predicted, behavior(observation, noisy, n), step).item()
+            own = drawn[..., 2 * (4 - n) : 2 * (5 - n)] if n > 1 else None  # x_N's, those of the steps N..2, none at 1
+            noisy = actor.back(noisy, predicted, step, own)
+        assert penalty > 0
+        assert achieved[0, row].item() == pytest.approx(3.5 - 0.7 * penalty, rel=1e-9)
+
+
+def test_values_and_their_spread_by_hand() -> None:
+    """Critics 5 and 4: mean 4.5 and population std 0.5, so with rho 2 a value of 3.5."""
+    bdpo, batch = make("algo.rho_lcb=2"), random_batch()
+    constant_output(bdpo.critic, 5.0, 4.0)
+    assert bdpo.value_estimate(batch.observations, batch.actions).tolist() == [[3.5] * 8]
+    bdpo.critic_loss(batch)
+    assert bdpo.latest["q/mean"].tolist() == [4.5]
+    assert bdpo.latest["q/spread"].tolist() == [0.5]
 
 
 def test_the_profile_of_the_penalties_on_one_step_data() -> None:
     """Where targets need no chain the held-out one shows it: the steps of a short chain add up to its KL."""
-    bdpo = make(spec=make_spec(one_step=True))
+    bdpo, batch = make(spec=make_spec(one_step=True)), random_batch(size=9)
+    set_apart(bdpo.actor_target)
     with torch.no_grad():
-        for parameter in bdpo.actor_target.module.parameters():
-            parameter.add_(0.1)
-        values = bdpo.diagnose(random_batch(size=9))
+        values = bdpo.diagnose(batch)
+        penalties = heldout_chain(bdpo, batch)[1]  # n = N first
     assert values["actor/kl"].min() > 0
-    assert torch.allclose(sum(values[f"kl/step_{n}"] for n in range(1, bdpo.steps + 1)), values["actor/kl"])
+    assert torch.equal(values["actor/kl"], penalties.sum(0))
+    assert all(torch.equal(values[f"kl/step_{n}"], penalties[bdpo.steps - n]) for n in range(1, bdpo.steps + 1))
     assert not [name for name in make().diagnose(random_batch()) if name.startswith("kl/")]
 
 

@@ -91,6 +91,23 @@ def test_an_update_changes_the_trained_parts_and_targets_only(algo: str, overrid
         assert any(moved), part
 
 
+@every_algorithm
+def test_targets_move_by_their_own_step(algo: str) -> None:
+    """target + polyak (source - target), the source as its own step left it."""
+    algorithm: Any = make_algorithm(algo)
+    before = state(algorithm)
+    algorithm.step(random_batch())
+    after = state(algorithm)
+    for target in [name for name, part in algorithm.named_children() if isinstance(part, Target)]:
+        source = target.removesuffix("_target")
+        polyak = getattr(algorithm, f"{source}_polyak", algorithm.polyak)
+        assert 0 < polyak < 1
+        for name in getattr(algorithm, source).state_dict():
+            old, new = before[f"{target}.module.{name}"], after[f"{source}.{name}"]
+            moved = after[f"{target}.module.{name}"]
+            assert torch.allclose(moved, old + polyak * (new - old), rtol=0, atol=1e-12), f"{target}.{name}"
+
+
 @every_variant
 def test_losses_are_one_finite_number_for_each_seed(algo: str, overrides: list[str]) -> None:
     algorithm = make_algorithm(algo, *overrides, seeds=(0, 1))
@@ -256,6 +273,20 @@ def test_act_speaks_environment_units(algo: str) -> None:
     plain = make_algorithm(algo)
     expected = plain.act((observations - 10) / 5)
     assert torch.allclose(algorithm.from_environment(algorithm.act(observations)), expected)
+
+
+@every_algorithm
+def test_values_are_of_environment_observations(algo: str) -> None:
+    """Those of the normalized ones, of the smallest critic or as the algorithm aggregates; None without a critic."""
+    algorithm: Any = make_algorithm(algo, spec=make_spec(observation_mean=(10.0,) * 3, observation_std=(5.0,) * 3))
+    batch = random_batch()
+    values = algorithm.value_estimate(batch.observations, batch.actions)
+    if "critic" not in algorithm.trained:
+        assert values is None
+        return
+    q = algorithm.critic((batch.observations - 10) / 5, batch.actions)
+    aggregate = getattr(algorithm, "aggregate", lambda q: q.amin(1))
+    assert torch.allclose(values, aggregate(q))
 
 
 @every_algorithm

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.algorithms.test_iql import constant_output, three_transitions
-from tests.helpers import compose_config, make_algorithm, random_batch
+from tests.helpers import compose_config, make_algorithm, random_batch, set_apart
 
 IN_SAMPLE = ("sql", "eql", "xql")
 every_one = pytest.mark.parametrize("algo", IN_SAMPLE)
@@ -86,14 +86,18 @@ def test_sql_leaves_out_what_is_bad_enough() -> None:
 
 
 @every_one
-def test_actor_and_critic_meet_the_new_value(algo: str) -> None:
-    """The losses that an update records are those of the V that its own step of V left behind."""
+def test_value_meets_the_target_critic_and_actor_and_critic_the_new_value(algo: str) -> None:
+    """The losses that an update records are those of the target's Q and of the V that its own step of V left behind."""
     algorithm, reference = make_algorithm(algo), make_algorithm(algo)
+    for each in (algorithm, reference):
+        set_apart(each.critic_target)
     batch = random_batch()
     algorithm.step(batch)
-    q = reference.critic_target(batch.observations, batch.actions).amin(1)
-    reference.descend("value", reference.value_loss(batch, q))
     records = algorithm.take_records()
+    q = reference.critic_target(batch.observations, batch.actions).amin(1)
+    value_loss = reference.value_loss(batch, q)
+    assert records["loss/value"] == pytest.approx(value_loss.tolist())
+    reference.descend("value", value_loss)
     assert records["loss/actor"] == pytest.approx(reference.actor_loss(batch, q).tolist())
     assert records["loss/critic"] == pytest.approx(reference.critic_loss(batch).tolist())
 
@@ -138,10 +142,20 @@ def test_no_gradient_leaves_a_loss_for_another_part(algo: str) -> None:
             assert any(gradient is not None for gradient in gradients) == (part == other), (part, other)
 
 
-@every_one
-def test_diagnostics_are_iqls(algo: str) -> None:
-    batch = random_batch(size=9)
-    assert make_algorithm(algo).diagnose(batch).keys() == make_algorithm("iql").diagnose(batch).keys()
+@pytest.mark.parametrize("algo", [*IN_SAMPLE, "iql"])
+def test_diagnostics_are_what_the_parts_say(algo: str) -> None:
+    algorithm, batch = make_algorithm(algo), random_batch(size=9)
+    set_apart(algorithm.critic_target)
+    q = algorithm.critic_target(batch.observations, batch.actions).amin(1)
+    expected = {
+        "actor/log_prob": algorithm.actor.log_prob(batch.observations, batch.actions),
+        "weight/w": algorithm.weight(batch, q),
+        "q/target": q,
+        "value/v": algorithm.value(batch.observations),
+    }
+    found = algorithm.diagnose(batch)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,14 @@ def test_it_sees_normalized_observations_unless_others_are_typed() -> None:
 
 
 def test_weight_by_hand() -> None:
-    """Advantages 0, 1, 2 at temperature 1: e^0, e^1, e^2 over their mean."""
+    """Advantages 0, 1, 2 at temperature 1: e^0, e^1, e^2 over their mean, which is recorded, as is Kish's share."""
     sfac = prepared("algo.temperature=1", "algo.omega=exp")
     omega = [1.0, math.e, math.e**2]
     weight = sfac.weight(three_transitions(), torch.tensor([[3.0, 4.0, 5.0]], dtype=torch.float64))
     assert weight.tolist()[0] == pytest.approx([value / (sum(omega) / 3) for value in omega])
+    assert sfac.latest["weight/mean_before_normalization"].tolist() == pytest.approx([sum(omega) / 3])
+    effective = sum(omega) ** 2 / (3 * sum(value**2 for value in omega))
+    assert sfac.latest["weight/effective_share"].tolist() == pytest.approx([effective])
 
 
 def test_series_omega_by_hand() -> None:
@@ -51,25 +54,32 @@ def test_series_omega_by_hand() -> None:
 def test_symmetry_term_by_hand() -> None:
     """rho = 0.5, 1, 2 and w = 1: t = 2, 1, 0.5; Jeffreys to order 3 with epsilon 0.5 clips t to 1.5, 1, 0.5.
 
-    h(1.5) = 0.125 - 0.125/3, h(1) = 0, h(0.5) = 0.125 + 0.125/3; the mean of rho h.
+    h(1.5) = 0.125 - 0.125/3, h(1) = 0, h(0.5) = 0.125 + 0.125/3; the mean of rho h, rho = 2 continued beyond 1.8.
     """
-    sfac = prepared("algo.regularizer.loss_order=3", "algo.regularizer.epsilon=0.5")
+    sfac = prepared("algo.regularizer.loss_order=3", "algo.regularizer.epsilon=0.5", "algo.max_ratio=1.8")
     log_rho = torch.tensor([[math.log(0.5), 0.0, math.log(2.0)]], dtype=torch.float64)
     value = sfac.symmetry_loss(log_rho, torch.ones_like(log_rho)).item()
     third = 0.125 / 3
-    assert value == pytest.approx((0.5 * (0.125 - third) + 0 + 2 * (0.125 + third)) / 3)
+    capped = 1.8 * (1 + math.log(2 / 1.8))
+    assert value == pytest.approx((0.5 * (0.125 - third) + 0 + capped * (0.125 + third)) / 3)
     assert sfac.latest["ratio/clipped_share"].tolist() == pytest.approx([1 / 3])
+    assert sfac.latest["ratio/above_max_share"].tolist() == pytest.approx([1 / 3])
 
 
 def test_epsilon_shrinks_with_the_spread_of_the_critics_by_hand() -> None:
-    """Critics 5 and 4: population std 0.5; temperature 0.5 halves epsilon 0.5 to 0.25, so t = 2 is clipped to 1.25."""
+    """Critics 5 and 4: population std 0.5; temperature 0.5 halves epsilon 0.5 to 0.25.
+
+    So t = 2 is clipped to 1.25 and t = 0.5 to 0.75.
+    """
     sfac = prepared("algo.epsilon_schedule=spread", "algo.temperature=0.5", "algo.regularizer.epsilon=0.5")
     batch = three_transitions()
     shrink = sfac.shrink(sfac.critic_target(batch.observations, batch.actions))
     assert shrink.tolist() == [[0.5, 0.5, 0.5]]
-    log_rho = torch.full((1, 3), math.log(0.5), dtype=torch.float64)
-    h = 0.25**2 / 2 - 0.25**3 / 3 + 0.25**4 / 4
-    assert sfac.symmetry_loss(log_rho, torch.ones_like(log_rho), shrink).item() == pytest.approx(0.5 * h)
+    log_rho = torch.tensor([[math.log(0.5), 0.0, math.log(2.0)]], dtype=torch.float64)
+    above, below = (u**2 / 2 - u**3 / 3 + u**4 / 4 for u in (0.25, -0.25))
+    expected = (0.5 * above + 0 + 2 * below) / 3
+    assert sfac.symmetry_loss(log_rho, torch.ones_like(log_rho), shrink).item() == pytest.approx(expected)
+    assert sfac.latest["ratio/clipped_share"].tolist() == pytest.approx([2 / 3])
     assert prepared().shrink(torch.zeros(1, 2, 3)) is None
 
 
@@ -303,6 +313,7 @@ def test_what_a_run_shows_of_its_ratios_and_weights() -> None:
         "actor/log_prob", "behavior/log_prob", "ratio/rho", "ratio/t", "weight/w", "q/target", "value/v",
     }  # fmt: skip
     assert torch.allclose(values["ratio/t"], values["weight/w"] / values["ratio/rho"])
+    assert torch.equal(values["value/v"], sfac.value(batch.observations))
 
 
 def test_the_narrowed_epsilon_is_shown() -> None:
@@ -317,16 +328,21 @@ def test_the_narrowed_epsilon_is_shown() -> None:
 
 
 def test_value_losses_by_hand() -> None:
+    """V is 3: for the soft maximum at temperature 0.5, z = 2, -2, 0, and the first of them is clipped to 1.
+
+    e^-m (e^z - z - 1) with m = 1, the largest.
+    """
     batch = three_transitions()
     q = torch.tensor([[4.0, 2.0, 3.0]], dtype=torch.float64)
     expectile = prepared("algo.value_loss=expectile", "algo.expectile=0.7")
     assert expectile.value_loss(batch, q).item() == pytest.approx((0.7 + 0.3 + 0) / 3)
-    softmax = prepared("algo.value_loss=softmax", "algo.temperature=1")
-    gumbel = [math.exp(-1) * (math.e - 2), math.exp(-1) * math.exp(-1), math.exp(-1) * 0]
-    assert softmax.value_loss(batch, q).item() == pytest.approx(sum(gumbel) / 3)
-    normalizer = prepared("algo.omega=exp", "algo.value_loss=normalizer", "algo.temperature=1")  # that of exp
-    assert normalizer.value_loss(batch, q).item() == pytest.approx(sum(gumbel) / 3)
-    sample = prepared("algo.value_loss=sample")  # Q_min at a sampled action is 4, V is 3
+    gumbel = math.exp(-1) * (math.e - 2 + math.exp(-2) + 1 + 0) / 3
+    for options in (["algo.value_loss=softmax"], ["algo.omega=exp", "algo.value_loss=normalizer"]):  # that of exp
+        softmax = prepared(*options, "algo.temperature=0.5", "algo.max_exponent=1")
+        assert softmax.value_loss(batch, q).item() == pytest.approx(gumbel)
+        assert softmax.latest["value/clipped_share"].tolist() == pytest.approx([1 / 3])
+    sample = prepared("algo.value_loss=sample")
+    constant_output(sample.critic, 7.0, 6.0)  # the target's Q_min at a sampled action is 4
     assert sample.value_loss(batch, q).item() == pytest.approx(1.0)
     normalizer = prepared("algo.temperature=0.5")  # c_2 = 1, A / 2T = A
     assert normalizer.value_loss(batch, q).item() == pytest.approx(((2**2 - 1) + (0**2 - 1) + (1**2 - 1)) / 3 + 3 / 0.5)
@@ -359,13 +375,24 @@ def test_the_normalizer_makes_the_mean_ratio_one(order: int) -> None:
 
 
 def test_critic_targets_by_hand() -> None:
-    """expectile bootstraps V = 3; sample bootstraps the smaller target critic, 4."""
+    """expectile bootstraps V = 3; sample bootstraps the smaller target critic, 4. The online critics say 7 and 6."""
     batch = three_transitions()
     for value_loss, bootstrap in (("expectile", 3.0), ("sample", 4.0)):
         sfac = prepared(f"algo.value_loss={value_loss}")
+        constant_output(sfac.critic, 7.0, 6.0)
         targets = (1 + 0.99 * bootstrap, 2 + 0.99 * bootstrap, 3.0)
-        expected = sum((5 - y) ** 2 + (4 - y) ** 2 for y in targets) / 3
+        expected = sum((7 - y) ** 2 + (6 - y) ** 2 for y in targets) / 3
         assert sfac.critic_loss(batch).item() == pytest.approx(expected)
+
+
+def test_sample_bootstraps_the_policys_action_at_the_next_observation() -> None:
+    sfac, batch = make_algorithm("sfac", "algo.value_loss=sample"), random_batch()
+    seen = []
+    sfac.critic_target.register_forward_hook(lambda _, inputs, __: seen.append(inputs))
+    sfac.critic_loss(batch)
+    ((observations, actions),) = seen
+    assert torch.equal(observations, batch.next_observations)
+    assert torch.equal(actions, sfac.actor.sample(batch.next_observations, sfac.normal("critic", actions)))
 
 
 def test_sample_weighs_by_the_online_critics() -> None:

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from scipy import integrate, stats
@@ -39,6 +41,13 @@ def test_boundary_actions_are_finite_with_finite_gradients() -> None:
     assert mean.grad.isfinite().all()
 
 
+def test_boundary_actions_count_as_those_a_margin_off_and_no_others_do() -> None:
+    at_bound, off, inside = (
+        densities.squashed_gaussian_log_prob(f64(action), f64(0.0), f64(0.0)) for action in (1.0, 1.0 - 1e-5, 0.995)
+    )
+    assert at_bound.item() == off.item() != inside.item()
+
+
 def f64(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64).view(1, 1, -1)
 
@@ -71,6 +80,12 @@ def test_student_t_noise_is_differentiable_and_finite_at_zero_and_far_out() -> N
     assert torch.autograd.gradcheck(lambda v: densities.student_t_noise(first, second, v), (degrees,))
     far = densities.student_t_noise(f64(9.0, -9.0).float(), f64(9.0, 9.0).float(), f64(1.1, 1.1).float())
     assert far.isfinite().all()
+
+
+def test_student_t_noise_far_out_by_its_formula() -> None:
+    """r = 6^2 / 1.5 = 24: heavy tails are kept well beyond where the exponential is held."""
+    drawn = densities.student_t_noise(f64(6.0), f64(0.0), f64(1.5))
+    assert drawn.item() == pytest.approx(6 * math.sqrt(math.expm1(24) / 24), rel=1e-12)
 
 
 def test_mixture_equals_torch() -> None:

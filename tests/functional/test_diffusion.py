@@ -34,10 +34,13 @@ def test_schedules_only_add_noise(name: str, steps: int) -> None:
 
 
 def test_linear_and_cosine_by_hand() -> None:
-    """1000 steps are DDPM's own; half way along the cosine, cos^2((0.5 + 0.008) / 1.008 pi/2) over its start is left."""
+    """1000 steps are DDPM's own, of 50 each is 20 times as large; half way along the cosine, cos^2((0.5 + 0.008) / 1.008
+    pi/2) over its start is left.
+    """
     linear = Schedule.of("linear", 1000)
     assert linear.betas[1] == pytest.approx(1e-4)
     assert linear.betas[1000] == pytest.approx(0.02)
+    assert Schedule.of("linear", 50).betas[1] == pytest.approx(2e-3)
     start, half = (math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2 for t in (0.0, 0.5))
     assert Schedule.of("cosine", 10).alpha_bars[5] == pytest.approx(half / start)
 
@@ -128,7 +131,13 @@ def test_rows_with_steps_of_their_own_equal_plain_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "pairs"), [(1, [(5, 0)]), (2, [(5, 2), (2, 0)]), (5, [(5, 4), (4, 3), (3, 2), (2, 1), (1, 0)])]
+    ("count", "pairs"),
+    [
+        (1, [(5, 0)]),
+        (2, [(5, 2), (2, 0)]),
+        (3, [(5, 3), (3, 2), (2, 0)]),
+        (5, [(5, 4), (4, 3), (3, 2), (2, 1), (1, 0)]),
+    ],
 )
 def test_fewer_steps(count: int, pairs: list[tuple[int, int]]) -> None:
     assert diffusion.visited(5, count) == pairs

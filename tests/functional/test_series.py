@@ -129,6 +129,13 @@ def test_float32_in_float32_out_and_large_values() -> None:
     assert w[1] == 1.0
 
 
+@pytest.mark.parametrize("order", ORDERS[1:])
+def test_float32_is_solved_in_float64(order: int) -> None:
+    """To half a unit in the last place, 6e-8."""
+    x = torch.linspace(-3, 3, 301)
+    assert torch.equal(ratio(DIVERGENCES["jeffreys"], order, x), ratio(DIVERGENCES["jeffreys"], order, x.double()).float())
+
+
 @pytest.mark.parametrize("order", [1, 6])
 def test_refuses_other_orders(order: int) -> None:
     with pytest.raises(ValueError, match="policy_order must be 2, 3, 4 or 5"):
