@@ -310,6 +310,10 @@ def report_runs(
     """Compare finished runs, from their result files alone: Markdown here, and CSV and pictures in a folder."""
     from brpo.reports.report import report
 
+    if out is not None and (holding := next(out.rglob("result.json"), None)):
+        raise UserError(
+            f"{out} holds runs ({holding.parent}); a report in it would be read in their place. Give a folder of its own."
+        )
     found = report(runs)
     print(found.markdown(with_published=published))
     if out is not None:

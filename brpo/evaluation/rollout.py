@@ -63,10 +63,10 @@ class Rollouts:
         while running.any() and step < MAX_STEPS:
             actions = act(observations.reshape(*shape, -1), step)
             observations, rewards, terminated, truncated, _ = self.envs.step(actions.reshape(count, -1))
-            returns += running * rewards
-            discounted += running * factor * (scale * rewards + shift)
-            lengths += running
             # A finished environment starts again by itself; its further episodes do not count.
+            returns += np.where(running, rewards, 0.0)
+            discounted += np.where(running, factor * (scale * rewards + shift), 0.0)
+            lengths += running
             running &= ~(terminated | truncated)
             step, factor = step + 1, factor * discount
         return Episodes(returns.reshape(shape), discounted.reshape(shape), lengths.reshape(shape), first)

@@ -56,6 +56,10 @@ def table(datasets: Sequence[str], rows: Sequence[Published]) -> str:
         )
         header = ["method", "data set", "normalized score", "source", "checkpoint rule"]
         parts.append(markdown(header, lines, ["data set", "source", "checkpoint rule"]))
+        parts.append(
+            "These are of D4RL's data and evaluated in its environments. The runs above compare with them only if their "
+            "data and their environments are the same, which the ids do not show.\n"
+        )
     if without:
         parts.append(f"There are no published scores for {', '.join(f'`{dataset}`' for dataset in without)}.\n")
     return "\n".join(parts)

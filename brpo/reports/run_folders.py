@@ -21,10 +21,20 @@ class Found:
     Attributes:
         results: seeds of the finished runs.
         missing: a line for each run that is not finished, or has no evaluations.
+        names: of the run folders, each of its own.
     """
 
     results: list[SeedResult] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    names: dict[str, Path] = field(default_factory=dict)
+
+    def name(self, folder: Path) -> str:
+        """The label of a run folder, and more parts of its path where another one has that."""
+        name, whole, count = label(folder), folder.resolve(), 3
+        while self.names.setdefault(name, whole) != whole:
+            count += 1
+            name = Path(*whole.parts[-count:]).as_posix()
+        return name
 
 
 def find(paths: Sequence[Path]) -> Found:
@@ -44,7 +54,8 @@ def find(paths: Sequence[Path]) -> Found:
             )
     runs = {result.run for result in found.results if result.curve}
     lacking = [line for line in dict.fromkeys(found.missing) if line.split(": ")[0] not in runs]  # now, if not before
-    return Found(found.results, lacking)
+    once = {(result.run, result.seed, result.protocol, *result.values.items()): result for result in found.results}
+    return Found(list(once.values()), lacking)
 
 
 def _add(found: Found, path: Path) -> None:
@@ -81,16 +92,17 @@ def _add_sweep(found: Found, sweep: SweepFolder) -> None:
 
 
 def _add_run(found: Found, folder: Path) -> None:
+    name = found.name(folder)
     if not RunFolder(folder).result.exists():
-        found.missing.append(f"{label(folder)}: not finished")
+        found.missing.append(f"{name}: not finished")
         return
-    results = read_run(folder)
+    results = read_run(folder, name)
     if results[0].metric is None:
-        found.missing.append(f"{label(folder)}: no evaluations, for want of its environment")
+        found.missing.append(f"{name}: no evaluations, for want of its environment")
     else:
         found.results += results
         if not any(result.curve for result in results):
-            found.missing.append(f"{label(folder)}: the learning curve, for want of a metrics.csv with its evaluations")
+            found.missing.append(f"{name}: the learning curve, for want of a metrics.csv with its evaluations")
 
 
 def label(folder: Path) -> str:
@@ -99,8 +111,8 @@ def label(folder: Path) -> str:
     return Path(*folder.resolve().parts[-3:]).as_posix() if ".." in path.parts else path.as_posix()
 
 
-def read_run(folder: Path) -> list[SeedResult]:
-    """The seeds of a finished run.
+def read_run(folder: Path, name: str | None = None) -> list[SeedResult]:
+    """The seeds of a finished run, which is called `name`, or by its label.
 
     Raises:
         UserError: `result.json` or `metrics.csv` is not one of ours.
@@ -108,7 +120,7 @@ def read_run(folder: Path) -> list[SeedResult]:
     files = RunFolder(folder)
     path = files.result
     try:
-        results = from_result(label(folder), json.loads(path.read_text()))
+        results = from_result(name or label(folder), json.loads(path.read_text()))
         path = files.metrics
         metric = results[0].metric
         return results if metric is None or not path.exists() else _with_curves(path, results, METRICS[metric].column)

@@ -158,6 +158,10 @@ def from_result(run: str, result: Mapping[str, Any]) -> list[SeedResult]:
     every = result["config"].get("eval", {}).get("every")
     protocol = Protocol(str(evaluation["mode"]), _whole(evaluation["episodes"]), _whole(result["updates"]), every)
 
+    # Where gradients are averaged, each process has a batch of its own: together another effective batch size.
+    averaged = _whole(engine["processes"]) if engine.get("parallel") == "data" else 1
+    options = {**method_options(result["config"]), "processes": averaged}
+
     def at(values: list[float] | None, place: int) -> float | None:
         return None if values is None else _number(values[place])
 
@@ -180,7 +184,7 @@ def from_result(run: str, result: Mapping[str, Any]) -> list[SeedResult]:
             engine=f"{engine['name']} on {engine['device']}",
             versions=", ".join(f"{name} {version}" for name, version in result["versions"].items()),
             git=result["git"],
-            options=method_options(result["config"]),
+            options=options,
         )
         for place, seed in enumerate(seeds)
     ]

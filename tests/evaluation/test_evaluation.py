@@ -14,20 +14,24 @@ from brpo.evaluation.rollout import Rollouts
 
 
 class Countdown(gymnasium.Env):
-    """Reward 1 a step, ends after as many steps as the reset's seed says; the observation is the step."""
+    """Reward 1 a step, ends after as many steps as the reset's seed says; the observation is the step.
+
+    Reset without a seed, as it restarts by itself, it pays NaN.
+    """
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
     action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         self.left, self.step_number = (seed if seed is not None else 99), 0
+        self.reward = 1.0 if seed is not None else np.nan
         return np.zeros(1), {}
 
     def step(self, action: Any) -> Any:
         self.left -= 1
         self.step_number += 1
         terminated = self.left == 0 and self.step_number % 2 == 0
-        return np.full(1, float(self.step_number)), 1.0, terminated, self.left == 0 and not terminated, {}
+        return np.full(1, float(self.step_number)), self.reward, terminated, self.left == 0 and not terminated, {}
 
 
 def test_rollouts_count_first_episodes_only_and_share_their_starts() -> None:

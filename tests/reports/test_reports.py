@@ -38,7 +38,8 @@ def test_a_run_is_read_from_its_two_files_alone(tmp_path: Path) -> None:
     assert (second.values["final_return"], second.best_update, second.cvar, second.worst_episode) == (60.0, 20, 56.0, 55.0)
     assert first.curve == ((10, 1.0), (20, 5.0), (30, 4.0))
     assert str(first.protocol) == "mean action, 3 episodes, 30 updates, evaluated every 10"
-    assert first.options == {"batch_size": 256, "algo._target_": "brpo.algorithms.bc.Class", "algo.gamma.a": 0.5}
+    assert first.options == {"batch_size": 256, "algo._target_": "brpo.algorithms.bc.Class", "algo.gamma.a": 0.5,
+                             "processes": 1}  # fmt: skip
 
 
 def test_evaluations_of_another_mode_stay_out_of_the_curve(tmp_path: Path) -> None:
@@ -63,6 +64,25 @@ def test_what_is_not_finished_is_named(tmp_path: Path) -> None:
     found = run_folders.find([tmp_path])
     assert [item.run for item in found.results] == [run_folders.label(tmp_path / "a")]
     assert [line.split(": ")[1] for line in found.missing] == ["not finished", "no evaluations, for want of its environment"]
+
+
+def test_runs_whose_paths_end_alike_are_several(tmp_path: Path) -> None:
+    """Outside of the working folder runs are called by the last parts of their paths."""
+    for seed, place in enumerate(("here", "there", "elsewhere")):
+        make_run(tmp_path / place / "bc" / "one-v0" / "run", {seed: [1.0]})
+    RunFolder(tmp_path / "elsewhere" / "bc" / "one-v0" / "run").result.unlink()
+    found = run_folders.find([tmp_path / place for place in ("here", "there", "elsewhere")])
+    assert [result.run for result in found.results] == ["bc/one-v0/run", "there/bc/one-v0/run"]
+    assert found.missing == ["elsewhere/bc/one-v0/run: not finished"]
+
+
+def test_processes_that_average_gradients_are_an_option(tmp_path: Path) -> None:
+    """Each has a batch of its own; where they share the seeds out, they have not."""
+    for name, engine in (("one", {}), ("shared", {"parallel": "seeds"}), ("averaged", {"parallel": "data"})):
+        path = RunFolder(make_run(tmp_path / name, {len(name): [1.0]})).result
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps({**result, "engine": {**result["engine"], **engine, "processes": 4 if engine else 1}}))
+    assert names(tmp_path) == ["bc processes=1", "bc processes=4"]
 
 
 def test_a_sweep_names_its_missing_jobs(tmp_path: Path) -> None:
@@ -354,9 +374,20 @@ def test_a_report_can_be_made_from_a_report(two_runs: Path, written: Path, tmp_p
             for result in first.found.results
         ]
     assert report([two_runs, written]).markdown() == first.markdown()  # a run and its copy are one
+    before = (written / "runs.csv").read_text()
+    report([written, two_runs]).write(written)
+    assert (written / "runs.csv").read_text() == before  # where each seed stands once
     (tmp_path / "runs.csv").write_text((written / "runs.csv").read_text())
     with pytest.raises(UserError, match=r"curves.csv is not a file that brpo report wrote.*belong together"):
         report([tmp_path])
+
+
+def test_a_report_is_written_beside_runs_and_not_over_them(tmp_path: Path) -> None:
+    """A later report would read it in the place of the runs below."""
+    make_run(tmp_path / "a", {0: [1.0]})
+    with pytest.raises(UserError, match="holds runs .*Give a folder of its own"):
+        commands.report_runs([tmp_path], out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_no_path_of_this_machine_is_written(two_runs: Path, written: Path) -> None:
@@ -426,4 +457,5 @@ def test_published_scores_are_those_of_the_same_id_alone() -> None:
     text = published.table(["hopper-medium-v2", "mujoco/hopper/medium-v0"], rows)
     assert "| IQL | hopper-medium-v2 | 66.3 ± 5.7 | the method's paper | as printed in the paper |" in text
     assert text.count("hopper-medium-v2") == len([row for row in rows if row.dataset == "hopper-medium-v2"])
+    assert "only if their data and their environments are the same" in text
     assert text.endswith("There are no published scores for `mujoco/hopper/medium-v0`.\n")
