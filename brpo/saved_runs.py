@@ -60,8 +60,8 @@ def load_algorithm(
 def _act_otherwise(algo: dict[str, Any], acting: Mapping[str, Any], path: Path) -> None:
     known = algo.get("acting", {})
     if unknown := [name for name in acting if name not in known]:
-        allowed = f"it has {', '.join(sorted(known))}" if known else "diffusion policies alone can"
-        raise UserError(f"The policy of {path} cannot act by another {' or '.join(unknown)}: {allowed}. Leave it out.")
+        allowed = f"it has {', '.join(sorted(known))}" if known else "diffusion policies alone have a choice"
+        raise UserError(f"The policy of {path} has no choice of {' or '.join(unknown)}: {allowed}. Leave it out.")
     if acting:
         algo["acting"] = {**known, **acting}
 

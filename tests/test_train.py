@@ -242,6 +242,12 @@ def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path)
     assert "Key 'acting' is not in struct" in unknown.stderr
     assert "With resume=RUN only these may be typed: max_updates, eval, " in unknown.stderr
 
+    other = cli(f"resume={folder}", "algo=iql")
+    assert other.returncode == 2
+    assert other.stderr == f"error: {folder} is a run of bc, not of iql. Leave algo= out.\n"
+    other = cli("dataset=tests/pendulum/tiny-v0", f"run_dir={folder}", "resume=auto")
+    assert other.stderr.endswith(" is a run of bc, not of sfac. Type algo=bc, or another run_dir.\n")
+
     last = folder / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-1000])
     (folder / "result.json").unlink()
@@ -259,7 +265,8 @@ def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["algo=bc", "algo.optimizer.lr=-1"], "algo.optimizer="),
+        (["algo=bc", "algo.optimizer.lr=-1"], "algo.optimizer.lr=-1 is not allowed; it must be a number >= 0."),
+        (["algo=bc", "+algo.optimizer.foo=1"], "algo.optimizer="),
         (["trainer=gpu"], "The trainer's options"),
         (["algo=bc", "algo.actor.hidden=256"], "algo.actor.hidden=256 is not allowed; it must be a list of whole numbers"),
         (
@@ -267,10 +274,24 @@ def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path)
             "algo.critic.critics=None is not allowed; it must be a whole number >= 1",
         ),
         (["algo=bdpo", "algo.critic.layer_norm=no"], "algo.critic.layer_norm=no is not allowed; it must be true or false"),
-        (["algo=iql", "+algo.critic.foo=1"], "The critic of IQL cannot be built: QEnsemble has no option 'foo'.\n"),
+        (["algo=iql", "+algo.critic.foo=1"], "has no option 'foo'. Known options: critics, hidden, activation"),
+        (
+            ["algo=iql", "+algo.actor.foo=1"],
+            "GaussianActor has no option 'foo'. Known options: hidden, activation, min_log_std, max_log_std.\n",
+        ),
         (["algo=sfac", "+algo.regularizer.bogus=1"], "SfAC: SeriesDivergence has no option 'bogus'.\n"),
-        (["algo=td3_bc", "actor=mixture"], "MixtureActor lacks the options 'min_log_std' and 'max_log_std'"),
-        (["algo=bdpo", "actor=gaussian"], "The actor of BDPO cannot be built: GaussianActor has no option 'noise_schedule'"),
+        (
+            ["algo=td3_bc", "actor=mixture"],
+            "td3_bc has a policy of its own, which MixtureActor cannot replace: leave actor= out.",
+        ),
+        (
+            ["algo=bdpo", "actor=gaussian"],
+            "bdpo has a policy of its own, which GaussianActor cannot replace: leave actor= out.",
+        ),
+        (
+            ["algo=sfac", "+algo.schedule.actr=cosine"],
+            "algo.schedule.actr=cosine is not allowed; it must be left out: schedule is a mapping from behavior, value",
+        ),
         (["+sweep=epsilon"], "+sweep= varies algo, seeds, algo.regularizer.epsilon from job to job: type -m before it"),
         (["algo=null"], "A group such as algo or engine cannot be null"),
         (["eval=5000"], "eval=5000 is not allowed"),
