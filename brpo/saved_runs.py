@@ -17,7 +17,7 @@ from brpo.engine import checkpoint_io, ranks
 from brpo.errors import UserError
 from brpo.evaluation import environments
 from brpo.evaluation.kinds import kind_of
-from brpo.evaluation.make import make_evaluator
+from brpo.evaluation.make import columns, make_evaluator
 from brpo.types import DataSpec
 
 
@@ -140,6 +140,15 @@ def evaluate_checkpoint(
         "rows": rows,
         "digits": kind_of(spec.dataset_id).digits,
     }
+
+
+def columns_of(path: Path, acting: Mapping[str, Any]) -> list[str]:
+    """Names of the numbers that `evaluate_checkpoint` will have for each seed.
+
+    Raises:
+        UserError: the checkpoint cannot be used.
+    """
+    return columns(load_algorithm(path, acting)[0].spec.dataset_id)
 
 
 def moment(algorithm: OfflineAlgorithm) -> str:
