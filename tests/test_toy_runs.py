@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from brpo import cli, config, launch, resume
 from brpo.engine import checkpoint_io
 from brpo.errors import UserError
+from brpo.evaluation.make import columns
 from brpo.experiments import toy as experiment
 from brpo.runs import RunFolder
 from brpo.sweeps import collect
@@ -54,6 +55,7 @@ def test_train_resume_and_evaluate(
     assert stored["env"]["id"] is None
     table = rows(tmp_path / "whole")
     assert [(row["update"], row["seed"]) for row in table] == [("6", "3"), ("6", "7"), ("12", "3"), ("12", "7")]
+    assert list(table[0])[4:] == columns("toy/8gaussians")  # behind update, seed, mode and episodes
     for name in ("sliced_wasserstein", "energy_mean"):
         assert stored["final"][name] == [float(row[name]) for row in table[2:]]
     mean = {

@@ -35,6 +35,7 @@ def make_evaluator(spec: DataSpec, seeds: int, *, episodes: int, mode: str, eta:
 def columns(dataset_id: str) -> list[str]:
     """Names of the numbers that an evaluation on a data set has for each seed."""
     if not is_toy(dataset_id):
-        return list(Summary(0, 0, *[0.0] * 7).numbers())
+        return list(Summary(0, 0, 0.0, None, 0.0, 0.0, 0.0, 0.0, None).numbers())
     shares = toy.mode_shares(dataset_id, np.zeros((1, 2), np.float32))
-    return list(ToySummary(0, 0, *[0.0] * 7, () if shares is None else tuple(shares.tolist())).numbers())
+    modes = () if shares is None else tuple(shares.tolist())
+    return list(ToySummary(0, 0, 0.0, 0.0, 0.0, 0.0, None, 0.0, None, modes).numbers())
