@@ -123,7 +123,9 @@ def test_refusals(file: str, options: dict[str, Any], overrides: list[str], mess
 
 def test_toy_policies_are_sampled_ones(tmp_path: Path) -> None:
     path, _ = checkpoint(tmp_path, dataset_id="toy/moons")
-    with pytest.raises(UserError, match="A policy on toy/moons acts by samples, and a file has no random numbers"):
+    with pytest.raises(
+        UserError, match="A policy on toy/moons acts by samples, and a file has no random numbers. Act with it in Python"
+    ):
         export.export(path, tmp_path / "policy.pt2")
 
 
