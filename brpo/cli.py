@@ -25,6 +25,23 @@ app.add_typer(data_app, name="data")
 console = Console()
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from brpo import runs
+
+        print(f"brpo {runs.versions().get('brpo', 'not installed')}, commit {runs.git_commit() or 'unknown'}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print version and commit.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
 class Mode(StrEnum):
     """How a policy acts."""
 
@@ -166,6 +183,8 @@ def evaluate(
     try:
         options = {"sampler": sampler, "steps": steps, "candidates": candidates}
         acting = {name: value for name, value in options.items() if value is not None}
+        if table is not None:  # before the rollouts, which take long
+            _check_table(table, [*_ROW, *options, "seed", *saved_runs.columns_of(path, acting)])
         result = saved_runs.evaluate_checkpoint(path, episodes=episodes, mode=mode.value if mode else None, acting=acting)
         _print_evaluation(result, acting)
         if table is not None:
@@ -237,18 +256,29 @@ def _print_evaluation(result: dict[str, Any], acting: Mapping[str, Any]) -> None
     print(f"{result['episodes']} {where}, {result['mode']} action{other}, {result['moment']}")
 
 
-def _add_rows(path: Path, run: Path, result: dict[str, Any], acting: Mapping[str, Any]) -> None:
-    """Add the seeds of an evaluation to a CSV file, after what is there."""
-    what = {name: result[name] for name in ("algo", "dataset", "digest", "checkpoint", "update", "mode", "episodes")}
-    rows = [{"run": str(run), **what, **acting, "seed": row.seed, **row.numbers()} for row in result["rows"]]
+_ROW = ("run", "algo", "dataset", "digest", "checkpoint", "update", "mode", "episodes")  # a row of --csv begins so
+
+
+def _check_table(path: Path, header: list[str]) -> None:
+    """Refuse a CSV file that rows with these columns cannot be added to."""
+    new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", newline="") as file:
         file.seek(0)
-        first, header = file.readline(), ",".join(rows[0])
-        if first and first != f"{header}\n":
-            raise UserError(f"{path} has other columns than an evaluation of this kind: {header}. Name another file.")
+        first, wanted = file.readline(), ",".join(header)
+    if new:
+        path.unlink()
+    elif first not in ("", f"{wanted}\n"):
+        raise UserError(f"{path} has other columns than an evaluation of this kind: {wanted}. Name another file.")
+
+
+def _add_rows(path: Path, run: Path, result: dict[str, Any], acting: Mapping[str, Any]) -> None:
+    """Add the seeds of an evaluation to a CSV file, after what is there."""
+    what = {"run": str(run), **{name: result[name] for name in _ROW[1:]}}
+    rows = [{**what, **acting, "seed": row.seed, **row.numbers()} for row in result["rows"]]
+    with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        if not first:
+        if file.tell() == 0:
             writer.writeheader()
         writer.writerows(rows)
 

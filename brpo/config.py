@@ -11,13 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from brpo.datasets.ids import is_toy
 from brpo.errors import UserError
-from brpo.options import OptionRefused, in_words, is_number
+from brpo.options import OptionRefused, classes_above, in_words, is_number, known_options, meant
 from brpo.sweeps.callback import sweep_jobs
 
 KEYS = (
     "algo", "data", "engine", "trainer", "dataset", "seeds", "max_updates", "batch_size", "eval", "behavior", "parallel",
     "run_dir", "resume", "callbacks", "loggers", "profile", "debug",
 )  # fmt: skip
+DATA = ("storage", "normalize_observations", "reward_scale", "reward_shift", "heldout", "eta", "family")
 EVALUATION = ("every", "episodes", "processes", "mode")
 ENGINE = ("name", "chunk", "threads", "matmul_precision", "products", "backend", "compiled")
 USERS_OWN = ("callbacks", "loggers")  # code of the user's, which no file is trusted to name
@@ -44,7 +45,7 @@ NOT_THE_TRAINERS = {
     "default_root_dir": "run_dir",
     "strategy": "parallel",
 }
-NOT_TYPED = ("spec", "common", "self", "args", "kwargs")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 TRUSTED_MODULES = ("brpo", "torch.optim")
 
 
@@ -117,34 +118,22 @@ def _as_user_error(error: InstantiationException, node: Any, place: str) -> Exce
     if isinstance(cause, ValueError):
         return UserError(str(cause))
     if isinstance(cause, TypeError):
-        words, classes = in_words(cause), _classes(target)
+        words, classes = in_words(cause), classes_above(_class_of(target))
         owner = words.partition(" ")[0]
         if owner not in [each.__name__ for each in classes]:  # of what the class was about to build
             return UserError(f"{target}: {words}.")
         own = f"{classes[0].__name__}{words.removeprefix(owner)}"  # and not a base class
-        return UserError(f"{own}. {_known_options(classes)}")
+        return UserError(f"{own}. {known_options(classes)}")
     return UserError(" ".join(str(cause).split()))
 
 
-def _classes(target: str) -> list[type]:
-    """A class and those above it; none of what is no class."""
+def _class_of(target: str) -> Any:
+    """What a target names; None where there is nothing."""
     module, _, name = target.rpartition(".")
     try:
-        return list(inspect.getmro(getattr(importlib.import_module(module), name)))
-    except (ImportError, AttributeError, ValueError, TypeError):
-        return []
-
-
-def _known_options(classes: list[type]) -> str:
-    names: dict[str, None] = {}
-    for each in classes:
-        if "__init__" not in vars(each):
-            continue
-        parameters = inspect.signature(each.__init__).parameters
-        names |= dict.fromkeys(p for p in list(parameters)[1:] if p not in NOT_TYPED)
-        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-            break  # nothing is handed on to the classes above
-    return f"Known options: {', '.join(names)}."
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return None
 
 
 def dotted_key(override: str) -> str:
@@ -186,15 +175,24 @@ def check_config(config: dict[str, Any]) -> None:
 
     for key in ("algo", "data", "engine", "trainer", "eval"):
         require(key, config[key], isinstance(config[key], dict), f"a group or a mapping, as in {key}.name=value")
-    for group, known in (("", KEYS), ("eval.", EVALUATION), ("engine.", ENGINE)):
+    for group, known in (("", KEYS), ("data.", DATA), ("eval.", EVALUATION), ("engine.", ENGINE)):
         node = config[group.removesuffix(".")] if group else config
         for key in sorted(set(node) - set(known)):
-            raise UserError(f"{group}{key} is no option. Known: {', '.join(f'{group}{name}' for name in known)}.")
+            names = ", ".join(f"{group}{name}" for name in known)
+            elsewhere = meant(f"{group}{key}", flatten(config))
+            raise UserError(f"{group}{key} is no option. Known: {names}.{elsewhere}")
+    for key in ("seeds", "max_updates", "spec"):  # what an algorithm is given beside its node
+        if key in config["algo"]:
+            typed = f"{key}={config['algo'][key]}".replace(" ", "")
+            instead = f"{key} is a key of its own, {typed}" if key in KEYS else "it is found from the data"
+            raise UserError(f"algo.{key} is no option: {instead}.")
     for key in ("profile", "debug"):
         require(key, config[key], isinstance(config[key], bool), "true or false")
     optimizer = config["algo"].get("optimizer", {"_target_": ""})
     named = isinstance(optimizer, dict) and "_target_" in optimizer
     require("algo.optimizer", optimizer, named, "a mapping with a _target_, as conf/algo has one")
+    rate = optimizer.get("lr", 0)
+    require("algo.optimizer.lr", rate, is_number(rate) and rate >= 0, "a number >= 0")
     for key in USERS_OWN:
         node = config[key]
         require(key, node, node is None or isinstance(node, dict), f"a mapping of names to {key}")
@@ -235,6 +233,11 @@ def check_config(config: dict[str, Any]) -> None:
     require("behavior", behavior, isinstance(behavior, str) and behavior != "", "auto, fresh, or the path of a run or file")
     dataset, scale = config["dataset"], config["data"]["reward_scale"]
     require("dataset", dataset, isinstance(dataset, str), "a Minari id or a toy task")
+    if is_toy(dataset) and family and "toy" not in _words(family) and (mode != "sampled" or scale != 1):
+        raise UserError(
+            f"data.family={family} brings eval.mode={mode} and data.reward_scale={scale}, which are not allowed on "
+            f"{dataset}: leave it out."
+        )
     check_evaluation(dataset, mode)
     heldout, shift = config["data"]["heldout"], config["data"]["reward_shift"]
     normalize = config["data"]["normalize_observations"]
@@ -247,6 +250,8 @@ def check_config(config: dict[str, Any]) -> None:
     require("data.reward_scale", scale, same_units, "1 on a toy task: temperatures and data.eta are in units of the energy")
     seed_list(config["seeds"])
     trainer = config["trainer"]
+    accelerator = trainer.get("accelerator", "auto")
+    require("trainer.accelerator", accelerator, accelerator in ACCELERATORS, f"one of {', '.join(ACCELERATORS)}")
     for name, ours in NOT_THE_TRAINERS.items():
         require(f"trainer.{name}", trainer.get(name), name not in trainer, f"left out: {ours} is for that")
     if str(trainer.get("precision")) in ("16-mixed", "16", "16-true"):
@@ -261,6 +266,22 @@ def check_config(config: dict[str, Any]) -> None:
             f"engine.compiled=true does not go together with trainer.precision={trainer['precision']}: gradients of "
             f"densities, which stay in float32, come out wrong. Use engine.compiled=auto or false."
         )
+    check_own_classes(config)
+
+
+def check_own_classes(config: dict[str, Any]) -> None:
+    """Refuse at the start what no file is trusted to name, and so no run could be evaluated or resumed with.
+
+    Raises:
+        UserError: names the target, and where an algorithm belongs.
+    """
+    try:
+        check_trusted({key: value for key, value in config.items() if key not in USERS_OWN})
+    except UserError as error:
+        raise UserError(
+            f"{error} A run with it could be neither evaluated nor resumed: an algorithm and its parts lie below brpo/ "
+            f"(README, 'An algorithm: two files')."
+        ) from error
 
 
 def check_evaluation(dataset: str, mode: str) -> None:
@@ -316,17 +337,17 @@ def check_trusted(node: Any) -> None:
                 check_trusted(value)
         unknown = [key for key in node if isinstance(key, str) and key.startswith("_")]
         if set(unknown) - {"_target_", "_partial_"}:
-            raise UserError(f"The stored configuration has the keys {sorted(unknown)}; only _target_ and _partial_ may be.")
+            raise UserError(f"The run's configuration has the keys {sorted(unknown)}; only _target_ and _partial_ may be.")
     elif isinstance(node, list):
         for value in node:
             check_trusted(value)
     elif isinstance(node, str) and "${" in node:
-        raise UserError(f"The stored configuration holds the interpolation {node!r}; it must be resolved.")
+        raise UserError(f"The run's configuration holds the interpolation {node!r}; it must be resolved.")
 
 
 def _check_target(target: Any) -> None:
     refusal = UserError(
-        f"The stored configuration names {target!r}; only classes of {' and '.join(TRUSTED_MODULES)} are built from files."
+        f"The run's configuration names {target!r}; only classes of {' and '.join(TRUSTED_MODULES)} are built from files."
     )
     if not isinstance(target, str) or not any(target.startswith(f"{module}.") for module in TRUSTED_MODULES):
         raise refusal
@@ -334,7 +355,7 @@ def _check_target(target: Any) -> None:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise refusal from error
+        raise UserError(f"{refusal} It cannot be imported: {error}.") from error
     home = getattr(found, "__module__", "")
     if not (inspect.isclass(found) and any(home == m or home.startswith(f"{m}.") for m in TRUSTED_MODULES)):
         raise refusal

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from brpo.errors import Interrupted, LeftToRankZero, TrainingDiverged, UserError
+from brpo.options import meant
 
 DONE, WRONG_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 130
 
@@ -19,12 +20,18 @@ def exit_code_of(run: Callable[[], Any], debug: bool = False) -> int:
     return outcome_of(run, debug)[0]
 
 
-def exit_code_of_command(app: Callable[..., Any], debug: bool = False) -> int:
-    """As `exit_code_of`, of a typer app: what it says of its arguments is one line too, and not a box."""
+def exit_code_of_command(app: Callable[..., Any], debug: bool = False, program: str = "brpo") -> int:
+    """As `exit_code_of`, of a typer app: what it says of its arguments is one line too, and not a box.
+
+    Args:
+        app: of typer.
+        debug: whether to print tracebacks too.
+        program: how the app is called on a command line.
+    """
 
     def run() -> None:
         try:
-            code = app(prog_name="brpo", standalone_mode=False)
+            code = app(prog_name=program, standalone_mode=False)
         except Exception as error:
             if type(error).__name__ == "Abort":
                 raise KeyboardInterrupt from error
@@ -34,7 +41,8 @@ def exit_code_of_command(app: Callable[..., Any], debug: bool = False) -> int:
             if not (said := " ".join(message().replace("Value error, ", "").split())):
                 raise SystemExit(WRONG_INPUT) from error  # without arguments: the help was printed
             path = getattr(getattr(error, "ctx", None), "command_path", "")
-            raise UserError(f"{said.rstrip('.')}. See {path} --help." if path else said) from error
+            said = said if said.endswith(("?", ".")) else f"{said}."
+            raise UserError(f"{said} See {path} --help." if path else said) from error
         if code:
             raise SystemExit(code)
 
@@ -84,13 +92,17 @@ def in_one_line(error: BaseException) -> str:
 
 
 def _known_keys(error: BaseException) -> str:
-    """What stands beside a key that is not there."""
+    """What stands beside a key that is not there, and where else a key of that name stands."""
+    from brpo.config import flatten  # which needs this module
+
     parent = getattr(error, "parent_node", None)
     if not (isinstance(error, ConfigAttributeError | ConfigKeyError) and isinstance(parent, DictConfig)):
         return ""
     names = sorted(str(key) for key in parent if not str(key).startswith("_") and key != "hydra")
     where = str(error.full_key or "").rpartition(".")[0] or "the configuration"
     if names:
-        return f": {where} has {', '.join(names)}."
+        root: Any = OmegaConf.to_container(parent._get_root(), resolve=False)
+        elsewhere = meant(str(error.full_key), flatten({key: root[key] for key in root if key != "hydra"}))
+        return f": {where} has {', '.join(names)}.{elsewhere}"
     follows = where == "algo.behavior"  # an interpolation has no keys
     return f": {where} follows algo.actor. Give it a kind of its own first: actor@{where}=gaussian." if follows else ""

@@ -90,7 +90,10 @@ def export(checkpoint: Path, target: Path, *, seed: int | None = None, acting: M
     seed = configuration.seed_list(config["seeds"])[0] if seed is None else seed
     algorithm, config = saved_runs.load_algorithm(checkpoint, acting, seed)
     if is_toy(algorithm.spec.dataset_id):
-        raise UserError(f"A policy on {algorithm.spec.dataset_id} acts by samples, and a file has no random numbers.")
+        raise UserError(
+            f"A policy on {algorithm.spec.dataset_id} acts by samples, and a file has no random numbers. Act with it in "
+            f"Python: docs/use.md."
+        )
     if (count := config["algo"].get("acting", {}).get("candidates", 0)) > 0:
         how = f"the best of {count} samples by Q" if count > 1 else "a sample"
         raise UserError(

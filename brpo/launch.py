@@ -68,11 +68,16 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
     else:
         configuration.check_config(config)
     if resumption is not None:
+        known = [stored for stored in (resumption.folder.read_config()[0], resumption.config) if stored]
         others: dict[str, str] = {}
-        for stored in (resumption.folder.read_config()[0], resumption.config):
-            others |= configuration.against_resuming(stored, config) if stored else {}
+        for stored in known:
+            others |= configuration.against_resuming(stored, config)
         if others:
             values, path = ", ".join(others.values()), resumption.folder.path
+            if "algo._target_" in others:  # and so most of its options
+                there = str(configuration.flatten(known[0]).get("algo._target_")).split(".")[-2:][0]
+                way = f"Type algo={there}, or another run_dir." if resume == "auto" else "Leave algo= out."
+                raise UserError(f"{path} is a run of {there}, not of {configuration.algorithm_name(config)}. {way}")
             keeps = f" resume={path} goes on with the options that it was started with." if resume == "auto" else ""
             raise UserError(f"{path} was started with other values: {values}. {_MAY_CHANGE}{keeps}")
         if resumption.folder.result.exists() and resumption.updates >= config["max_updates"]:

@@ -1,13 +1,18 @@
 """What an option may be: the questions that networks, algorithms and the configuration share. Without torch."""
 
+import inspect
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
 from brpo.errors import UserError
+
+NOT_TYPED = (  # arguments that are no options, but given by who builds the class
+    "spec", "seeds", "max_updates", "sampler", "sampling_steps", "common", "self", "args", "kwargs",
+)  # fmt: skip
 
 
 class OptionRefused(UserError):
@@ -101,6 +106,31 @@ def require_part(**parts: Any) -> None:
     """Refuse what builds no part of an algorithm (see `require`)."""
     for part, factory in parts.items():
         require(part, factory, "a group or a mapping with a _target_, as conf/algo has one", callable)
+
+
+def classes_above(kind: Any) -> list[type]:
+    """A class and those above it; none of what is no class."""
+    return list(inspect.getmro(kind)) if inspect.isclass(kind) else []
+
+
+def known_options(classes: list[type]) -> str:
+    """What a class takes, in words; `classes` are it and those above it."""
+    names: dict[str, None] = {}
+    for each in classes:
+        if "__init__" not in vars(each):
+            continue
+        parameters = inspect.signature(each.__init__).parameters
+        names |= dict.fromkeys(p for p in list(parameters)[1:] if p not in NOT_TYPED)
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            break  # nothing is handed on to the classes above
+    return f"Known options: {', '.join(names)}."
+
+
+def meant(key: str, known: Iterable[str]) -> str:
+    """Of the known dotted keys those that end as one that there is not, as a question; `seed` may be `seeds`."""
+    name = key.rpartition(".")[2]
+    found = [other for other in known if other != key and other.rpartition(".")[2] in (name, f"{name}s")]
+    return f" Did you mean {' or '.join(found)}?" if found else ""
 
 
 def in_words(error: TypeError) -> str:

@@ -17,7 +17,7 @@ from brpo.engine import checkpoint_io, ranks
 from brpo.errors import UserError
 from brpo.evaluation import environments
 from brpo.evaluation.kinds import kind_of
-from brpo.evaluation.make import make_evaluator
+from brpo.evaluation.make import columns, make_evaluator
 from brpo.types import DataSpec
 
 
@@ -60,8 +60,8 @@ def load_algorithm(
 def _act_otherwise(algo: dict[str, Any], acting: Mapping[str, Any], path: Path) -> None:
     known = algo.get("acting", {})
     if unknown := [name for name in acting if name not in known]:
-        allowed = f"it has {', '.join(sorted(known))}" if known else "diffusion policies alone can"
-        raise UserError(f"The policy of {path} cannot act by another {' or '.join(unknown)}: {allowed}. Leave it out.")
+        allowed = f"it has {', '.join(sorted(known))}" if known else "diffusion policies alone have a choice"
+        raise UserError(f"The policy of {path} has no choice of {' or '.join(unknown)}: {allowed}. Leave it out.")
     if acting:
         algo["acting"] = {**known, **acting}
 
@@ -140,6 +140,15 @@ def evaluate_checkpoint(
         "rows": rows,
         "digits": kind_of(spec.dataset_id).digits,
     }
+
+
+def columns_of(path: Path, acting: Mapping[str, Any]) -> list[str]:
+    """Names of the numbers that `evaluate_checkpoint` will have for each seed.
+
+    Raises:
+        UserError: the checkpoint cannot be used.
+    """
+    return columns(load_algorithm(path, acting)[0].spec.dataset_id)
 
 
 def moment(algorithm: OfflineAlgorithm) -> str:

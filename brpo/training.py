@@ -233,7 +233,7 @@ def _build(
     words = configuration.family_words(spec.dataset_id, config["data"]["family"])
     family = "/".join(word for word in words if word in configuration.FAMILIES)
     print(f"{describe(datamodule, algorithm, seeds)}, family {family or 'default'}", flush=True)
-    for notice in [*algorithm.notices(), *idle_options(algorithm, overrides)]:
+    for notice in [*_of_the_data(datamodule), *algorithm.notices(), *idle_options(algorithm, overrides)]:
         print(f"note: {notice}", flush=True)
     constants = {"data/boundary_share": datamodule.flat.boundary_share, **algorithm.constants()}
     kind, mode, episodes = kind_of(spec.dataset_id), evaluation["mode"], evaluation["episodes"]
@@ -291,7 +291,7 @@ def make_trainer(
     Raises:
         UserError: an option of the trainer is refused, or the device is not here.
     """
-    options = dict(config["trainer"])
+    options = strategy.resolve_accelerator(config["trainer"])
     if ranks.world > 1:
         options["strategy"] = strategy.RanksStrategy(ranks)
     try:
@@ -337,11 +337,19 @@ def _evaluator(config: dict[str, Any], spec: DataSpec, seeds: int, ranks: Ranks)
         return None
 
 
+def _of_the_data(datamodule: OfflineDataModule) -> list[str]:
+    """What a user should know about the data, beyond their description."""
+    if datamodule.heldout_share > 0 and datamodule.heldout_transitions is None:
+        return ["one episode leaves nothing to hold out: heldout/* is of what is trained on"]
+    return []
+
+
 def describe(datamodule: OfflineDataModule, algorithm: OfflineAlgorithm, seeds: list[int]) -> str:
     """What is about to be trained on what, in two lines."""
     spec, flat = datamodule.spec, datamodule.flat
     heldout = len(datamodule.heldout_transitions) if datamodule.heldout_transitions else 0
-    parameters = sum(p.numel() for p in algorithm.parameters() if p.requires_grad)
+    own = sum(p.numel() for p in algorithm.parameters() if p.requires_grad)  # of this rank's seeds
+    parameters = own // len(algorithm.seeds) * len(seeds)
     clipped = f", {flat.clipped} action entries clipped to their bounds" if flat.clipped else ""
     return (
         f"data: {spec.dataset_id} (digest {spec.digest[:12]}), {spec.transitions} transitions in {spec.episodes} episodes, "

@@ -1,6 +1,9 @@
 """The `brpo` command itself: what it says of its arguments, and its tables."""
 
+import importlib.metadata
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -15,6 +18,7 @@ from tests.helpers import ROOT
     [
         (["report"], r"error: Missing argument 'RUN...'. See brpo report --help."),
         (["bogus"], r"error: No such command 'bogus'. See brpo --help."),
+        (["evalute"], r"error: No such command 'evalute'. Did you mean 'evaluate'? See brpo --help."),
         (
             ["diagnose", "run", "--checkpoint", "newest"],
             "error: Invalid value for '--checkpoint': 'newest' is not one of 'last', 'best'. See brpo diagnose --help.",
@@ -28,6 +32,24 @@ def test_wrong_arguments_are_one_line(
     monkeypatch.setattr("sys.argv", ["brpo", *arguments])
     assert exit_code_of_command(cli.app) == 2
     assert capsys.readouterr().err.splitlines() == [says]
+
+
+@pytest.mark.parametrize("name", ["toy", "fit"])
+def test_the_experiments_have_names_of_their_own(name: str) -> None:
+    program = f"brpo.experiments.{name}"
+    result = subprocess.run(
+        [sys.executable, "-m", program, "--bogus"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 2
+    (said,) = result.stderr.splitlines()
+    assert said.endswith(f"See python -m {program} --help.")
+
+
+def test_version_and_commit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["brpo", "--version"])
+    monkeypatch.setattr("brpo.runs.git_commit", lambda: "abc-dirty")
+    assert exit_code_of_command(cli.app) == 0
+    assert capsys.readouterr().out == f"brpo {importlib.metadata.version('brpo')}, commit abc-dirty\n"
 
 
 def test_without_arguments_it_helps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from brpo import config
+from brpo.algorithms.base import TAKE_ACTOR
 from brpo.errors import UserError
 from brpo.exits import exit_code_of
-from tests.helpers import ALGORITHMS, ROOT, compose_config
+from brpo.options import classes_above, known_options
+from tests.helpers import ALGORITHMS, ROOT, algorithm_class, compose_config
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
@@ -147,6 +149,18 @@ def test_seed_list_refuses(given: Any) -> None:
         ("+max_updats=3", "max_updats is no option. Known: algo, data, engine"),
         ("+eval.evry=3", "eval.evry is no option. Known: eval.every, eval.episodes"),
         ("+engine.chunks=3", "engine.chunks is no option. Known: engine.name"),
+        ("+data.foo=1", "data.foo is no option. Known: data.storage, data.normalize_observations"),
+        ("+expectile=0.8", "loggers, profile, debug. Did you mean algo.expectile?"),
+        ("+algo.seeds=[4,5]", "algo.seeds is no option: seeds is a key of its own, seeds=[4,5]."),
+        ("+algo.max_updates=7", "algo.max_updates is no option: max_updates is a key of its own, max_updates=7."),
+        ("+algo.spec=7", "algo.spec is no option: it is found from the data."),
+        ("algo.optimizer.lr=abc", "algo.optimizer.lr=abc is not allowed; it must be a number >= 0."),
+        ("trainer.accelerator=tpu", "trainer.accelerator=tpu is not allowed; it must be one of auto, cpu, gpu, cuda."),
+        ("algo._target_=mine.Mine", "A run with it could be neither evaluated nor resumed"),
+        (
+            "algo._target_=brpo.algorithms.bc.Mine",
+            "It cannot be imported: module 'brpo.algorithms.bc' has no attribute 'Mine'",
+        ),
         ("profile=no", "profile=no is not allowed; it must be true or false"),
         ("debug=maybe", "debug=maybe is not allowed; it must be true or false"),
         ("algo.optimizer=null", "algo.optimizer=None is not allowed; it must be a mapping with a _target_"),
@@ -155,6 +169,10 @@ def test_seed_list_refuses(given: Any) -> None:
 def test_check_config_refuses(override: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         config.check_config(compose_config(override))
+
+
+def test_callbacks_and_loggers_are_the_users_own() -> None:
+    config.check_config(compose_config("+callbacks.mine._target_=mine.Mine", "+loggers.mine._target_=mine.Mine"))
 
 
 def test_compiled_updates_are_refused_under_bfloat16() -> None:
@@ -205,7 +223,7 @@ def test_untrusted_targets_are_refused(target: Any) -> None:
 
 @pytest.mark.parametrize("node", [{"_args_": [1]}, {"_recursive_": False}, {"a": "${oc.env:HOME}"}])
 def test_other_instructions_in_stored_configurations_are_refused(node: Any) -> None:
-    with pytest.raises(UserError, match="The stored configuration"):
+    with pytest.raises(UserError, match="The run's configuration"):
         config.check_trusted(node)
 
 
@@ -241,3 +259,32 @@ def test_a_wrong_name_comes_with_the_right_ones(overrides: list[str], line: str,
     assert said.startswith(line)
     assert "hydra" not in said
     assert "provider" not in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "places"),
+    [
+        ("temperature=1", "algo.temperature"),
+        ("lr=1e-3", "algo.optimizer.lr"),
+        ("seed=0", "seeds"),
+        ("algo.lr=1e-3", "algo.optimizer.lr"),
+        ("chunk=5", "engine.chunk"),
+        ("hidden=[8]", "algo.actor.hidden or algo.critic.hidden or algo.value.hidden"),
+    ],
+)
+def test_a_key_in_the_wrong_place_comes_with_the_right_one(
+    typed: str, places: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code_of(lambda: compose_config(typed)) == 2
+    assert capsys.readouterr().err.endswith(f". Did you mean {places}?\n")
+
+
+def test_options_lists_what_can_be_typed() -> None:
+    names = known_options(classes_above(algorithm_class("iql")))
+    assert names.startswith("Known options: actor, critic, value, expectile, ")
+    assert not {"spec", "seeds", "max_updates"} & set(re.findall(r"\w+", names))
+
+
+def test_actor_is_for_the_algorithms_that_take_it() -> None:
+    named = re.findall(r"\w+", TAKE_ACTOR.replace(" and", ""))
+    assert set(named) <= {name for name in ALGORITHMS if not algorithm_class(name).own_policy}

@@ -108,7 +108,7 @@ def test_provenance_in_onnx(tmp_path: Path) -> None:
     [
         ("policy.bin", {}, [], "policy.bin has no ending that says what to write. Allowed are .onnx and .pt2."),
         ("policy.pt2", {"seed": 5}, [], "has no seed 5. It has 4, 7."),
-        ("policy.pt2", {"acting": {"candidates": 0}}, [], "cannot act by another candidates"),
+        ("policy.pt2", {"acting": {"candidates": 0}}, [], "has no choice of candidates"),
         ("nowhere/policy.pt2", {}, [], "policy.pt2 cannot be written \\(No such file or directory\\)"),
         ("policy.pt2", {}, ["algo.acting.candidates=3"], "acts by the best of .* samples by Q.*: --candidates 0"),
         ("policy.pt2", {"acting": {"candidates": 1}}, ["algo.acting.candidates=3"], "acts by a sample, .*: --candidates 0"),
@@ -123,7 +123,9 @@ def test_refusals(file: str, options: dict[str, Any], overrides: list[str], mess
 
 def test_toy_policies_are_sampled_ones(tmp_path: Path) -> None:
     path, _ = checkpoint(tmp_path, dataset_id="toy/moons")
-    with pytest.raises(UserError, match="A policy on toy/moons acts by samples, and a file has no random numbers"):
+    with pytest.raises(
+        UserError, match="A policy on toy/moons acts by samples, and a file has no random numbers. Act with it in Python"
+    ):
         export.export(path, tmp_path / "policy.pt2")
 
 

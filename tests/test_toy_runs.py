@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from brpo import cli, config, launch, resume
 from brpo.engine import checkpoint_io
 from brpo.errors import UserError
+from brpo.evaluation.make import columns
 from brpo.experiments import toy as experiment
 from brpo.runs import RunFolder
 from brpo.sweeps import collect
@@ -40,7 +41,9 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("algo", ["bc", "sfac"])
-def test_train_resume_and_evaluate(algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_resume_and_evaluate(
+    algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In one go and in two: equal weights and rows. Then result, events, pictures, and `brpo evaluate`."""
     options = ("seeds=[3,7]", "++algo.schedule.actor=constant")  # a cosine would refer to max_updates, which differs
     found = run(tmp_path / "whole", algo, *options)
@@ -52,6 +55,7 @@ def test_train_resume_and_evaluate(algo: str, tmp_path: Path, capsys: pytest.Cap
     assert stored["env"]["id"] is None
     table = rows(tmp_path / "whole")
     assert [(row["update"], row["seed"]) for row in table] == [("6", "3"), ("6", "7"), ("12", "3"), ("12", "7")]
+    assert list(table[0])[4:] == columns("toy/8gaussians")  # behind update, seed, mode and episodes
     for name in ("sliced_wasserstein", "energy_mean"):
         assert stored["final"][name] == [float(row[name]) for row in table[2:]]
     mean = {
@@ -80,7 +84,12 @@ def test_train_resume_and_evaluate(algo: str, tmp_path: Path, capsys: pytest.Cap
     refused = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "whole"), "--mode", "mean"])
     assert "eval.mode=mean is not allowed on toy/8gaussians" in str(refused.exception)
     refused = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "whole"), "--steps", "2"])
-    assert "cannot act by another steps: diffusion policies alone can. Leave it out." in str(refused.exception)
+    assert "has no choice of steps: diffusion policies alone have a choice. Leave it out." in str(refused.exception)
+    table = tmp_path / "scores.csv"
+    table.write_text("run,algo,of rollouts\n")
+    monkeypatch.setattr("brpo.saved_runs.evaluate_checkpoint", None)  # the file is refused before
+    refused = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "whole"), "--csv", str(table)])
+    assert "scores.csv has other columns than an evaluation of this kind: run,algo,dataset" in str(refused.exception)
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
@@ -162,8 +171,8 @@ def test_one_picture_of_several_runs(tmp_path: Path, datasets: Path) -> None:
         ("toy/moons", ["td3_bc"]),
     ]
     assert not (found[0].panels["bc"] == found[0].panels["bc 2"]).all()
-    experiment.compare([tmp_path / "a"], tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    experiment.compare([tmp_path / "a"], tmp_path / "new" / "picture.png")
+    assert (tmp_path / "new" / "picture.png").read_bytes().startswith(b"\x89PNG")
     run(tmp_path / "d", "bc", "max_updates=1", "dataset=tests/pendulum/tiny-v0", "eval.episodes=1")
     with pytest.raises(UserError, match="was trained on tests/pendulum/tiny-v0; only runs on toy tasks can be drawn"):
         experiment.rows_of([tmp_path / "d"])
@@ -186,6 +195,7 @@ def test_the_family_gives_toy_tasks_options_of_their_own() -> None:
     [
         ("eval.mode=mean", "eval.mode=mean is not allowed on toy/rings, which compares samples; it must be sampled"),
         ("data.reward_scale=10", "data.reward_scale=10 is not allowed; it must be 1 on a toy task"),
+        ("data.family=mujoco/hopper", "data.family=mujoco/hopper brings eval.mode=mean and data.reward_scale=return_range"),
         ("data.eta=0", "data.eta=0 is not allowed; it must be a number > 0"),
     ],
 )

@@ -12,14 +12,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from brpo import training
 from brpo.engine import checkpoint_io
 from tests.commands import CommandServer
 from tests.conftest import ROOT, Run, random_episode, write_dataset
-from tests.helpers import ALGORITHMS
+from tests.helpers import ALGORITHMS, compose_config, make_algorithm
 
 TINY = [
     "dataset=tests/pendulum/tiny-v0",
@@ -242,6 +244,12 @@ def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path)
     assert "Key 'acting' is not in struct" in unknown.stderr
     assert "With resume=RUN only these may be typed: max_updates, eval, " in unknown.stderr
 
+    other = cli(f"resume={folder}", "algo=iql")
+    assert other.returncode == 2
+    assert other.stderr == f"error: {folder} is a run of bc, not of iql. Leave algo= out.\n"
+    other = cli("dataset=tests/pendulum/tiny-v0", f"run_dir={folder}", "resume=auto")
+    assert other.stderr.endswith(" is a run of bc, not of sfac. Type algo=bc, or another run_dir.\n")
+
     last = folder / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-1000])
     (folder / "result.json").unlink()
@@ -259,7 +267,8 @@ def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["algo=bc", "algo.optimizer.lr=-1"], "algo.optimizer="),
+        (["algo=bc", "algo.optimizer.lr=-1"], "algo.optimizer.lr=-1 is not allowed; it must be a number >= 0."),
+        (["algo=bc", "+algo.optimizer.foo=1"], "algo.optimizer="),
         (["trainer=gpu"], "The trainer's options"),
         (["algo=bc", "algo.actor.hidden=256"], "algo.actor.hidden=256 is not allowed; it must be a list of whole numbers"),
         (
@@ -267,10 +276,24 @@ def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path)
             "algo.critic.critics=None is not allowed; it must be a whole number >= 1",
         ),
         (["algo=bdpo", "algo.critic.layer_norm=no"], "algo.critic.layer_norm=no is not allowed; it must be true or false"),
-        (["algo=iql", "+algo.critic.foo=1"], "The critic of IQL cannot be built: QEnsemble has no option 'foo'.\n"),
+        (["algo=iql", "+algo.critic.foo=1"], "has no option 'foo'. Known options: critics, hidden, activation"),
+        (
+            ["algo=iql", "+algo.actor.foo=1"],
+            "GaussianActor has no option 'foo'. Known options: hidden, activation, min_log_std, max_log_std.\n",
+        ),
         (["algo=sfac", "+algo.regularizer.bogus=1"], "SfAC: SeriesDivergence has no option 'bogus'.\n"),
-        (["algo=td3_bc", "actor=mixture"], "MixtureActor lacks the options 'min_log_std' and 'max_log_std'"),
-        (["algo=bdpo", "actor=gaussian"], "The actor of BDPO cannot be built: GaussianActor has no option 'noise_schedule'"),
+        (
+            ["algo=td3_bc", "actor=mixture"],
+            "td3_bc has a policy of its own, which MixtureActor cannot replace: leave actor= out.",
+        ),
+        (
+            ["algo=bdpo", "actor=gaussian"],
+            "bdpo has a policy of its own, which GaussianActor cannot replace: leave actor= out.",
+        ),
+        (
+            ["algo=sfac", "+algo.schedule.actr=cosine"],
+            "algo.schedule.actr=cosine is not allowed; it must be left out: schedule is a mapping from behavior, value",
+        ),
         (["+sweep=epsilon"], "+sweep= varies algo, seeds, algo.regularizer.epsilon from job to job: type -m before it"),
         (["algo=null"], "A group such as algo or engine cannot be null"),
         (["eval=5000"], "eval=5000 is not allowed"),
@@ -298,8 +321,6 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments: list[str], message: 
 
 
 def test_bad_data_is_one_line_and_exit_code_2(cli: Run, data_root: Path, tmp_path: Path) -> None:
-    import numpy as np
-
     episode = random_episode(np.random.default_rng(0), 4)
     episode["rewards"][2] = np.nan
     write_dataset(data_root, "tests/bad-v0", [episode])
@@ -350,7 +371,6 @@ def test_divergence_ends_with_code_3_and_names_the_good_checkpoint(cli: Run, tmp
 
 def test_without_an_environment_training_goes_on(cli: Run, data_root: Path, tmp_path: Path) -> None:
     import gymnasium
-    import numpy as np
 
     box = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
     actions = gymnasium.spaces.Box(-2, 2, (1,), np.float32)
@@ -363,6 +383,23 @@ def test_without_an_environment_training_goes_on(cli: Run, data_root: Path, tmp_
     assert "no rollouts: the data set names no environment; offline diagnostics remain" in result.stdout
     assert json.loads((tmp_path / "run" / "result.json").read_text())["final"] == {"return": None, "score": None}
     assert "heldout/actor/log_prob" in scalars(tmp_path / "run").Tags()["histograms"]
+
+
+def test_one_episode_leaves_nothing_to_hold_out(cli: Run, data_root: Path) -> None:
+    write_dataset(data_root, "tests/one-v0", [random_episode(np.random.default_rng(0), 20)])
+    options = ("algo=bc", "dataset=tests/one-v0", "trainer=smoke")
+    says = "note: one episode leaves nothing to hold out: heldout/* is of what is trained on"
+    assert says in cli(*options).stdout
+    assert "nothing to hold out" not in cli(*options, "data.heldout=0").stdout
+
+
+def test_the_number_of_parameters_is_that_of_all_seeds(datasets: Path) -> None:
+    """Also where this process trains some of them."""
+    datamodule = training.make_datamodule(compose_config("dataset=tests/pendulum/tiny-v0"))
+    own, all_of_them = (make_algorithm("iql", spec=datamodule.spec, seeds=seeds) for seeds in ((0,), (0, 1, 2)))
+    lines = training.describe(datamodule, own, [0, 1, 2])
+    assert lines == training.describe(datamodule, all_of_them, [0, 1, 2])
+    assert f"seeds [0, 1, 2], {sum(p.numel() for p in all_of_them.parameters() if p.requires_grad)} parameters" in lines
 
 
 def test_a_run_remembers_what_was_typed_when_it_was_resumed(cli: Run, tmp_path: Path) -> None:
@@ -428,7 +465,10 @@ def test_evaluations_are_added_to_a_table(cli: Run, tmp_path: Path) -> None:
     assert [float(row["return_mean"]) for row in rows] == pytest.approx(2 * result["final"]["return"])
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     refused = cli("evaluate", "run", "--csv", "other.csv", program="brpo")
-    assert (refused.returncode, "other.csv has other columns" in refused.stderr) == (2, True)
+    assert (refused.returncode, "other.csv has other columns" in refused.stderr, refused.stdout) == (2, True, "")
+    refused = cli("evaluate", "run", "--csv", "/proc/brpo/scores.csv", program="brpo")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert len(refused.stderr.splitlines()) == 1
 
 
 def test_smoke_trainer_and_bfloat16(cli: Run) -> None:

@@ -1,5 +1,6 @@
 """What every algorithm shares: seeds, optimizers, one gradient step per part, records, and acting in environment units."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -16,7 +17,9 @@ from brpo.functional import gradients, streams
 from brpo.functional.schedules import SCHEDULES
 from brpo.modules.mlp import initialize
 from brpo.options import (
+    classes_above,
     in_words,
+    known_options,
     options_of,
     require,
     require_cap,
@@ -27,7 +30,7 @@ from brpo.options import (
 )
 from brpo.types import Batch, DataSpec
 
-POLICIES = ("actor", "behavior")  # parts that actor= is about
+TAKE_ACTOR = "bc, iql, sql, eql, xql, awac and sfac"  # whose policy actor= replaces
 BEHAVIOR_TRAININGS = ("joint", "fixed")  # whether a pre-trained behaviour model moves in the training
 
 
@@ -67,6 +70,7 @@ class OfflineAlgorithm(lightning.LightningModule):
             a model in the cache is taken where they are the same (brpo/behavior.py).
         pretrained_by: those among them that say what the parts are, where no option has a part's name: a model that the
             user names must have the same.
+        own_policy: whether its policy is of a kind of its own, which actor= cannot replace.
         pretrained_as: what algorithms that fit the model alone call these modules: such a run can be named too.
 
     Raises:
@@ -79,6 +83,7 @@ class OfflineAlgorithm(lightning.LightningModule):
     pretrain_options: tuple[str, ...] = ()
     pretrained_by: tuple[str, ...] = ()
     pretrained_as: Mapping[str, str] = MappingProxyType({})
+    own_policy: bool = False
     actor: Any
     seeds: Tensor
     stream_seeds: Tensor
@@ -111,18 +116,19 @@ class OfflineAlgorithm(lightning.LightningModule):
             require_cap("positive or null", gradient_clip=gradient_clip)
         require("schedule", schedule, "a mapping of parts to schedules", lambda v: isinstance(v, dict))
         parts = (*self.trained, *(part for part in self.pretrained if part not in self.trained))
+        allowed = f"a mapping from {', '.join(parts)}"
         for part, name in schedule.items():
-            require("schedule", part, f"a mapping from {', '.join(parts)}", lambda v: v in parts)
+            require(f"schedule.{part}", name, f"left out: schedule is {allowed}", lambda v, part=part: part in parts)
             require_one_of(SCHEDULES, **{f"schedule.{part}": name})
-        allowed = "a whole number of at least 0" if self.pretrained else "0: nothing is pre-trained here"
-        require("pretrain_updates", pretrain_updates, allowed,
+        length = "a whole number of at least 0" if self.pretrained else "0: nothing is pre-trained here"
+        require("pretrain_updates", pretrain_updates, length,
                 lambda v: type(v) is int and v >= 0 and (v == 0 or self.pretrained != ()))  # fmt: skip
         self.learning_rates = learning_rates if learning_rates is not None else {}
-        allowed = f"a mapping from {', '.join(parts)}"
         require("learning_rates", self.learning_rates, allowed, lambda v: isinstance(v, dict))
         for part, rate in self.learning_rates.items():
-            require("learning_rates", part, allowed, lambda v: v in parts)
-            require_positive(**{f"learning_rates.{part}": rate})
+            place = f"learning_rates.{part}"
+            require(place, rate, f"left out: learning_rates must be {allowed}", lambda v, part=part: part in parts)
+            require_positive(**{place: rate})
         self.spec, self.max_updates, self.pretrain_updates = spec, max_updates, pretrain_updates
         self.discount = discount if discount is not None else 1.0
         self.polyak = polyak if polyak is not None else 1.0
@@ -172,14 +178,24 @@ class OfflineAlgorithm(lightning.LightningModule):
     def build(self, name: str, factory: Callable[..., nn.Module]) -> Any:
         """Build a part with a member for each seed, and draw its weights from the stream of each seed."""
         require_part(**{name: factory})
+        kind: Any = factory
+        while isinstance(kind, functools.partial):
+            kind = kind.func
+        if name == "actor" and self.own_policy and hasattr(kind, "log_prob"):  # as the kinds of actor= have
+            own = type(self).__module__.rpartition(".")[2]
+            raise UserError(
+                f"{own} has a policy of its own, which {kind.__name__} cannot replace: leave actor= out. "
+                f"It is for {TAKE_ACTOR}."
+            )
         try:
             with options_of(name):
                 part = factory(self.spec, len(self.seeds))
         except TypeError as error:
             if in_words(error) == str(error):
                 raise  # not of the options
-            hint = " Not every kind of policy serves every algorithm: leave actor= out." if name in POLICIES else ""
-            raise UserError(f"The {name} of {type(self).__name__} cannot be built: {in_words(error)}.{hint}") from error
+            words = in_words(error)
+            known = f" {known_options(classes_above(kind))}" if words.startswith(f"{kind.__name__} ") else ""
+            raise UserError(f"The {name} of {type(self).__name__} cannot be built: {words}.{known}") from error
         initialize(part, self.seeds, name)
         return part
 

@@ -59,6 +59,7 @@ class BDPO(OfflineAlgorithm):
     """
 
     trained = ("critic", "value", "actor", "behavior")
+    own_policy = True
     pretrained = ("behavior",)
     pretrained_also = ("behavior_target",)
     pretrain_options = ("actor", "behavior_polyak")

@@ -31,6 +31,7 @@ class DiffusionBC(OfflineAlgorithm):
     """
 
     trained = ("actor",)
+    own_policy = True
 
     def __init__(self, spec: DataSpec, *, actor: Callable[..., nn.Module], acting: dict[str, Any], **common: Any) -> None:
         super().__init__(spec, **common)

@@ -41,6 +41,7 @@ class TD3BC(OfflineAlgorithm):
     """
 
     trained = ("critic", "actor")
+    own_policy = True
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -95,6 +96,14 @@ def several_processes(trainer: dict[str, Any]) -> bool:
     return not single or trainer.get("num_nodes", 1) != 1
 
 
+def resolve_accelerator(trainer: dict[str, Any]) -> dict[str, Any]:
+    """The trainer's options with CUDA for `gpu`, and for `auto` where there is some; never Apple's GPUs: no float64."""
+    chosen = trainer.get("accelerator", "auto")
+    if chosen == "auto":
+        chosen = "cuda" if CUDAAccelerator.is_available() else "cpu"
+    return {**trainer, "accelerator": "cuda" if chosen == "gpu" else chosen}
+
+
 def start(trainer: dict[str, Any], parallel: str, seeds: int) -> Ranks:
     """Start the other processes (torchrun and SLURM have started them already) and join the group.
 
@@ -114,7 +123,7 @@ def start(trainer: dict[str, Any], parallel: str, seeds: int) -> Ranks:
         return ALONE
     try:
         scout = lightning.Trainer(
-            **trainer,
+            **resolve_accelerator(trainer),
             strategy=RanksStrategy(),
             plugins=cluster_plugins(),
             logger=False,

@@ -67,4 +67,4 @@ def run(
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of_command(app))
+    sys.exit(exit_code_of_command(app, program="python -m brpo.experiments.fit"))

@@ -33,33 +33,37 @@ app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=F
 
 
 @app.command()
-def tasks(output: Path = Path("toy_tasks.png"), eta: float = ETA) -> None:
+def tasks(
+    out: Annotated[Path, typer.Option(help="The picture.", dir_okay=False)] = Path("runs/toy_tasks.png"),
+    eta: Annotated[float, typer.Option(help="Temperature of the targets.")] = ETA,
+) -> None:
     """Draw data and re-weighted data of every task; a column for each, a row for each of the two."""
     rows = [toy_pictures.Row.of(Target.of(dataset_id, eta), {}) for dataset_id in toy.ids()]
-    _write(output, rows, across=True)
+    _write(out, rows, across=True)
 
 
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or checkpoints inside them.")],
-    output: Path = Path("toy_runs.png"),
+    out: Annotated[Path, typer.Option(help="The picture.", dir_okay=False)] = Path("runs/toy_runs.png"),
 ) -> None:
     """Draw samples of the runs' policies beside data and target. Of a run with several seeds, the first one is shown."""
-    _write(output, rows_of(runs))
+    _write(out, rows_of(runs))
 
 
 @app.command()
 def table(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
-    output: Path = Path("toy_runs.csv"),
+    out: Annotated[Path, typer.Option(help="The CSV file.", dir_okay=False)] = Path("runs/toy_runs.csv"),
 ) -> None:
     """Write a line for each run: the last evaluation, mean and standard deviation over its seeds, and CPU minutes.
 
     Prints the comparison of BDPO with the other algorithms as Markdown, where there are runs of both (see `markdown`).
     """
     lines = [numbers_of(run) for run in runs]
-    write_records(output, lines)
-    print(output)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_records(out, lines)
+    print(out)
     if any(line["algorithm"] == SUBJECT for line in lines):
         print(markdown(lines))
 
@@ -163,10 +167,11 @@ def _unused(name: str, row: toy_pictures.Row) -> str:
     return next(title for title in titles if title not in row.panels)
 
 
-def _write(output: Path, rows: list[toy_pictures.Row], across: bool = False) -> None:
-    write_atomically(output, toy_pictures.png(toy_pictures.draw_samples(rows, across=across)))
-    print(output)
+def _write(out: Path, rows: list[toy_pictures.Row], across: bool = False) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, toy_pictures.png(toy_pictures.draw_samples(rows, across=across)))
+    print(out)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of_command(app))
+    sys.exit(exit_code_of_command(app, program="python -m brpo.experiments.toy"))

@@ -172,6 +172,17 @@ def test_devices_that_are_not_here_are_refused() -> None:
         strategy.start(trainer, "auto", 64)
 
 
+@pytest.mark.parametrize("here", [False, True])
+def test_cuda_or_the_cpu_and_no_other_device(here: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever Lightning's auto would take: Apple's GPUs have no float64."""
+    monkeypatch.setattr(strategy.CUDAAccelerator, "is_available", lambda: here)
+    chosen = {name: strategy.resolve_accelerator({"accelerator": name, "devices": 1}) for name in ("auto", "gpu", "cpu")}
+    assert {name: options["accelerator"] for name, options in chosen.items()} == {
+        "auto": "cuda" if here else "cpu", "gpu": "cuda", "cpu": "cpu",
+    }  # fmt: skip
+    assert all(options["devices"] == 1 for options in chosen.values())
+
+
 @pytest.mark.slow
 def test_shared_seeds_equal_one_process_and_checkpoints_do_not_know_the_ranks(cli: Run, tmp_path: Path) -> None:
     """Two processes then one, and one then two: the weights of one process alone.
