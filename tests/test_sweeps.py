@@ -232,6 +232,24 @@ def test_resume_auto_is_refused_where_jobs_share_a_run() -> None:
     sweeps._refuse_twins([item[:2] for item in automatic])
 
 
+@pytest.mark.parametrize(
+    ("jobs", "message"),
+    [
+        ([["+sweep=epsilon"], ["+sweep=temperature"]], r"\+sweep=epsilon,temperature would vary nothing"),
+        ([["seeds=1"], ["seeds=2"]], r"write 'seeds=\[1\],\[2\]'; for all of them in every job 'seeds=\[1,2\]'"),
+        ([["algo=bc", "run_dir=x"], ["algo=iql", "run_dir=x"]], "run_dir=x would be the folder of several jobs"),
+        ([["+sweep=epsilon", "seeds=3", "algo=bc"], ["+sweep=epsilon", "seeds=3", "algo=iql"]], None),
+        ([["seeds=[1]", "run_dir=x/${seeds}"], ["seeds=[2]", "run_dir=x/${seeds}"]], None),
+    ],
+)
+def test_what_hydra_understands_otherwise_is_refused(jobs: list[list[str]], message: str | None) -> None:
+    if message is None:
+        sweeps._refuse_misunderstandings(jobs)
+        return
+    with pytest.raises(UserError, match=message):
+        sweeps._refuse_misunderstandings(jobs)
+
+
 def test_an_older_sweep_in_the_same_folder_is_forgotten(tmp_path: Path) -> None:
     folder = sweep_of(tmp_path, job(0, Status.done), planned=2)
     folder.stopped.touch()

@@ -198,6 +198,7 @@ class SweepCallback(Callback):
     def _begin(self, config: DictConfig) -> None:
         local = is_local(config.hydra)
         sweep = Sweep(SweepFolder(Path(config.hydra.sweep.dir)), planned_jobs(config), local)
+        _refuse_misunderstandings(sweep.jobs)
         _refuse_twins(sweep.jobs)
         sweep.folder.create(sweep.jobs, _devices(config) if local else [])
         SweepCallback.leading = sweep
@@ -210,6 +211,32 @@ class SweepCallback(Callback):
             os.environ[LEADER] = str(os.getpid())  # its workers inherit them
             os.environ[AT_A_TIME] = str(effective_n_jobs(config.hydra.launcher.n_jobs))
             sweep.take_signals()
+
+
+def _refuse_misunderstandings(jobs: list[list[str]]) -> None:
+    """Refuse what Hydra understands otherwise than it was meant.
+
+    Raises:
+        UserError: several ablations, numbers of seeds that look like seeds, or one folder for several jobs.
+    """
+
+    def typed(key: str) -> list[str]:
+        items = (item.lstrip("+").partition("=") for job in jobs for item in job)
+        return [value for name, _, value in items if name == key]
+
+    if len(ablations := dict.fromkeys(typed("sweep"))) > 1:
+        raise UserError(
+            f"+sweep={','.join(ablations)} would vary nothing: an ablation is a sweep of its own. Start each alone."
+        )
+    if len(numbers := dict.fromkeys(typed("seeds"))) > 1 and all(number.isdecimal() for number in numbers):
+        each, together = ",".join(f"[{number}]" for number in numbers), ",".join(numbers)
+        raise UserError(
+            f"seeds={together} would be so many seeds a job, each time from 0 on. For these seeds, a job each, write "
+            f"'seeds={each}'; for all of them in every job 'seeds=[{together}]'."
+        )
+    folders = [folder for folder in typed("run_dir") if "${" not in folder]
+    if shared := next((folder for folder in folders if folders.count(folder) > 1), None):
+        raise UserError(f"run_dir={shared} would be the folder of several jobs. Leave it out: each job gets one of its own.")
 
 
 def _refuse_twins(jobs: list[list[str]]) -> None:

@@ -109,7 +109,10 @@ def test_normal_noise_depends_on_seed_update_and_name() -> None:
     ("options", "message"),
     [
         ({"gradient_clip": 0.0}, "gradient_clip=0.0 is not allowed; it must be positive or null"),
-        ({"schedule": {"y": "cosine"}}, "schedule=y is not allowed; it must be a mapping from x"),
+        (
+            {"schedule": {"y": "cosine"}},
+            r"schedule\.y=cosine is not allowed; it must be left out: schedule is a mapping from x",
+        ),
         ({"schedule": {"x": "linear"}}, "schedule.x=linear is not allowed; it must be constant or cosine"),
     ],
 )
