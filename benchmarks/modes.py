@@ -9,7 +9,6 @@ what the mean of diffusion cloning is. `run` is the name that a run has in the s
 where its options, commit and versions stand.
 """
 
-import csv
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ import typer
 
 from brpo import saved_runs
 from brpo.evaluation.scores import spread
+from brpo.files import write_csv
 from brpo.reports import run_folders
 
 COLUMNS = ["run", "algo", "dataset", "digest", "update", "mode", "episodes", "seed", "return", "score"]
@@ -68,10 +68,7 @@ def main(
     results = [row for run in runs for row in rows(run, candidates or [], episodes)]
     print(table(results))
     if output is not None:
-        with output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(results)
+        write_csv(output, COLUMNS, ([row[name] for name in COLUMNS] for row in results))
 
 
 if __name__ == "__main__":

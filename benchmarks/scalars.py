@@ -6,13 +6,13 @@ A value is that of the chunk (or the evaluation) which ends at the update, the m
 run has in the stored report of its grid. Tags that a run has not are left out.
 """
 
-import csv
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from brpo.files import write_csv
 from brpo.reports import run_folders
 
 TAGS = ("weight/effective_share", "ratio/clipped_share", "q/mean", "actor/symmetry", "heldout/behavior/log_prob/mean")
@@ -45,10 +45,7 @@ def main(
         for row in found:
             print(*row.values())
         return
-    with output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
+    write_csv(output, COLUMNS, ([row[name] for name in COLUMNS] for row in found))
 
 
 if __name__ == "__main__":

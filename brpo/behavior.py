@@ -185,6 +185,11 @@ def _chosen_members(
         raise UserError(
             f"behavior={path} has the seeds {held} and not {missing}. Give seeds that it has, or one of one seed."
         )
+    if len(wanted) > len(held):
+        print(
+            f"note: behavior={path} is one model for {len(wanted)} seeds: no spread over them has its share in it",
+            flush=True,
+        )
     positions = [held.index(seed) if seed in held else 0 for seed in wanted]
     return [Member(_own_weights(path, state, algorithm, k), str(path)) for k in positions]
 

@@ -104,6 +104,7 @@ class RunFolder:
                 reason = f"the file system has no locks ({error.strerror})"
                 print(f"note: {reason}; see that no other process trains in {self.path}", flush=True)
             else:
+                remove_leftovers(self.path)
                 remove_leftovers(self.checkpoints)
             yield
 

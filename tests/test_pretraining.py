@@ -341,7 +341,9 @@ def test_a_model_that_the_user_names(fresh: tuple[Path, Path, Result], cache: Pa
             assert torch.equal(*pretraining.algorithm.behavior.log_std)
         assert pretraining.provenance is not None
         assert len(pretraining.provenance["files"]) == len(seeds)
-    assert capsys.readouterr().out.count("trained on other data, tests/pendulum/tiny-v0") == 3  # the spec's is another
+    said = capsys.readouterr().out
+    assert said.count("trained on other data, tests/pendulum/tiny-v0") == 3  # the spec's is another
+    assert said.count("is one model for 2 seeds") == 1
     for changes, overrides, message in (
         (
             {},

@@ -56,10 +56,11 @@ def test_one_process_at_a_time(here: Path) -> None:
     with folder.lock(), pytest.raises(UserError, match="Another process is training in here"), folder.lock():
         pass
     left, ours = (folder.checkpoints / f".last.ckpt.01234567.{pid}.tmp" for pid in (2**22 + 1, os.getpid()))
-    left.touch()
-    ours.touch()
+    table = folder.path / left.name.replace("last.ckpt", "metrics.csv")
+    for path in (left, ours, table):
+        path.touch()
     with folder.lock():  # free again, and rid of what a killed process was writing
-        assert (left.exists(), ours.exists()) == (False, True)
+        assert (left.exists(), table.exists(), ours.exists()) == (False, False, True)
 
 
 def test_a_file_system_without_locks_is_no_obstacle(

@@ -40,7 +40,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Summary:
+class DatasetSummary:
     """What is known of a data set beside its rows.
 
     Attributes:
@@ -71,7 +71,7 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flat(Summary):
+class Flat(DatasetSummary):
     """A data set as flat transitions, in environment units except for actions, which are scaled to [-1, 1].
 
     Attributes:
@@ -107,7 +107,7 @@ def load(dataset_id: str) -> Flat:
     return read_folder(find_dataset(dataset_id), dataset_id)
 
 
-def check(dataset_id: str) -> Summary:
+def check(dataset_id: str) -> DatasetSummary:
     """Read every episode of a data set, whatever its size, and keep none.
 
     Raises:
@@ -135,7 +135,7 @@ class Sink(Protocol):
         ...
 
 
-def stream(dataset: minari.MinariDataset, dataset_id: str, sink: Sink) -> Summary:
+def stream(dataset: minari.MinariDataset, dataset_id: str, sink: Sink) -> DatasetSummary:
     """Check the episodes one after another and write the rows of each; one episode is in memory at a time.
 
     Raises:
@@ -179,9 +179,9 @@ class _Scan:
         self.boundary += int((np.abs(scaled) >= 1.0 - BOUNDARY).sum())
         return scaled.astype(np.float32)
 
-    def summary(self) -> Summary:
+    def summary(self) -> DatasetSummary:
         """What is known after the last episode."""
-        return Summary(
+        return DatasetSummary(
             digest=self.digest.hexdigest(),
             columns=Columns(len(self.moments.mean), len(self.low)),
             lengths=np.array(self.lengths),

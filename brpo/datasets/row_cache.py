@@ -94,7 +94,7 @@ def _sources(folder: Path) -> Sources:
     return {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in status.items()}
 
 
-def _find(folder: Path, sources: Sources) -> tuple[minari_io.Summary, RowFile] | None:
+def _find(folder: Path, sources: Sources) -> tuple[minari_io.DatasetSummary, RowFile] | None:
     for path in places(folder):
         try:
             return _read(path, sources)
@@ -107,7 +107,7 @@ def _find(folder: Path, sources: Sources) -> tuple[minari_io.Summary, RowFile] |
 
 def _make(
     folder: Path, sources: Sources, dataset: minari.MinariDataset, dataset_id: str
-) -> tuple[minari_io.Summary, RowFile]:
+) -> tuple[minari_io.DatasetSummary, RowFile]:
     failures = []
     for path in places(folder):
         try:
@@ -154,14 +154,14 @@ def _convert(path: Path, folder: Path, sources: Sources, dataset: minari.MinariD
     sync_folder(path.parent)
 
 
-def _ending(summary: minari_io.Summary, sources: Sources, checksum: str) -> bytes:
+def _ending(summary: minari_io.DatasetSummary, sources: Sources, checksum: str) -> bytes:
     """What stands behind the rows: description and trailer."""
     values = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in asdict(summary).items()}
     description = json.dumps({"sources": sources, "rows": checksum, "summary": values}).encode()
     return description + _TRAILER.pack(len(description), hashlib.sha256(description).digest(), _MAGIC)
 
 
-def _read(path: Path, sources: Sources) -> tuple[minari_io.Summary, RowFile]:
+def _read(path: Path, sources: Sources) -> tuple[minari_io.DatasetSummary, RowFile]:
     """Open a cache after every check.
 
     Raises:
@@ -199,10 +199,10 @@ def _read_description(file: BinaryIO) -> tuple[dict[str, Any], int]:
     return json.loads(description), size
 
 
-def _summary(values: dict[str, Any]) -> minari_io.Summary:
+def _summary(values: dict[str, Any]) -> minari_io.DatasetSummary:
     """The inverse of what `_ending` does to a summary."""
     arrays = {key: np.array(value) for key, value in values.items() if isinstance(value, list)}
-    return minari_io.Summary(**{**values, **arrays, "columns": minari_io.Columns(**values["columns"])})
+    return minari_io.DatasetSummary(**{**values, **arrays, "columns": minari_io.Columns(**values["columns"])})
 
 
 def _checksum(file: BinaryIO, size: int) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 
 from brpo.datasets import minari_io, toy
 from brpo.datasets.ids import is_toy
-from brpo.datasets.minari_io import BOUNDARY, Columns, Flat, Summary
+from brpo.datasets.minari_io import BOUNDARY, Columns, DatasetSummary, Flat
 
 
 def load(dataset_id: str) -> Flat:
@@ -16,7 +16,7 @@ def load(dataset_id: str) -> Flat:
     return generate(dataset_id) if is_toy(dataset_id) else minari_io.load(dataset_id)
 
 
-def check(dataset_id: str) -> Summary:
+def check(dataset_id: str) -> DatasetSummary:
     """Read every episode of a data set, whatever its size, and keep none.
 
     Raises:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brpo.datasets.minari_io import Columns, Summary
+from brpo.datasets.minari_io import Columns, DatasetSummary
 from brpo.datasets.row_cache import RowFile
 from brpo.datasets.transforms import Units
 from brpo.types import Batch
@@ -73,7 +73,7 @@ class MappedTransitions(Transitions):
         self._shifts = begins - (self._ends - lengths)  # from an index to its row in the file
 
     @classmethod
-    def of(cls, file: RowFile, summary: Summary, units: Units, chosen: np.ndarray) -> "MappedTransitions":
+    def of(cls, file: RowFile, summary: DatasetSummary, units: Units, chosen: np.ndarray) -> "MappedTransitions":
         """The transitions of the episodes of a mask, in the order of the file."""
         begins = np.cumsum(summary.lengths) - summary.lengths
         return cls(file, summary.columns, units, begins[chosen], summary.lengths[chosen])

@@ -67,6 +67,7 @@ def describe(specification: str | None) -> dict[str, Any]:
     try:
         parsed = json.loads(specification)
         name, arguments = parsed["id"], dict(parsed.get("kwargs") or {})
+        arguments.pop("render_mode", None)  # a window, or pictures, of the recording
         wrappers = parsed.get("additional_wrappers") or []
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EnvironmentUnavailable(f"the environment specification cannot be read ({error})") from error

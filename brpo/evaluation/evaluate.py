@@ -14,7 +14,7 @@ from brpo.types import DataSpec
 
 
 @dataclass(frozen=True)
-class Summary:
+class RolloutSummary:
     """What one evaluation says about one seed."""
 
     seed: int
@@ -45,9 +45,43 @@ class RolloutEvaluator:
 
     def evaluate(
         self, algorithm: Any, seeds: list[int], update: int, stop: Callable[[], bool] = lambda: False
-    ) -> list[Summary]:
-        """See `evaluate`."""
-        return evaluate(algorithm, self.rollouts, self.mode, seeds, update, stop)[0]
+    ) -> list[RolloutSummary]:
+        """Roll the policy of every seed out and summarize.
+
+        Args:
+            algorithm: has `act`, `value_estimate`, `spec`, `discount` and `device`.
+            seeds: names of the members.
+            update: number of updates made, for the record.
+            stop: asked at every step whether to give up.
+
+        Raises:
+            Interrupted: `stop` said so.
+        """
+        spec: DataSpec = algorithm.spec
+
+        def act(observations: np.ndarray, step: int) -> np.ndarray:
+            if stop():
+                raise Interrupted("evaluation given up")
+            tensor = torch.as_tensor(observations, dtype=torch.float32, device=algorithm.device)
+            return algorithm.act(tensor, deterministic=self.mode == "mean", step=step).cpu().numpy()
+
+        episodes = self.rollouts.run(act, discount=algorithm.discount, scale=spec.reward_scale, shift=spec.reward_shift)
+        gaps = _value_gaps(algorithm, episodes, act)
+        score = scores.normalized(episodes.returns.mean(-1), spec.reference_min, spec.reference_max)
+        return [
+            RolloutSummary(
+                seed=seed,
+                update=update,
+                return_mean=float(episodes.returns[k].mean()),
+                score=None if score is None else float(score[k]),
+                return_std=float(episodes.returns[k].std()),
+                return_worst=float(episodes.returns[k].min()),
+                return_cvar=float(scores.cvar(episodes.returns[k])),
+                length=float(episodes.lengths[k].mean()),
+                value_gap=None if gaps is None else float(gaps[k]),
+            )
+            for k, seed in enumerate(seeds)
+        ]
 
     def pictures(self) -> dict[str, bytes]:
         """None."""
@@ -56,55 +90,6 @@ class RolloutEvaluator:
     def close(self) -> None:
         """Close the environments."""
         self.rollouts.close()
-
-
-def evaluate(
-    algorithm: Any,
-    rollouts: Rollouts,
-    mode: str,
-    seeds: list[int],
-    update: int,
-    stop: Callable[[], bool] = lambda: False,
-) -> tuple[list[Summary], Episodes]:
-    """Roll the policy of every seed out and summarize.
-
-    Args:
-        algorithm: has `act`, `value_estimate`, `spec`, `discount` and `device`.
-        rollouts: the environments.
-        mode: `mean` (the policy's mode) or `sampled`.
-        seeds: names of the members.
-        update: number of updates made, for the record.
-        stop: asked at every step whether to give up.
-
-    Raises:
-        Interrupted: `stop` said so.
-    """
-    spec: DataSpec = algorithm.spec
-
-    def act(observations: np.ndarray, step: int) -> np.ndarray:
-        if stop():
-            raise Interrupted("evaluation given up")
-        tensor = torch.as_tensor(observations, dtype=torch.float32, device=algorithm.device)
-        return algorithm.act(tensor, deterministic=mode == "mean", step=step).cpu().numpy()
-
-    episodes = rollouts.run(act, discount=algorithm.discount, scale=spec.reward_scale, shift=spec.reward_shift)
-    gaps = _value_gaps(algorithm, episodes, act)
-    score = scores.normalized(episodes.returns.mean(-1), spec.reference_min, spec.reference_max)
-    summaries = [
-        Summary(
-            seed=seed,
-            update=update,
-            return_mean=float(episodes.returns[k].mean()),
-            score=None if score is None else float(score[k]),
-            return_std=float(episodes.returns[k].std()),
-            return_worst=float(episodes.returns[k].min()),
-            return_cvar=float(scores.cvar(episodes.returns[k])),
-            length=float(episodes.lengths[k].mean()),
-            value_gap=None if gaps is None else float(gaps[k]),
-        )
-        for k, seed in enumerate(seeds)
-    ]
-    return summaries, episodes
 
 
 def _value_gaps(algorithm: Any, episodes: Episodes, act: Act) -> np.ndarray | None:

@@ -5,7 +5,7 @@ import numpy as np
 from brpo.datasets import toy
 from brpo.datasets.ids import is_toy
 from brpo.evaluation import environments
-from brpo.evaluation.evaluate import RolloutEvaluator, Summary
+from brpo.evaluation.evaluate import RolloutEvaluator, RolloutSummary
 from brpo.evaluation.kinds import Evaluator
 from brpo.evaluation.rollout import Rollouts
 from brpo.evaluation.toy import ToyEvaluator, ToySummary
@@ -35,7 +35,7 @@ def make_evaluator(spec: DataSpec, seeds: int, *, episodes: int, mode: str, eta:
 def columns(dataset_id: str) -> list[str]:
     """Names of the numbers that an evaluation on a data set has for each seed."""
     if not is_toy(dataset_id):
-        return list(Summary(0, 0, 0.0, None, 0.0, 0.0, 0.0, 0.0, None).numbers())
+        return list(RolloutSummary(0, 0, 0.0, None, 0.0, 0.0, 0.0, 0.0, None).numbers())
     shares = toy.mode_shares(dataset_id, np.zeros((1, 2), np.float32))
     modes = () if shares is None else tuple(shares.tolist())
     return list(ToySummary(0, 0, 0.0, 0.0, 0.0, 0.0, None, 0.0, None, modes).numbers())

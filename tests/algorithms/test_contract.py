@@ -210,6 +210,7 @@ def test_an_update_stays_on_its_device(
     algorithm.configure_optimizers()
     monkeypatch.setattr(algorithm, "_step_optimizer", lambda *_: None)  # torch's own; its fused kernel needs values
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which does not know the device
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     batch = random_batch(seeds=2)
     moved = Batch(*(getattr(batch, name).to("meta") for name in Batch.__slots__))
     for _ in range(2):

@@ -22,7 +22,7 @@ from brpo.callbacks.signals import Signals
 from brpo.engine.checkpoint_io import encode
 from brpo.engine.ranks import Ranks
 from brpo.errors import Interrupted, UserError
-from brpo.evaluation.evaluate import RolloutEvaluator, evaluate
+from brpo.evaluation.evaluate import RolloutEvaluator
 from brpo.evaluation.rollout import Rollouts
 from brpo.runs import RunFolder
 from tests.evaluation.test_evaluation import Countdown
@@ -259,7 +259,7 @@ def test_value_gap_by_hand() -> None:
             return torch.full((1, 2), 10.0)
 
     rollouts = Rollouts(Countdown, 1, 2, seed=3)
-    (summary,), _ = evaluate(Policy(), rollouts, "mean", [7], 10)
+    (summary,) = RolloutEvaluator(rollouts, "mean").evaluate(Policy(), [7], 10)
     assert summary.value_gap == pytest.approx(10 - (5.25 + 5.625) / 2)
     assert (summary.seed, summary.return_mean, summary.return_worst, summary.return_cvar) == (7, 3.5, 3.0, 3.0)
     assert summary.score is None

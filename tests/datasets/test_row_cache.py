@@ -178,7 +178,7 @@ def test_changed_data_are_never_trained_on_under_the_old_digest(
 def test_data_that_change_while_they_are_converted_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = minari_io.stream
 
-    def meddled(*arguments: Any) -> minari_io.Summary:
+    def meddled(*arguments: Any) -> minari_io.DatasetSummary:
         path = root / ID / "data" / "metadata.json"
         later = path.stat().st_mtime_ns + 10**9  # not the present, which a coarse clock may have stamped already
         os.utime(path, ns=(later, later))

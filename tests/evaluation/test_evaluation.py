@@ -126,7 +126,7 @@ def spec(**values: Any) -> str:
 
 
 def test_environment_is_made_by_its_registered_id() -> None:
-    env = environments.maker(spec(kwargs={"g": 5.0}, max_episode_steps=7))()
+    env = environments.maker(spec(kwargs={"g": 5.0, "render_mode": "human"}, max_episode_steps=7))()
     assert env.unwrapped.g == 5.0  # type: ignore[attr-defined]
     assert env.spec is not None
     assert env.spec.max_episode_steps == 7
