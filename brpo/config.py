@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from brpo.datasets.ids import is_toy
 from brpo.errors import UserError
 from brpo.options import OptionRefused, classes_above, in_words, is_number, known_options, meant
-from brpo.sweeps.callback import sweep_jobs
+from brpo.sweeps.plan import sweep_jobs
 
 KEYS = (
     "algo", "data", "engine", "trainer", "dataset", "seeds", "max_updates", "batch_size", "eval", "behavior", "parallel",

@@ -40,7 +40,7 @@ from brpo.files import write_json
 from brpo.functional import products
 from brpo.options import OptionRefused
 from brpo.results import RunLogger, describe_engine, log_hyperparameters, summarize
-from brpo.sweeps.callback import jobs_at_a_time
+from brpo.sweeps.plan import jobs_at_a_time
 from brpo.types import DataSpec
 
 _THREADS = torch.get_num_threads()  # torch follows OMP_NUM_THREADS

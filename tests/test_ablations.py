@@ -11,6 +11,7 @@ from brpo.config import check_config, register_resolvers, to_plain
 from brpo.errors import UserError
 from brpo.runs import RunFolder
 from brpo.sweeps import callback as sweeps
+from brpo.sweeps import plan
 from brpo.sweeps.folder import Job, Status, SweepFolder
 from brpo.training import make_algorithm
 from tests.helpers import ROOT, make_spec, shrink
@@ -27,7 +28,7 @@ def test_every_job_can_be_trained(name: str) -> None:
         config = compose("train", overrides=[f"+sweep={name}"], return_hydra_config=True)
         assert str(config.hydra.launcher["_target_"]).endswith("JoblibLauncher")  # as without the file
         assert to_plain(config) == to_plain(compose("train"))
-        jobs = sweeps.planned_jobs(config)
+        jobs = plan.planned_jobs(config)
         assert 1 < len(jobs) < 12 and len({tuple(job) for job in jobs}) == len(jobs)
         for job in jobs:
             plain = to_plain(compose("train", overrides=job))

@@ -24,7 +24,7 @@ from brpo import cli as commands
 from brpo.config import register_resolvers
 from brpo.errors import UserError
 from brpo.sweeps import callback as sweeps
-from brpo.sweeps import collect
+from brpo.sweeps import collect, plan
 from brpo.sweeps import job as sweep_job
 from brpo.sweeps.folder import Job, Status, SweepFolder, claim_device
 from tests.conftest import ROOT, Run
@@ -45,14 +45,14 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def test_planned_jobs_are_those_that_hydra_makes() -> None:
-    jobs = sweeps.planned_jobs(composed("algo=bc,iql", "seeds=[0],[1]", "max_updates=3"))
+    jobs = plan.planned_jobs(composed("algo=bc,iql", "seeds=[0],[1]", "max_updates=3"))
     assert jobs == [
         ["algo=bc", "seeds=[0]", "max_updates=3"],
         ["algo=bc", "seeds=[1]", "max_updates=3"],
         ["algo=iql", "seeds=[0]", "max_updates=3"],
         ["algo=iql", "seeds=[1]", "max_updates=3"],
     ]
-    assert sweeps.planned_jobs(composed("algo=glob(*)")) == []  # Hydra alone knows what that is
+    assert plan.planned_jobs(composed("algo=glob(*)")) == []  # Hydra alone knows what that is
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_jobs_at_a_time(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if environment:
         monkeypatch.setenv("OMP_NUM_THREADS", environment)
-    monkeypatch.setattr(sweeps, "visible_devices", lambda: devices)
+    monkeypatch.setattr(plan, "visible_devices", lambda: devices)
     monkeypatch.setattr(joblib, "cpu_count", lambda: cores)
     config = composed(f"seeds={','.join(f'[{seed}]' for seed in range(jobs))}")
     config.trainer.accelerator, config.engine.threads = accelerator, threads
@@ -92,11 +92,11 @@ def test_visible_devices_are_those_of_the_environment(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert sweeps.visible_devices() == ["0", "1"]
+    assert plan.visible_devices() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-8a")
-    assert sweeps.visible_devices() == ["3", "GPU-8a"]
+    assert plan.visible_devices() == ["3", "GPU-8a"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert sweeps.visible_devices() == []
+    assert plan.visible_devices() == []
 
 
 def test_single_run_composes_without_a_launcher_plugin() -> None:

@@ -1,4 +1,4 @@
-"""Sweeps: how many jobs at a time, a device for each, what became of them, and how a sweep ends.
+"""Sweeps: how one begins, what becomes of its jobs, and how it ends.
 
 Hydra's launchers start the jobs (`job.py`). A job that fails returns like any other, so no launcher stops at it; its
 record says what happened, and the sweep names it when it ends. Imports nothing heavy.
@@ -15,82 +15,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from brpo.config import RESUME_MAY_CHANGE, resume_may_change
 from brpo.errors import UserError
 from brpo.exits import DONE, INTERRUPTED, WRONG_INPUT, exit_code_of, in_one_line
 from brpo.sweeps.folder import Job, Status, SweepFolder
+from brpo.sweeps.plan import AT_A_TIME, LEADER, devices_for, is_local, planned_jobs
 
 _INSTALL = {  # what brings a launcher's plugin
     "joblib": "pip install -c constraints.txt -e .",
     "submitit": "pip install -c constraints.txt -e '.[slurm]'",
     "ray": "pip install -e '.[ray]'",
 }
-
-# In the environment of the workers: the process that leads the sweep, and how many jobs share the machine.
-LEADER, AT_A_TIME = "BRPO_SWEEP_LEADER", "BRPO_SWEEP_JOBS"
-
-# --- Before the jobs --------------------------------------------------------------------------------------------------
-
-
-def sweep_jobs(*, _root_: Any) -> int:
-    """Jobs at a time: one for each GPU where training may use one, else one for each share of the cores; never idle ones.
-
-    A job takes `engine.threads` cores, else OMP_NUM_THREADS, else one. Joblib knows how many this process may use.
-    """
-    from joblib import cpu_count
-
-    places = len(_devices(_root_)) or cpu_count() // max(1, _threads(_root_))
-    return max(1, min(places, len(planned_jobs(_root_)) or places))
-
-
-def visible_devices() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES names, else the numbers of the GPUs. CUDA itself is not started."""
-    import torch
-
-    count = torch.cuda.device_count()
-    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return named[:count] if named else [str(number) for number in range(count)]
-
-
-def planned_jobs(config: Any) -> list[list[str]]:
-    """Overrides of each job of a sweep; none where Hydra's basic sweeper does not decide it."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    if not str(config.hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
-        return []
-    try:
-        typed = [
-            *(f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()),
-            *config.hydra.overrides.task,
-        ]
-        overrides = OverridesParser.create().parse_overrides(typed)
-        return [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
-    except (HydraException, AssertionError, ValueError):  # a pattern as in algo=glob(*) is resolved by Hydra alone
-        return []
-
-
-def _devices(config: Any) -> list[str]:
-    return [] if config.trainer.get("accelerator") == "cpu" else visible_devices()
-
-
-def _threads(config: Any) -> int:
-    threads = config.engine.threads or os.environ.get("OMP_NUM_THREADS", "1")
-    return int(threads) if str(threads).isdecimal() else 1
-
-
-def jobs_at_a_time() -> int:
-    """Jobs of a local sweep that share the machine with this one, itself included; 1 outside of such a sweep."""
-    return int(os.environ.get(AT_A_TIME, "1"))
-
-
-def is_local(hydra: Any) -> bool:
-    """Whether the jobs run in processes of this machine that share its devices and its terminal."""
-    return str(hydra.launcher.get("_target_")).endswith(".JoblibLauncher")
-
 
 # --- The process that was started by the user -------------------------------------------------------------------------
 
@@ -200,7 +139,7 @@ class SweepCallback(Callback):
         sweep = Sweep(SweepFolder(Path(config.hydra.sweep.dir)), planned_jobs(config), local)
         _refuse_misunderstandings(sweep.jobs)
         _refuse_twins(sweep.jobs)
-        sweep.folder.create(sweep.jobs, _devices(config) if local else [])
+        sweep.folder.create(sweep.jobs, devices_for(config) if local else [])
         SweepCallback.leading = sweep
         print(f"sweep: {_count(len(sweep.jobs)) if sweep.jobs else 'jobs'} in {sweep.folder.path}", flush=True)
         os.environ.pop(LEADER, None)
@@ -245,7 +184,6 @@ def _refuse_twins(jobs: list[list[str]]) -> None:
     Raises:
         UserError: two jobs differ only in what a resumed run may change.
     """
-    from brpo.config import RESUME_MAY_CHANGE, resume_may_change
 
     def identity(job: list[str]) -> frozenset[str]:
         return frozenset(item for item in job if not resume_may_change(re.split(r"[=@]", item.lstrip("+~"))[0]))
@@ -296,8 +234,6 @@ def _with_hints(main: Callable[[], Any]) -> None:
         raise
     except ConfigCompositionException as error:
         if any(re.match(r"resume=(?!auto$|null$)", typed) for typed in sys.argv[1:]):
-            from brpo.config import RESUME_MAY_CHANGE, resume_may_change
-
             key = str(getattr(error.__cause__, "full_key", ""))
             if resume_may_change(key):
                 raise UserError(f"{in_one_line(error)} Type ++{key}= to set it all the same.") from error

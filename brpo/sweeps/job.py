@@ -20,8 +20,9 @@ from omegaconf import DictConfig
 from brpo.config import algorithm_name
 from brpo.errors import Interrupted
 from brpo.exits import DONE, INTERRUPTED, outcome_of
-from brpo.sweeps.callback import LEADER, SweepCallback, first_line, is_local, write
+from brpo.sweeps.callback import SweepCallback, first_line, write
 from brpo.sweeps.folder import Job, Status, SweepFolder, claim_device
+from brpo.sweeps.plan import LEADER, is_local
 
 WATCH_SECONDS = 2.0  # between looks at whether the leader still lives
 UNEXPECTED = 1  # exit code of an error that is ours
