@@ -10,6 +10,8 @@ from brpo.functional import series
 from brpo.functional.divergences import get_divergence
 from brpo.options import require_flag, require_positive, require_whole
 
+LARGEST = 1e30  # term of the series: a batch of them is added up in float32
+
 
 class SeriesDivergence(nn.Module):
     """The conditional symmetry term of Sf-AC's policy loss, `h(clip(t, 1 - epsilon, 1 + epsilon))`.
@@ -25,7 +27,7 @@ class SeriesDivergence(nn.Module):
         exact: use g itself, under the same clip.
 
     Raises:
-        ValueError: unknown divergence, no series, a value out of range, or a series that rewards ratios without bound.
+        ValueError: unknown divergence, no series, a value out of range, a series that rewards ratios without bound, or overflows.
     """
 
     def __init__(self, divergence: str, *, loss_order: int, epsilon: float, exact: bool = False) -> None:
@@ -41,6 +43,12 @@ class SeriesDivergence(nn.Module):
                 f"epsilon={epsilon:g} is above the series' radius {self.divergence.series_radius:g} and its last "
                 f"coefficient g_{loss_order} = {self.coefficients[-1]:.3g} is negative: unbounded ratios would be "
                 f"rewarded. Lower algo.regularizer.epsilon, or change algo.regularizer.loss_order by one."
+            )
+        top = series.evaluate(self.coefficients, torch.tensor(1.0 + epsilon, dtype=torch.float64)).item()
+        if not exact and not abs(top) < LARGEST:
+            raise ValueError(
+                f"epsilon={epsilon:g} and loss_order={loss_order} make terms of {top:.0e}, and float32 ends at 3e38. Lower "
+                f"algo.regularizer.epsilon or algo.regularizer.loss_order."
             )
         self.epsilon, self.exact = epsilon, exact
         self.remainder = 0.0 if exact else series.remainder(self.divergence, loss_order, epsilon)

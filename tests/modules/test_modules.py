@@ -180,6 +180,7 @@ def test_ratios_of_zero_and_of_infinity_have_finite_gradients() -> None:
         ({"divergence": "jeffreys", "loss_order": 3, "epsilon": 100.0}, "g_3 = -0.333 is negative"),
         ({"divergence": "jensen_shannon", "loss_order": 4, "epsilon": 3.0}, "g_4 = -0.0104 is negative"),
         ({"divergence": "total_variation", "loss_order": 3, "epsilon": 0.5}, "not differentiable at 1"),
+        ({"divergence": "jeffreys", "loss_order": 20, "epsilon": 100.0}, r"make terms of 5e\+38, and float32 ends at 3e38"),
     ],
 )
 def test_refusals(options: dict, message: str) -> None:
