@@ -27,7 +27,8 @@ class SeriesDivergence(nn.Module):
         exact: use g itself, under the same clip.
 
     Raises:
-        ValueError: unknown divergence, no series, a value out of range, a series that rewards ratios without bound, or overflows.
+        ValueError: unknown divergence, no series, a value out of range, or a series that rewards ratios without bound or
+            overflows.
     """
 
     def __init__(self, divergence: str, *, loss_order: int, epsilon: float, exact: bool = False) -> None:
