@@ -81,6 +81,7 @@ def summarize(
         "updates_per_second": updates_made / recorder.train_seconds if recorder.train_seconds else None,
         "wall_seconds": recorder.wall_seconds(),
         "cpu_seconds": time.process_time(),  # of this process alone: of a resumed run, its last part
+        "parts": recorder.parts,
         "versions": runs.versions(),
         "git": commit,
         "config": config,

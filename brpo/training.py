@@ -184,6 +184,10 @@ def _train(
         checkpoint = resumption.checkpoint if resumption else None
         if checkpoint is None:
             parts.pretraining.begin()
+        engine = describe_engine(parts.engine, trainer.strategy.root_device, ranks)
+        parts.recorder.part = {
+            "max_updates": config["max_updates"], "git": commit, "engine": engine, "versions": runs.versions(),
+        }  # fmt: skip
         try:
             trainer.fit(algorithm, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         except TrainingDiverged as error:
@@ -191,7 +195,6 @@ def _train(
             raise TrainingDiverged(
                 f"{error}. " + (f"The last good checkpoint is {kept}." if kept else "No checkpoint had been written yet.")
             ) from error
-        engine = describe_engine(parts.engine, trainer.strategy.root_device, ranks)
         result = summarize(config, datamodule.spec, parts.recorder, algorithm.update_count, engine, commit)
         result["behavior"] = parts.pretraining.provenance
         if ranks.rank == 0:

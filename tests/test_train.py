@@ -111,6 +111,9 @@ def test_train_evaluate_and_resume(algo: str, cli: Run, tmp_path: Path) -> None:
     assert evaluated.returncode == 0, evaluated.stderr
     parts = json.loads((tmp_path / "parts" / "result.json").read_text())
     assert f"{parts['final']['return'][0]:.1f}" in evaluated.stdout  # the same starts, the same policy
+    assert [(part["update"], part["max_updates"]) for part in parts["parts"]] == [(0, 20), (20, 40)]
+    assert [part["engine"] for part in parts["parts"]] == [parts["engine"]] * 2
+    assert result["parts"] == [{**parts["parts"][0], "max_updates": 40}]
     assert "update 40" in evaluated.stdout
 
 

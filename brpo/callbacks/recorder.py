@@ -71,6 +71,8 @@ class Recorder(Callback):
         self.folder, self.ranks, self.constants = folder, ranks, constants or {}
         self.mode, self.episodes, self.kind = mode, episodes, kind
         self.rows: list[dict[str, Any]] = []
+        self.part: dict[str, Any] = {}  # what makes the updates from here on
+        self.parts: list[dict[str, Any]] = []  # of the run, with the update that each began at
         self.latest: dict[str, list[float]] = {}
         self.train_seconds = 0.0  # without the pre-training
         self.earlier_seconds = 0.0  # wall time of the parts before this one
@@ -83,16 +85,17 @@ class Recorder(Callback):
         return self.earlier_seconds + time.monotonic() - self.start
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows and clocks."""
+        """Rows, parts and clocks."""
         return {
             "rows": self.rows,
+            "parts": self.parts,
             "train_seconds": self.train_seconds,
             "wall_seconds": self.wall_seconds(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.rows = list(state_dict["rows"])
+        self.rows, self.parts = list(state_dict["rows"]), list(state_dict.get("parts", []))
         self.train_seconds, self.earlier_seconds = state_dict["train_seconds"], state_dict["wall_seconds"]
 
     @property
@@ -109,8 +112,9 @@ class Recorder(Callback):
         """The best evaluation by the mean over the seeds, the first of equal ones."""
         return self.kind.best(self.comparable)
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Bring `metrics.csv` to what the checkpoint knows."""
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Bring `metrics.csv` to what the checkpoint knows, and begin a part of the run."""
+        self.parts.append({"update": pl_module.update_count, **self.part})
         self._write_rows()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
