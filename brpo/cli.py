@@ -261,14 +261,11 @@ _ROW = ("run", "algo", "dataset", "digest", "checkpoint", "update", "mode", "epi
 
 def _check_table(path: Path, header: list[str]) -> None:
     """Refuse a CSV file that rows with these columns cannot be added to."""
-    new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", newline="") as file:
         file.seek(0)
         first, wanted = file.readline(), ",".join(header)
-    if new:
-        path.unlink()
-    elif first not in ("", f"{wanted}\n"):
+    if first not in ("", f"{wanted}\n"):
         raise UserError(f"{path} has other columns than an evaluation of this kind: {wanted}. Name another file.")
 
 
@@ -338,11 +335,12 @@ def report_runs(
     published: Annotated[bool, typer.Option(help="Add published scores of the same data set ids.")] = False,
 ) -> None:
     """Compare finished runs, from their result files alone: Markdown here, and CSV and pictures in a folder."""
+    from brpo.reports import run_folders
     from brpo.reports.report import report
 
-    if out is not None and (holding := next(out.rglob("result.json"), None)):
+    if out is not None and (holding := run_folders.run_below(out)):
         raise UserError(
-            f"{out} holds runs ({holding.parent}); a report in it would be read in their place. Give a folder of its own."
+            f"{out} holds runs ({holding}); a report in it would be read in their place. Give a folder of its own."
         )
     found = report(runs)
     print(found.markdown(with_published=published))

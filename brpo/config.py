@@ -269,6 +269,10 @@ def check_config(config: dict[str, Any]) -> None:
     check_own_classes(config)
 
 
+class Untrusted(UserError):
+    """A class that no file may name."""
+
+
 def check_own_classes(config: dict[str, Any]) -> None:
     """Refuse at the start what no file is trusted to name, and so no run could be evaluated or resumed with.
 
@@ -277,7 +281,7 @@ def check_own_classes(config: dict[str, Any]) -> None:
     """
     try:
         check_trusted({key: value for key, value in config.items() if key not in USERS_OWN})
-    except UserError as error:
+    except Untrusted as error:
         raise UserError(
             f"{error} A run with it could be neither evaluated nor resumed: an algorithm and its parts lie below brpo/ "
             f"(README, 'An algorithm: two files')."
@@ -337,7 +341,8 @@ def check_trusted(node: Any) -> None:
                 check_trusted(value)
         unknown = [key for key in node if isinstance(key, str) and key.startswith("_")]
         if set(unknown) - {"_target_", "_partial_"}:
-            raise UserError(f"The run's configuration has the keys {sorted(unknown)}; only _target_ and _partial_ may be.")
+            other = sorted(set(unknown) - {"_target_", "_partial_"})
+            raise UserError(f"The run's configuration has the keys {other}; only _target_ and _partial_ may be.")
     elif isinstance(node, list):
         for value in node:
             check_trusted(value)
@@ -346,7 +351,7 @@ def check_trusted(node: Any) -> None:
 
 
 def _check_target(target: Any) -> None:
-    refusal = UserError(
+    refusal = Untrusted(
         f"The run's configuration names {target!r}; only classes of {' and '.join(TRUSTED_MODULES)} are built from files."
     )
     if not isinstance(target, str) or not any(target.startswith(f"{module}.") for module in TRUSTED_MODULES):

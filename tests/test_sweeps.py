@@ -240,6 +240,7 @@ def test_resume_auto_is_refused_where_jobs_share_a_run() -> None:
         ([["algo=bc", "run_dir=x"], ["algo=iql", "run_dir=x"]], "run_dir=x would be the folder of several jobs"),
         ([["+sweep=epsilon", "seeds=3", "algo=bc"], ["+sweep=epsilon", "seeds=3", "algo=iql"]], None),
         ([["seeds=[1]", "run_dir=x/${seeds}"], ["seeds=[2]", "run_dir=x/${seeds}"]], None),
+        ([["seeds=[1]", "run_dir=null"], ["seeds=[2]", "run_dir=null"]], None),
     ],
 )
 def test_what_hydra_understands_otherwise_is_refused(jobs: list[list[str]], message: str | None) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import os
 import re
 import shutil
@@ -16,9 +17,11 @@ from brpo.errors import UserError
 from brpo.files import one_writer
 
 _ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
-_D4RL = re.compile(
-    r"(halfcheetah|hopper|walker2d|ant|antmaze|maze2d|pen|hammer|door|relocate|kitchen|minigrid|carla|flow|bullet)-[\w-]+"
-)  # the ids of D4RL's own files; what Minari's hub has of it stands in a namespace
+_D4RL = re.compile(  # the ids of D4RL's own files; what Minari's hub has of it stands in a namespace
+    r"(halfcheetah|hopper|walker2d|ant)-(random|medium|expert|medium-replay|medium-expert|full-replay)-v[0-2]"
+    r"|antmaze-(umaze|medium|large)(-play|-diverse)?-v[0-2]|maze2d-(open|umaze|medium|large)(-dense)?-v[01]"
+    r"|(pen|hammer|door|relocate)-(human|cloned|expert)-v[01]|kitchen-(complete|partial|mixed)-v0"
+)
 _FLAT = (".hdf5", ".h5", ".npz")
 
 
@@ -89,6 +92,9 @@ def check_new_id(dataset_id: str) -> None:
     for root in data_roots():
         if (root / dataset_id).exists():
             raise UserError(f"{dataset_id} exists already, in {root / dataset_id}. Name another id, or remove that folder.")
+        for parent in (root / dataset_id).relative_to(root).parents:
+            if (root / parent / "data").is_dir():
+                raise UserError(f"{dataset_id} would lie in the data set {parent}, where no one looks. Name another id.")
 
 
 def find_dataset(dataset_id: str) -> Path:
@@ -161,7 +167,7 @@ def made_apart(dataset_id: str, root: Path) -> Iterator[Path | None]:
     """
     place = root / ".unfinished" / dataset_id.replace("/", "-")
     with one_writer(place):
-        if (root / dataset_id).exists():
+        if (root / dataset_id / "data").is_dir():
             yield None
             return
         shutil.rmtree(place, ignore_errors=True)  # of one that was killed
@@ -170,15 +176,26 @@ def made_apart(dataset_id: str, root: Path) -> Iterator[Path | None]:
             yield place
             for folder in list(_below(place)):
                 target = root / folder.relative_to(place)
-                if not target.exists():  # parts of a combined data set may be
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    folder.rename(target)
+                if not (target / "data").is_dir():  # parts of a combined data set may be there
+                    _move(folder, target)
             for file in place.rglob("namespace_metadata.json"):
                 target = root / file.relative_to(place)
                 if target.parent.is_dir() and not target.exists():
-                    file.rename(target)
+                    shutil.copyfile(file, target)
         finally:
             shutil.rmtree(place)
+
+
+def _move(folder: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        beside = target.with_name(f".{target.name}.{os.getpid()}")  # a namespace may be a link to another disk
+        shutil.copytree(folder, beside)
+        beside.rename(target)
 
 
 def offline_hint() -> str:

@@ -149,15 +149,17 @@ def _check_room(root: Path, episodes: list[EpisodeBuffer]) -> None:
 def _read(file: Path) -> dict[str, np.ndarray]:
     """The arrays of a file, each checked."""
     names = AXES | OPTIONAL
+    if not file.is_file():
+        raise UserError(f"{file} is no file. Give one in HDF5, or .npz.")
     try:
-        if file.suffix == ".npz":
+        if file.suffix.lower() == ".npz":
             with np.load(file, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in names if name in archive}
         else:
             with h5py.File(file, "r") as archive:
                 arrays = {name: np.asarray(archive[name][()]) for name in names if name in archive}  # type: ignore[index]
     except Exception as error:  # of h5py, zipfile and numpy; a group where an array should be
-        kind = "NPZ" if file.suffix == ".npz" else "HDF5"
+        kind = "NPZ" if file.suffix.lower() == ".npz" else "HDF5"
         raise UserError(f"{file} cannot be read as {kind} ({type(error).__name__}: {catalog.one_line(error)}).") from error
     if missing := [name for name in AXES if name not in arrays]:
         raise UserError(f"{file} lacks {', '.join(missing)}; at its root it needs the arrays {', '.join(AXES)}.")

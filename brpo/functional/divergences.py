@@ -155,6 +155,7 @@ def _estimated_radius(divergence: Divergence) -> float:
     It misses the radius: -ln t, whose radius is 1, has 8/7, (t - 1)^2 / (t + 1) with a t ln t 0.8. So 1, where t ln t ends
     the series, for what is near it. Clearly more is what f has that cancels it: with a logarithm's coefficients there,
     as Jensen-Shannon's, the quotient is 8/6 of the radius, and is divided by that; of a pole's that is a cautious estimate.
+    Where large and small coefficients alternate it is far too low: give such a divergence its `radius`.
     """
     coefficients = {n: abs(c) for n, c in enumerate(divergence.conditional_symmetry_taylor(8)) if n >= 2 and c != 0.0}
     *_, before, last = sorted({0, 1, *coefficients})

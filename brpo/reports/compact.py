@@ -128,6 +128,6 @@ def _result(row: dict[str, str], options: dict[str, Any], curve: Curve) -> SeedR
         values={name: _number(row[name]) for name in _VALUES},
         best_update=_count(row["best_update"]),
         together=int(row["together"]),
-        options=options,
+        options={"processes": 1, **options},  # what was written before this was an option does not have it
         curve=curve,
     )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from brpo.errors import UserError
 from brpo.reports import compact
@@ -54,8 +55,17 @@ def find(paths: Sequence[Path]) -> Found:
             )
     runs = {result.run for result in found.results if result.curve}
     lacking = [line for line in dict.fromkeys(found.missing) if line.split(": ")[0] not in runs]  # now, if not before
-    once = {(result.run, result.seed, result.protocol, *result.values.items()): result for result in found.results}
+    once: dict[tuple[Any, ...], SeedResult] = {}
+    for result in found.results:  # the first of a run and its copies, but one with its curve
+        key = (result.run, result.seed, result.protocol, *result.values.items())
+        if key not in once or (result.curve and not once[key].curve):
+            once[key] = result
     return Found(list(once.values()), lacking)
+
+
+def run_below(path: Path) -> Path | None:
+    """A run below a folder, finished or not, or the folder of a sweep; None where there is neither."""
+    return path if SweepFolder(path).plan.exists() else next(_below(path), None)
 
 
 def _add(found: Found, path: Path) -> None:

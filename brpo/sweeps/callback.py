@@ -148,7 +148,8 @@ class SweepCallback(Callback):
             from joblib import effective_n_jobs
 
             os.environ[LEADER] = str(os.getpid())  # its workers inherit them
-            os.environ[AT_A_TIME] = str(effective_n_jobs(config.hydra.launcher.n_jobs))
+            at_a_time = effective_n_jobs(config.hydra.launcher.n_jobs)
+            os.environ[AT_A_TIME] = str(min(at_a_time, len(sweep.jobs) or at_a_time))
             sweep.take_signals()
 
 
@@ -173,7 +174,7 @@ def _refuse_misunderstandings(jobs: list[list[str]]) -> None:
             f"seeds={together} would be so many seeds a job, each time from 0 on. For these seeds, a job each, write "
             f"'seeds={each}'; for all of them in every job 'seeds=[{together}]'."
         )
-    folders = [folder for folder in typed("run_dir") if "${" not in folder]
+    folders = [folder for folder in typed("run_dir") if "${" not in folder and folder not in ("", "null")]
     if shared := next((folder for folder in folders if folders.count(folder) > 1), None):
         raise UserError(f"run_dir={shared} would be the folder of several jobs. Leave it out: each job gets one of its own.")
 

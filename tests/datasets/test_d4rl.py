@@ -232,7 +232,7 @@ def test_an_import_is_not_repeated(root: Path, tmp_path: Path) -> None:
 def test_files_of_another_kind(root: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("observation,action\n")
     for file in (tmp_path / name, tmp_path / f"none-{name}", tmp_path):
-        with pytest.raises(UserError, match="cannot be read as") as caught:
+        with pytest.raises(UserError, match="cannot be read as" if file.is_file() else "is no file") as caught:
             d4rl.import_file(file, ID)
         assert "\n" not in str(caught.value)
     assert not root.exists()
@@ -244,6 +244,20 @@ def test_a_group_is_no_array(root: Path, tmp_path: Path) -> None:
         opened["observations/desired_goal"] = np.zeros((8, 2))
     with pytest.raises(UserError, match="cannot be read as HDF5"):
         d4rl.import_file(file, ID)
+
+
+def test_an_id_below_a_data_set_is_refused(root: Path, tmp_path: Path) -> None:
+    flat = write(tmp_path, rows(), "flat.npz")
+    d4rl.import_file(flat.rename(tmp_path / "FLAT.NPZ"), "lab/whole-v0")
+    with pytest.raises(UserError, match="lab/whole-v0/part-v0 would lie in the data set lab/whole-v0"):
+        d4rl.import_file(tmp_path / "FLAT.NPZ", "lab/whole-v0/part-v0")
+
+
+@pytest.mark.parametrize("dataset_id", ["ant-mine-v0", "hopper-v0", "pen-human-v9", "lab/hopper-medium-v2"])
+def test_names_like_those_of_d4rl_are_looked_for(root: Path, monkeypatch: pytest.MonkeyPatch, dataset_id: str) -> None:
+    monkeypatch.setattr(catalog.minari, "download_dataset", lambda name: 1 / 0)
+    with pytest.raises(UserError, match="could not be downloaded"):
+        minari_io.load(dataset_id)
 
 
 def test_what_fails_or_has_no_room_leaves_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

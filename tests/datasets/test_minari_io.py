@@ -1,4 +1,6 @@
+import errno
 import os
+import shutil
 from pathlib import Path
 
 import gymnasium
@@ -231,8 +233,27 @@ def test_a_download_is_seen_when_it_is_whole(root: Path, monkeypatch: pytest.Mon
         assert list(catalog._below(root)) == []  # what another process sees meanwhile
 
     monkeypatch.setattr(catalog.minari, "download_dataset", fake)
+    (root / "far" / "away-v0").mkdir(parents=True)  # empty: no data set either
     assert len(minari_io.load("far/away-v0").rows) == 4
     assert [path.name for path in (root / ".unfinished").iterdir()] == ["far-away-v0.lock"]
+
+
+def test_a_namespace_may_be_a_link_to_another_disk(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(dataset_id: str) -> None:
+        write_dataset(Path(os.environ["MINARI_DATASETS_PATH"]), dataset_id, hand_made())
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.parent != target.parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return Path(shutil.move(self, target))
+
+    monkeypatch.setattr(catalog.minari, "download_dataset", fake)
+    monkeypatch.setattr(Path, "rename", rename)
+    (disk := tmp_path / "disk").mkdir()
+    root.mkdir(exist_ok=True)
+    (root / "far").symlink_to(disk)
+    assert len(minari_io.load("far/away-v0").rows) == 4
+    assert sorted(path.name for path in disk.iterdir()) == ["away-v0", "namespace_metadata.json"]
 
 
 def test_bundled_data_set() -> None:

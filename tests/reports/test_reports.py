@@ -83,6 +83,23 @@ def test_processes_that_average_gradients_are_an_option(tmp_path: Path) -> None:
         result = json.loads(path.read_text())
         path.write_text(json.dumps({**result, "engine": {**result["engine"], **engine, "processes": 4 if engine else 1}}))
     assert names(tmp_path) == ["bc processes=1", "bc processes=4"]
+    commands.report_runs([tmp_path / "one"], out=tmp_path / "kept")
+    kept = tmp_path / "kept" / "configs.json"
+    configs = json.loads(kept.read_text())
+    kept.write_text(json.dumps({name: {k: v for k, v in c.items() if k != "processes"} for name, c in configs.items()}))
+    (stored,) = run_folders.find([kept.parent]).results  # as of before it was an option
+    assert stored.options["processes"] == 1
+
+
+def test_the_copy_of_a_run_does_not_take_its_curve(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {0: [1.0, 2.0]})
+    metrics = RunFolder(run).metrics.read_text()
+    RunFolder(run).metrics.unlink()
+    report([run]).write(tmp_path / "copy")
+    RunFolder(run).metrics.write_text(metrics)
+    for paths in ([run, tmp_path / "copy"], [tmp_path / "copy", run]):
+        (result,) = run_folders.find(paths).results
+        assert result.curve == ((10, 1.0), (20, 2.0))
 
 
 def test_a_sweep_names_its_missing_jobs(tmp_path: Path) -> None:
@@ -387,6 +404,11 @@ def test_a_report_is_written_beside_runs_and_not_over_them(tmp_path: Path) -> No
     make_run(tmp_path / "a", {0: [1.0]})
     with pytest.raises(UserError, match="holds runs .*Give a folder of its own"):
         commands.report_runs([tmp_path], out=tmp_path)
+    RunFolder(tmp_path / "a").result.unlink()  # nor over one that is not finished
+    (tmp_path / "a" / "checkpoints").mkdir(exist_ok=True)
+    make_run(tmp_path.parent / "other", {0: [1.0]})
+    with pytest.raises(UserError, match="holds runs"):
+        commands.report_runs([tmp_path.parent / "other"], out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
