@@ -2,8 +2,7 @@
 
 import importlib.metadata
 import os
-import subprocess
-import sys
+import runpy
 
 import pytest
 
@@ -35,13 +34,16 @@ def test_wrong_arguments_are_one_line(
 
 
 @pytest.mark.parametrize("name", ["toy", "fit"])
-def test_the_experiments_have_names_of_their_own(name: str) -> None:
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_experiments_have_names_of_their_own(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = f"brpo.experiments.{name}"
-    result = subprocess.run(
-        [sys.executable, "-m", program, "--bogus"], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 2
-    (said,) = result.stderr.splitlines()
+    monkeypatch.setattr("sys.argv", [program, "--bogus"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(program, run_name="__main__")
+    assert ended.value.code == 2
+    (said,) = capsys.readouterr().err.splitlines()
     assert said.endswith(f"See python -m {program} --help.")
 
 

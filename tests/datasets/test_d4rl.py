@@ -238,6 +238,12 @@ def test_files_of_another_kind(root: Path, tmp_path: Path, name: str) -> None:
     assert not root.exists()
 
 
+def test_a_file_is_no_id(root: Path, tmp_path: Path) -> None:
+    file = write(tmp_path, rows())
+    with pytest.raises(UserError, match=f"dataset={file} is a file, .*brpo data import {file} ID"):
+        minari_io.load(str(file))
+
+
 def test_a_group_is_no_array(root: Path, tmp_path: Path) -> None:
     file = write(tmp_path, rows(observations=None))
     with h5py.File(file, "r+") as opened:
@@ -339,5 +345,3 @@ def test_the_commands(cli: Run, tmp_path: Path) -> None:
     trained = cli("algo=iql", "dataset=pendulum-random-v0", "trainer=smoke", **sets)
     assert trained.returncode == 0, trained.stderr
     assert "normalized score" in trained.stdout
-    named = cli("algo=iql", f"dataset={tmp_path}/flat.hdf5", **sets)
-    assert (named.returncode, f"brpo data import {tmp_path}/flat.hdf5 ID" in named.stderr) == (2, True)
