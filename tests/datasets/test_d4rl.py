@@ -238,12 +238,6 @@ def test_files_of_another_kind(root: Path, tmp_path: Path, name: str) -> None:
     assert not root.exists()
 
 
-def test_a_file_is_no_id(root: Path, tmp_path: Path) -> None:
-    file = write(tmp_path, rows())
-    with pytest.raises(UserError, match=f"dataset={file} is a file, .*brpo data import {file} ID"):
-        minari_io.load(str(file))
-
-
 def test_a_group_is_no_array(root: Path, tmp_path: Path) -> None:
     file = write(tmp_path, rows(observations=None))
     with h5py.File(file, "r+") as opened:
