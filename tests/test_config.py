@@ -6,7 +6,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from brpo import config
-from brpo.algorithms.base import TAKE_ACTOR
 from brpo.errors import UserError
 from brpo.exits import exit_code_of
 from brpo.options import classes_above, known_options
@@ -283,8 +282,3 @@ def test_options_lists_what_can_be_typed() -> None:
     names = known_options(classes_above(algorithm_class("iql")))
     assert names.startswith("Known options: actor, critic, value, expectile, ")
     assert not {"spec", "seeds", "max_updates"} & set(re.findall(r"\w+", names))
-
-
-def test_actor_is_for_the_algorithms_that_take_it() -> None:
-    named = re.findall(r"\w+", TAKE_ACTOR.replace(" and", ""))
-    assert set(named) <= {name for name in ALGORITHMS if not algorithm_class(name).own_policy}

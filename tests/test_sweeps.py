@@ -87,6 +87,13 @@ def test_jobs_at_a_time(
     assert config.hydra.launcher.n_jobs == expected  # through the resolver
 
 
+def test_jobs_that_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(plan.AT_A_TIME, raising=False)
+    assert plan.jobs_at_a_time() == 1
+    monkeypatch.setenv(plan.AT_A_TIME, "3")  # by the process that leads the sweep
+    assert plan.jobs_at_a_time() == 3
+
+
 def test_visible_devices_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

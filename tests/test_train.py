@@ -287,11 +287,11 @@ def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path)
         (["algo=sfac", "+algo.regularizer.bogus=1"], "SfAC: SeriesDivergence has no option 'bogus'.\n"),
         (
             ["algo=td3_bc", "actor=mixture"],
-            "td3_bc has a policy of its own, which MixtureActor cannot replace: leave actor= out.",
+            "td3_bc has a policy of its own, which MixtureActor cannot replace: leave actor= out",
         ),
         (
             ["algo=bdpo", "actor=gaussian"],
-            "bdpo has a policy of its own, which GaussianActor cannot replace: leave actor= out.",
+            "bdpo has a policy of its own, which GaussianActor cannot replace: leave actor= out",
         ),
         (
             ["algo=sfac", "+algo.schedule.actr=cosine"],

@@ -30,7 +30,6 @@ from brpo.options import (
 )
 from brpo.types import Batch, DataSpec
 
-TAKE_ACTOR = "bc, iql, sql, eql, xql, awac and sfac"  # whose policy actor= replaces
 BEHAVIOR_TRAININGS = ("joint", "fixed")  # whether a pre-trained behaviour model moves in the training
 
 
@@ -184,8 +183,8 @@ class OfflineAlgorithm(lightning.LightningModule):
         if name == "actor" and self.own_policy and hasattr(kind, "log_prob"):  # as the kinds of actor= have
             own = type(self).__module__.rpartition(".")[2]
             raise UserError(
-                f"{own} has a policy of its own, which {kind.__name__} cannot replace: leave actor= out. "
-                f"It is for {TAKE_ACTOR}."
+                f"{own} has a policy of its own, which {kind.__name__} cannot replace: leave actor= out "
+                f"(docs/configuration.md has the algorithms that it is for)."
             )
         try:
             with options_of(name):

@@ -42,6 +42,8 @@ def test_weight_by_hand() -> None:
     assert sfac.latest["weight/mean_before_normalization"].tolist() == pytest.approx([sum(omega) / 3])
     effective = sum(omega) ** 2 / (3 * sum(value**2 for value in omega))
     assert sfac.latest["weight/effective_share"].tolist() == pytest.approx([effective])
+    far_below = torch.tensor([[-997.0, -996.0, -995.0]], dtype=torch.float64)  # where every exponential is 0
+    assert torch.allclose(sfac.weight(three_transitions(), far_below), weight)
 
 
 def test_series_omega_by_hand() -> None:

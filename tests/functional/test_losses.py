@@ -143,6 +143,8 @@ def test_value_scale_by_hand_and_without_gradient() -> None:
     scale = losses.value_scale(q, 2.0)
     assert scale.tolist() == [1.0, 0.5]
     assert not scale.requires_grad
+    nothing = torch.zeros(1, 2)
+    assert (losses.value_scale(nothing, 2.0).unsqueeze(-1) * nothing).tolist() == [[0.0, 0.0]]  # and not NaN
 
 
 def test_scaled_values_do_not_depend_on_the_scale_of_rewards() -> None:
