@@ -1,0 +1,110 @@
+"""`brpo data`: see the data sets that there are, check one, and make one of a flat file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from brpo.errors import UserError
+
+app = typer.Typer(help="Look at Minari data sets, and import flat files.", no_args_is_help=True)
+console = Console()
+
+
+@app.command("list")
+def list_all(
+    remote: Annotated[bool, typer.Option(help="Ask the hub too.")] = True,
+    prefix: Annotated[str, typer.Option(help="Only remote ids that begin like this.")] = "",
+) -> None:
+    """List the data sets of this machine and, when it can be reached, of the hub."""
+    from brpo.datasets import catalog, toy
+
+    print(f"Generated: {', '.join(toy.ids())}")
+    local = catalog.local_ids()
+    console.print(f"On this machine ({len(local)}):")
+    for dataset_id, folder in local.items():
+        print(f"  {dataset_id}  {folder}")
+    if remote:
+        console.print("Asking the hub ...")
+        found = catalog.remote_ids(prefix)
+        if found is None:
+            console.print(
+                f"The hub cannot be reached; without a network only the ids above can be used{catalog.offline_hint()}."
+            )
+        else:
+            console.print(f"On the hub ({len(found)}):")
+            for dataset_id in found:
+                print(f"  {dataset_id}")
+
+
+@app.command("info")
+def info(dataset_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Sizes, returns, terminations, quantiles and boundary actions of a data set."""
+    from brpo.datasets import sources
+    from brpo.datasets.statistics import describe
+
+    table = Table(title=dataset_id, title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in describe(sources.load(dataset_id)).items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+@app.command("check")
+def check(dataset_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Read every episode of a data set; exit code 2 and the first fault where it cannot be trained on."""
+    from brpo.datasets import sources
+
+    found = sources.check(dataset_id)
+    print(f"{dataset_id}: good. {found.lengths.sum()} transitions in {len(found.lengths)} episodes, digest {found.digest}")
+    if found.clipped:
+        print(f"{found.clipped} action entries lie outside the bounds; training clips them.")
+
+
+@app.command("import")
+def import_flat(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="HDF5 or NPZ with observations, actions, rewards, terminals, ...")
+    ],
+    dataset_id: Annotated[str, typer.Argument(metavar="ID", help="Of the new data set, such as hopper-medium-v2.")],
+    env: Annotated[
+        str | None, typer.Option(metavar="ENV_ID", help="Gymnasium id of the environment for evaluation.")
+    ] = None,
+    reference_min: Annotated[float | None, typer.Option(help="The return that scores 0.")] = None,
+    reference_max: Annotated[float | None, typer.Option(help="The return that scores 100.")] = None,
+    action_low: Annotated[float | None, typer.Option(help="Bound of every action dimension, without --env.")] = None,
+    action_high: Annotated[float | None, typer.Option(help="Bound of every action dimension, without --env.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Longest episode, of a file without timeouts.")] = None,
+) -> None:
+    """Make a data set out of a flat file, as D4RL's are. docs/use.md says where episodes end and which rows are dropped."""
+    from brpo.datasets import d4rl
+
+    references = _pair("--reference-min and --reference-max", reference_min, reference_max)
+    bounds = _pair("--action-low and --action-high", action_low, action_high)
+    made = d4rl.import_file(file, dataset_id, env=env, references=references, bounds=bounds, max_steps=max_steps)
+    transitions, episodes, terminated = made.lengths.sum(), len(made.lengths), made.terminated.sum()
+    print(
+        f"{dataset_id}: {transitions} transitions of {made.rows} rows, in {episodes} episodes: "
+        f"{terminated} terminated, {episodes - terminated} truncated"
+    )
+    if dropped := made.rows - transitions:
+        print(f"{dropped} rows dropped: the last of each truncated episode, as the file has no next_observations")
+    if made.jumps:
+        print(f"{made.jumps} episodes end without a flag, where next_observations is not what the next row observes")
+    print(f"return: mean {made.returns.mean():.1f}, smallest {made.returns.min():.1f}, largest {made.returns.max():.1f}")
+    outside = f"; {made.clipped} entries outside, which training clips" if made.clipped else ""
+    print(f"action bounds: {made.space.low.tolist()} to {made.space.high.tolist()}{outside}")
+    if env is None:
+        print("no environment: runs on it log offline diagnostics and have no scores (--env ENV_ID)")
+    print(f"{made.folder}\nbrpo data check {dataset_id}\npython train.py dataset={dataset_id}")
+
+
+def _pair(names: str, low: float | None, high: float | None) -> tuple[float, float] | None:
+    if low is None and high is None:
+        return None
+    if low is None or high is None:
+        raise UserError(f"{names} belong together: give both or none.")
+    return low, high
