@@ -137,8 +137,8 @@ def draw_weights(name: str, symbol: str) -> Callable[[Axes, Diagnosis], None]:
         axes.set_xscale("log" if wide else "linear")
         if wide:  # minor ticks need no labels: on little more than a decade they cover one another
             axes.xaxis.set_minor_formatter(NullFormatter())
-            if high < 100.0 * low:
-                axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            few = high < 100.0 * low  # decades; else labels of many digits would cover one another
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if few else LogLocator(numticks=6))
             axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.axvline(1.0, color="black", linewidth=0.8, linestyle="--")
         cap = getattr(diagnosis.algorithm, "max_ratio", None) if name == "ratio/rho" else None
