@@ -139,7 +139,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         self.ranks = ALONE
         self.asked: set[tuple[int, int]] = set()  # (every, after) of each `due`
         # An engine that repeats what it has seen sets these two: nothing in an update may then come from the Python count.
-        self.rates: dict[str, Tensor] | None = None  # learning rate of each part, on the device
+        self.rates: dict[str, Tensor] | None = None  # learning rate of each part, (1,), on the device
         self.due_now: dict[tuple[int, int], bool] | None = None
         self.stored: dict[str, Any] = {}  # plain containers that checkpoints carry (the config)
         self.latest: dict[str, Tensor] = {}  # what the present update recorded
@@ -277,7 +277,7 @@ class OfflineAlgorithm(lightning.LightningModule):
         norms = gradients.norm_per_seed(grads)
         if self.gradient_clip is not None:
             grads = gradients.clip_per_seed(grads, norms, self.gradient_clip)
-        rate = self.rates[name] if self.rates is not None else self.rate(name, self.update_count)
+        rate = self.rates[name].squeeze(0) if self.rates is not None else self.rate(name, self.update_count)
         self._step_optimizer(name, grads, rate)
         self.record(f"loss/{name}", loss)
         self.record(f"gradient_norm/{name}", norms)

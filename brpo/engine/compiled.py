@@ -89,7 +89,10 @@ def _whole_update(
     def update(batch: Batch) -> None:
         given = algorithm.rates  # by a runner that captures this update
         if not rates:  # only now is the algorithm on its device
-            rates.update(_scalars(algorithm, parts))
+            # (1,), and as those of a captured chunk are: a float64 of no dimension is traced as a number of Python's first,
+            # and all is traced and lowered again without it.
+            kind = rate_type(algorithm.device)
+            rates.update({name: torch.zeros(1, dtype=kind, device=algorithm.device) for name in parts})
         if given is None:
             for name, rate in rates.items():
                 rate.fill_(algorithm.rate(name, algorithm.update_count))
@@ -101,12 +104,6 @@ def _whole_update(
             algorithm.rates, algorithm.due_now = given, None
 
     return update
-
-
-def _scalars(algorithm: OfflineAlgorithm, parts: tuple[str, ...]) -> dict[str, Tensor]:
-    """A number for each part, as those of a captured chunk are: another type would compile another version."""
-    kind = rate_type(algorithm.device)
-    return {name: torch.zeros((), dtype=kind, device=algorithm.device) for name in parts}
 
 
 def compile_losses(algorithm: OfflineAlgorithm, backend: str = "inductor", or_eager: bool = False) -> list[str]:

@@ -30,7 +30,7 @@ class Captured:
 
     replay: Callable[[], None]
     indices: Tensor  # (updates, seeds, batch), copied in before each replay
-    rates: dict[str, Tensor]  # (updates,) by part, copied in too
+    rates: dict[str, Tensor]  # (updates, 1) by part, copied in too
     records: list[dict[str, Tensor]]  # by update; each replay overwrites the tensors
 
 
@@ -94,7 +94,7 @@ class GraphRunner(EagerRunner):
         indices = self.indices(algorithm, start, start + self.chunk)
         # 16 bytes apart: compiled code copies inputs that are not aligned.
         kind = rate_type(algorithm.device)
-        rates = {name: torch.zeros(self.chunk, 4, dtype=kind, device=algorithm.device)[:, 0] for name in algorithm.active}
+        rates = {name: torch.zeros(self.chunk, 4, dtype=kind, device=algorithm.device)[:, :1] for name in algorithm.active}
         history, algorithm.history = algorithm.history, []
         try:
             replay = self.capture(lambda: self._updates(algorithm, indices, rates))
@@ -112,7 +112,7 @@ class GraphRunner(EagerRunner):
         captured.indices.copy_(self.indices(algorithm, start, start + self.chunk))
         for name, rates in captured.rates.items():
             planned = [algorithm.rate(name, start + k) for k in range(self.chunk)]
-            rates.copy_(torch.tensor(planned, dtype=rates.dtype), non_blocking=True)
+            rates.copy_(torch.tensor(planned, dtype=rates.dtype)[:, None], non_blocking=True)
         captured.replay()
         algorithm.history += [(start + k, recorded) for k, recorded in enumerate(captured.records)]
         algorithm.update_count = start + self.chunk
