@@ -27,6 +27,7 @@ RESUME_MAY_CHANGE = (
     "max_updates", "eval", "engine", "parallel", "trainer", "profile", "debug", "resume", "run_dir", *USERS_OWN,
     "data.storage",
 )  # fmt: skip
+MODES = ("mean", "sampled")  # how a policy acts when it is evaluated: its mode, or a sample
 ENGINES = ("auto", "eager", "compile", "cudagraph")
 PARALLEL = ("auto", "seeds", "data")
 FAMILIES = (  # words of data set ids that by_family knows
@@ -228,7 +229,7 @@ def check_config(config: dict[str, Any]) -> None:
     compiled = config["engine"]["compiled"]
     require("engine.compiled", compiled, compiled == "auto" or isinstance(compiled, bool), "auto, true or false")
     mode = config["eval"]["mode"]
-    require("eval.mode", mode, mode in ("mean", "sampled"), "mean or sampled")
+    require("eval.mode", mode, mode in MODES, "mean or sampled")
     behavior = config["behavior"]
     require("behavior", behavior, isinstance(behavior, str) and behavior != "", "auto, fresh, or the path of a run or file")
     dataset, scale = config["dataset"], config["data"]["reward_scale"]

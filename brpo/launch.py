@@ -1,6 +1,7 @@
 """What `train.py` does with a composed configuration: check, find what to resume, train, say what came out."""
 
 import functools
+import json
 import os
 import re
 import sys
@@ -33,8 +34,8 @@ _MAY_CHANGE = (
 )
 
 
-def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path], None] | None = None) -> None:
-    """Start or resume the run of a configuration.
+def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path], None] | None = None) -> dict[str, Any]:
+    """Start or resume the run of a configuration; gives what `brpo.training.train` does.
 
     Args:
         composed: what Hydra composed.
@@ -84,7 +85,7 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
             print(f"already finished: {resumption.folder.path} ({resumption.folder.result})", flush=True)
             if on_folder is not None:
                 on_folder(resumption.folder.path)
-            return
+            return {**json.loads(resumption.folder.result.read_text()), "run_dir": str(resumption.folder.path)}
         if resumption.checkpoint is None and resumption.updates >= 0:
             raise UserError(
                 f"{resumption.folder.path} ended after {resumption.updates} updates and has no whole checkpoint to go on "
@@ -96,7 +97,9 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
                 f"{resumption.checkpoint} has made."
             )
         print(resumption.notice, flush=True)
-    report(train(config, overrides, resumption, on_folder))
+    result = train(config, overrides, resumption, on_folder)
+    report(result)
+    return result
 
 
 def _refuse_processes_in_sweep(config: dict[str, Any]) -> None:
@@ -135,7 +138,7 @@ def _automatic(config: dict[str, Any]) -> resuming.Resumption | None:
 
 def _keep_the_length(config: dict[str, Any], stored: dict[str, Any], overrides: list[str]) -> None:
     """`resume=auto` goes on to the end that a run was started with, unless another is typed; all else must be the same."""
-    if "max_updates" in stored and "max_updates" not in map(_key, overrides):
+    if "max_updates" in stored and "max_updates" not in map(key_of, overrides):
         _keep(config, "max_updates", stored["max_updates"])
 
 
@@ -151,7 +154,7 @@ def _continued_config(folder: runs.RunFolder, overrides: list[str]) -> tuple[dic
         raise UserError(f"{folder.config} has no list of overrides; it is not one of ours.")
     kept = []
     for item in typed_then:
-        key = _key(item)
+        key = key_of(item)
         if key in configuration.USERS_OWN:
             print(f"note: {item} is left out; type it again if the run is to go on with it", flush=True)
         elif key == "sweep":
@@ -160,7 +163,7 @@ def _continued_config(folder: runs.RunFolder, overrides: list[str]) -> tuple[dic
             raise UserError(f"{folder.config} holds the override {item!r}; a run has only {', '.join(RUN_KEYS)}.")
         elif key not in ("resume", "run_dir"):
             kept.append(item)
-    typed = [item for item in overrides if _key(item) != "resume"]
+    typed = [item for item in overrides if key_of(item) != "resume"]
     try:
         config = configuration.to_plain(compose("train", overrides=[*kept, *typed]))
     except HydraException as error:
@@ -170,7 +173,7 @@ def _continued_config(folder: runs.RunFolder, overrides: list[str]) -> tuple[dic
         ) from error
     _keep_defaults(config, stored, kept, typed)
     _check_trusted(config)
-    return config, [*kept, *(item for item in typed if _key(item) not in ("run_dir", *configuration.USERS_OWN))]
+    return config, [*kept, *(item for item in typed if key_of(item) not in ("run_dir", *configuration.USERS_OWN))]
 
 
 def _check_trusted(config: dict[str, Any]) -> None:
@@ -184,7 +187,7 @@ def _keep_defaults(config: dict[str, Any], stored: dict[str, Any], kept: list[st
     names = tuple(configuration.dotted_key(item).rpartition("@")[2] + "." for item in typed)
     for key, value in configuration.flatten(config).items():
         chosen = f"{key}.".startswith(names) or value != today.get(key, ...)  # of a group, such as algo/size, by its values
-        if not chosen and key in before and key not in ("resume", "run_dir") and _key(key) in RUN_KEYS:
+        if not chosen and key in before and key not in ("resume", "run_dir") and key_of(key) in RUN_KEYS:
             _keep(config, key, before[key])
 
 
@@ -197,7 +200,7 @@ def _keep(config: dict[str, Any], key: str, stored: Any) -> None:
         node[name] = stored
 
 
-def _key(override: str) -> str:
+def key_of(override: str) -> str:
     """The top-level key of an override, `algo` of `+algo.optimizer.lr=1` and of `algo/size=paper`."""
     return re.split(r"[.=@/]", override.lstrip("+~"))[0]
 

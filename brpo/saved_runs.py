@@ -18,16 +18,17 @@ from brpo.errors import UserError
 from brpo.evaluation import environments
 from brpo.evaluation.kinds import kind_of
 from brpo.evaluation.make import columns, make_evaluator
+from brpo.options import require_one_of, require_whole
 from brpo.types import DataSpec
 
 
 def load_algorithm(
-    path: Path, acting: Mapping[str, Any] | None = None, seed: int | None = None
+    path: Path | str, acting: Mapping[str, Any] | None = None, seed: int | None = None
 ) -> tuple[OfflineAlgorithm, dict[str, Any]]:
     """The algorithm of a checkpoint with its weights, on the CPU, and its configuration.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint; of a run folder the last one.
         acting: options of `algo.acting` other than those of the run: no weight depends on them.
         seed: one of the run's: the member of this seed alone. None: all of them.
 
@@ -35,6 +36,7 @@ def load_algorithm(
         UserError: the checkpoint is damaged, or names classes that are not ours; or it knows no such way of acting, or has
             not that seed.
     """
+    path = checkpoint_of(path, "last")
     checkpoint = checkpoint_io.read(path)
     try:
         config, spec = checkpoint["brpo"]["config"], DataSpec.from_dict(checkpoint["brpo"]["spec"])
@@ -66,12 +68,14 @@ def _act_otherwise(algo: dict[str, Any], acting: Mapping[str, Any], path: Path) 
         algo["acting"] = {**known, **acting}
 
 
-def checkpoint_of(run: Path, rule: str) -> Path:
+def checkpoint_of(run: Path | str, rule: str) -> Path:
     """The checkpoint of a run folder, `last` or `best`; a file as it is. Takes the one before a damaged `last`, and says so.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or no such rule.
     """
+    require_one_of(("last", "best"), checkpoint=rule)
+    run = Path(run)
     if not run.exists():
         raise UserError(
             f"{run} does not exist. Give a run folder, runs/<algo>/<data set>/<time>-<id>, or a checkpoint in one."
@@ -100,7 +104,7 @@ def folder_of(path: Path) -> runs.RunFolder:
 
 
 def evaluate_checkpoint(
-    path: Path, *, episodes: int | None = None, mode: str | None = None, acting: Mapping[str, Any] | None = None
+    path: Path | str, *, episodes: int | None = None, mode: str | None = None, acting: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Evaluate the policies of a checkpoint, from the same starts as the evaluations of training.
 
@@ -113,10 +117,19 @@ def evaluate_checkpoint(
     Raises:
         UserError: the checkpoint cannot be used, or its environment is not here.
     """
+    if mode is not None:
+        require_one_of(configuration.MODES, mode=mode)
+    if episodes is not None:
+        require_whole(1, episodes=episodes)
+    path = checkpoint_of(path, "last")
     algorithm, config = load_algorithm(path, acting)
     spec, seeds = algorithm.spec, configuration.seed_list(config["seeds"])
     sampled = is_toy(spec.dataset_id)
-    options = {**config["eval"], **({"episodes": episodes} if episodes else {}), **({"mode": mode} if mode else {})}
+    options = {
+        **config["eval"],
+        **({"episodes": episodes} if episodes is not None else {}),
+        **({"mode": mode} if mode else {}),
+    }
     configuration.check_evaluation(spec.dataset_id, options["mode"])
     if "candidates" in (acting or {}) and options["mode"] == "sampled":
         raise UserError("Candidates are chosen among where the mode is mean; sampled takes a plain sample. Leave them out.")
@@ -167,6 +180,7 @@ def film(path: Path, *, mode: str, max_frames: int, acting: Mapping[str, Any] | 
     """
     import imageio.v2 as imageio
 
+    require_one_of(configuration.MODES, mode=mode)
     algorithm, config = load_algorithm(path, acting)
     seeds = configuration.seed_list(config["seeds"])
     try:

@@ -15,7 +15,7 @@ from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import UserError
 from brpo.functional import gradients, streams
 from brpo.functional.schedules import SCHEDULES
-from brpo.modules.mlp import initialize
+from brpo.modules.mlp import draw_others, initialize
 from brpo.options import (
     classes_above,
     in_words,
@@ -27,6 +27,7 @@ from brpo.options import (
     require_one_of,
     require_part,
     require_positive,
+    require_whole,
 )
 from brpo.types import Batch, DataSpec
 
@@ -108,6 +109,8 @@ class OfflineAlgorithm(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        require("seeds", seeds, "different whole numbers >= 0, at least one", _are_seeds)
+        require_whole(1, max_updates=max_updates)
         if "critic" in self.trained:
             require_number("discount", discount, "in [0, 1)", lambda v: 0 <= v < 1)
             require_number("polyak", polyak, "in (0, 1]", lambda v: 0 < v <= 1)
@@ -196,6 +199,7 @@ class OfflineAlgorithm(lightning.LightningModule):
             known = f" {known_options(classes_above(kind))}" if words.startswith(f"{kind.__name__} ") else ""
             raise UserError(f"The {name} of {type(self).__name__} cannot be built: {words}.{known}") from error
         initialize(part, self.seeds, name)
+        draw_others(part, lambda: factory(self.spec, 1), self.seeds, name)
         return part
 
     # --- What a subclass writes ---------------------------------------------------------------------------------------
@@ -218,7 +222,9 @@ class OfflineAlgorithm(lightning.LightningModule):
         None where there is no part `critic`.
         """
         critic: Any = getattr(self, "critic", None)
-        return None if critic is None else critic(self.normalize(observations), actions).amin(1)
+        if critic is None:
+            return None
+        return critic(self.normalize(self._checked(observations)), actions).amin(1)
 
     @property
     def bootstraps(self) -> bool:
@@ -266,7 +272,17 @@ class OfflineAlgorithm(lightning.LightningModule):
         """One gradient step of a part: backward, mean over the ranks, clipping, learning rate, optimizer.
 
         `loss` is (seeds,). The sum over seeds gives each member the gradient of its own loss.
+
+        Raises:
+            UserError: the part has no optimizer, or the loss is no number for each seed.
         """
+        if name not in self.optimizers_by_part:
+            known = ", ".join(self.optimizers_by_part) or "none, before configure_optimizers()"
+            raise UserError(f"{type(self).__name__} has no optimizer for {name!r}; `trained` names the parts: {known}.")
+        if loss.shape != self.seeds.shape:
+            raise UserError(
+                f"The loss of {name} is {tuple(loss.shape)}; it must be a number for each seed, {self._seeds()}."
+            )
         parameters = self._parameters_of[name]
         # A parameter that the loss does not use (the spread, where only the mean is fitted) gets a zero gradient.
         with torch.autocast(loss.device.type, enabled=False):  # backward in the types of the forward pass
@@ -313,7 +329,14 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     def record(self, name: str, value: Tensor) -> None:
         """Keep a number for each seed (seeds,), the last one of an update; its mean over the chunk is logged."""
+        if value.shape != self.seeds.shape:
+            raise UserError(
+                f"{name} is {tuple(value.shape)}; what is recorded must be a number for each seed, {self._seeds()}."
+            )
         self.latest[name] = value.detach()
+
+    def _seeds(self) -> str:
+        return f"({len(self.seeds)},)"
 
     def due(self, every: int, after: int = 0) -> bool:
         """Whether a part that runs every `every` updates from update `after` on runs in this one.
@@ -351,10 +374,14 @@ class OfflineAlgorithm(lightning.LightningModule):
         """Actions (seeds, n, action) for observations (seeds, n, observation), both in environment units.
 
         Args:
-            observations: on the module's device.
+            observations: floating numbers on the module's device.
             deterministic: the policy's mode; else a sample, from a stream of its own keyed by seed and `step`.
             step: number of the environment step, which names the random numbers of a sampled action.
+
+        Raises:
+            UserError: the observations have another shape.
         """
+        observations = self._checked(observations)
         keys = streams.key(self.seeds, streams.purpose("act"), step)
         return self.to_environment(self.choose(self.normalize(observations), deterministic, keys))
 
@@ -371,7 +398,20 @@ class OfflineAlgorithm(lightning.LightningModule):
     @property
     def policy(self) -> Any:
         """The network that acts."""
+        if "actor" not in self._modules:  # an AttributeError here would name this property instead
+            raise UserError(f"{type(self).__name__} has no part called actor: override `policy` to say what acts.")
         return self.actor
+
+    def _checked(self, observations: Tensor) -> Tensor:
+        """Observations in the type of the networks' units; refuses those that are not (seeds, n, observation)."""
+        came = tuple(observations.shape) if isinstance(observations, Tensor) else type(observations).__name__
+        seeds, size = len(self.seeds), self.spec.observation_dim
+        if isinstance(came, str) or len(came) != 3 or (came[0], came[2]) != (seeds, size):
+            raise UserError(
+                f"Observations must be a tensor of {seeds} seeds, any number, and {size} values of an observation, "
+                f"({seeds}, n, {size}); got {came}. The same for each seed: observations.expand({seeds}, -1, -1)."
+            )
+        return observations.to(self.observation_mean.dtype)
 
     def normalize(self, observations: Tensor) -> Tensor:
         """Observations in the networks' units."""
@@ -493,6 +533,11 @@ class OfflineAlgorithm(lightning.LightningModule):
         """Take up the counter, and what `due` will be asked."""
         self.update_count = int(checkpoint["brpo"]["updates"])
         self.asked = {(every, after) for every, after in checkpoint["brpo"].get("asked", [])}
+
+
+def _are_seeds(seeds: Sequence[int]) -> bool:
+    whole = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
+    return whole and len(set(seeds)) == len(seeds) > 0
 
 
 def is_due(update: int, every: int, after: int) -> bool:

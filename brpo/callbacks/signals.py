@@ -1,6 +1,7 @@
 """SIGINT and SIGTERM set a flag; the run looks at it between chunks and between the steps of a rollout."""
 
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
@@ -22,7 +23,8 @@ class Signals(Callback):
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        for number in self.HANDLED:
+        main = threading.current_thread() is threading.main_thread()  # Python delivers signals to no other
+        for number in self.HANDLED if main else ():
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup and a shell's background jobs have it ignored
                 self._before[number] = signal.getsignal(number)
         self.install()

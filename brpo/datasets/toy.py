@@ -48,9 +48,9 @@ class Draws:
         """Uniform in 0..among-1, int64 (count,)."""
         return streams.integers(streams.key(self._task, streams.purpose(use)), self.count, among).numpy()
 
-    def noise(self, std: float) -> np.ndarray:
+    def noise(self, std: float, use: str = "noise") -> np.ndarray:
         """Gaussian with mean 0, float64 (count, 2)."""
-        key = streams.key(self._task, streams.purpose("noise"))
+        key = streams.key(self._task, streams.purpose(use))
         return std * streams.normal(key, (self.count, 2), torch.float64).numpy()
 
 

@@ -7,24 +7,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from brpo.config import MODES
 from brpo.errors import Interrupted
 from brpo.evaluation import scores
 from brpo.evaluation.rollout import Act, Episodes, Rollouts
+from brpo.options import require_one_of
 from brpo.types import DataSpec
 
 
 @dataclass(frozen=True)
 class RolloutSummary:
-    """What one evaluation says about one seed."""
+    """What one evaluation says about one seed. Returns are undiscounted sums of the environment's rewards."""
 
     seed: int
     update: int
     return_mean: float
     score: float | None  # D4RL-normalized mean return
-    return_std: float
-    return_worst: float
-    return_cvar: float
-    length: float
+    return_std: float  # over the episodes, of the population
+    return_worst: float  # the smallest
+    return_cvar: float  # mean of the worst tenth of the episodes, one at least
+    length: float  # mean number of steps
     value_gap: float | None  # critic's value at the start less the discounted return, in scaled rewards
 
     def numbers(self) -> dict[str, float | None]:
@@ -38,9 +40,13 @@ class RolloutEvaluator:
     Args:
         rollouts: the environments.
         mode: `mean` (the policy's mode) or `sampled`.
+
+    Raises:
+        ValueError: no such mode.
     """
 
     def __init__(self, rollouts: Rollouts, mode: str) -> None:
+        require_one_of(MODES, mode=mode)
         self.rollouts, self.mode = rollouts, mode
 
     def evaluate(

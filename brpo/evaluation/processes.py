@@ -57,7 +57,10 @@ class ProcessEnvs:
                 connection.send(request)
             received = [connection.recv() for connection in self.connections]
         except (EOFError, OSError):  # it may have died since its last answer, too
-            raise RuntimeError("a process with evaluation environments has ended") from None
+            raise RuntimeError(
+                "a process with evaluation environments has ended. It imports the program anew: in a script of your own, "
+                "train under `if __name__ == '__main__':`, or with eval.processes=1"
+            ) from None
         answers = []
         for answer in received:
             if isinstance(answer, str):

@@ -149,7 +149,12 @@ class Schedule:
         m = 0**, as BDPO's authors' code. `ddim`: the deterministic step, Eq. 12 of its paper with eta = 0.
 
         The penalty is that of the variance; where m = 0 that of beta_n, since q has none there.
+
+        Raises:
+            ValueError: no such sampler.
         """
+        if sampler not in SAMPLERS:
+            raise ValueError(f"Unknown sampler {sampler!r}. Known: {', '.join(SAMPLERS)}.")
         m = n - 1 if m is None else m
         bar, bar_m = self.alpha_bars[n], self.alpha_bars[m]
         if sampler == "ddim":
@@ -250,8 +255,6 @@ def reverse_path(schedule: Schedule, sampler: str, count: int | None) -> list[tu
     Raises:
         ValueError: the sampler is unknown, or `count` is not in 1..N.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"Unknown sampler {sampler!r}. Known: {', '.join(SAMPLERS)}.")
     return [(n, schedule.step(n, m, sampler)) for n, m in visited(schedule.steps, count)]
 
 

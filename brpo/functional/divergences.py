@@ -75,7 +75,10 @@ class Divergence:
     def conditional_symmetry_taylor(self, order: int) -> tuple[float, ...]:
         """Coefficients (g_0, ..., g_order) of g around 1: those of f less those of t ln t."""
         kl = _taylor(DIVERGENCES["kl"], order)
-        return tuple(c - k for c, k in zip(self.taylor(order), kl, strict=True))
+        # Equal but for rounding is 0: its sign would say whether large ratios are rewarded.
+        return tuple(
+            0.0 if math.isclose(c, k, rel_tol=1e-12) else c - k for c, k in zip(self.taylor(order), kl, strict=True)
+        )
 
     @property
     def series_radius(self) -> float:
@@ -92,7 +95,14 @@ def _taylor(divergence: Divergence, order: int) -> tuple[float, ...]:
         )
     if order < 0:
         raise ValueError(f"The order of a series must be at least 0, got {order}.")
-    coefficients = _derivatives(divergence.f, order if divergence.coefficient is None else min(order, 1))
+    try:
+        coefficients = _derivatives(divergence.f, order if divergence.coefficient is None else min(order, 1))
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"f of the divergence {divergence.name!r} cannot be differentiated: {reason}. It must take and give a torch "
+            f"tensor, by torch's functions: torch.log and not math.log."
+        ) from error
     if divergence.coefficient is not None:
         coefficients += tuple(divergence.coefficient(n) for n in range(2, order + 1))
     elif order >= 2:
@@ -125,12 +135,17 @@ BESIDE = 1e-3  # how far from 1 a user's f is looked at
 
 @cache
 def _check_beside_one(divergence: Divergence) -> None:
-    """Whether f below and above 1 has the curvature that differentiation finds at 1, where a kink or a jump hides.
+    """Whether f is 0 at 1 and not concave there, and below and above 1 has the curvature that differentiation finds at 1.
 
     Raises:
-        ValueError: it has another one.
+        ValueError: it is not, or has another one: a kink or a jump hides there.
     """
     f0, c1, c2, c3 = _derivatives(divergence.f, 3)
+    if not abs(f0) < 1e-6 or c2 < 0:
+        raise ValueError(
+            f"{divergence.name!r} is no divergence: f(1) = {f0:g} and f''(1) = {2 * c2:g}, and f must be convex with "
+            f"f(1) = 0. A sign may be missing in f, or a constant."
+        )
     sides = torch.tensor([-BESIDE, BESIDE], dtype=torch.float64)
     found = ((divergence.f(1.0 + sides) - f0 - c1 * sides) / sides.square()).tolist()
     if max(abs(side - c2) for side in found) > 0.05 * abs(c2) + 10.0 * BESIDE * abs(c3) + 0.1 * BESIDE:
@@ -284,7 +299,8 @@ def _power_divergence(t: Tensor, a: float) -> Tensor:
     """`(t^a - a t + a - 1) / (a (a - 1))`, without cancellation where a is near 0 or 1."""
     if a <= 0.5:
         return (torch.expm1(a * torch.log(t)) - a * (t - 1.0)) / (a * (a - 1.0))
-    return (t * torch.expm1((a - 1.0) * torch.log(t)) - (a - 1.0) * (t - 1.0)) / (a * (a - 1.0))
+    power = t * torch.expm1((a - 1.0) * torch.log(t))  # t^a - t, which is 0 times infinity at 0
+    return (torch.where(t == 0, 0.0, power) - (a - 1.0) * (t - 1.0)) / (a * (a - 1.0))
 
 
 PARAMETRIC: dict[str, Callable[[float], Divergence]] = {"alpha": alpha}

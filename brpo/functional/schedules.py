@@ -10,8 +10,8 @@ def constant(progress: float) -> float:
 
 
 def cosine(progress: float) -> float:
-    """Learning-rate factor that falls from 1 to 0 along half a cosine; `progress` in [0, 1]."""
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
+    """Learning-rate factor that falls from 1 to 0 along half a cosine, at `progress` 1, and stays there."""
+    return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "cosine": cosine}

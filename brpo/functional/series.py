@@ -137,7 +137,8 @@ class _BranchRoot(torch.autograd.Function):
             right, left = torch.where(above, u, right), torch.where(above, left, u)
             newton = u - (value - x) / slope
             u = torch.where((newton >= left) & (newton <= right), newton, 0.5 * (left + right))
-        u = torch.where(x <= at_low, low, torch.where(x >= at_high, high if math.isfinite(high) else 0.0, u))
+        u = torch.where(x <= at_low, low, torch.where(x >= at_high, high, u))  # +inf where nothing ends, as x = inf is
+        u = torch.where(x.isnan(), x, u)
         ctx.save_for_backward(u, inside)
         ctx.derivative = derivative
         return u

@@ -34,7 +34,7 @@ def softmax_over_batch(exponent: Float[Tensor, "seeds batch"]) -> Float[Tensor, 
 def normalize(weight: Float[Tensor, "seeds batch"]) -> Float[Tensor, "seeds batch"]:
     """Divide by the batch mean, so that `E_{pi_D}[w] = 1` holds on the batch. All zeros become all ones."""
     mean = weight.mean(-1, keepdim=True)
-    return torch.where(mean == 0, torch.ones_like(weight), weight / mean.clamp(min=1e-30))
+    return torch.where(mean == 0, 1.0, weight / torch.where(mean == 0, 1.0, mean))
 
 
 def effective_sample_share(weight: Float[Tensor, "seeds batch"]) -> Float[Tensor, " seeds"]:

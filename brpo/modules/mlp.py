@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from brpo.errors import UserError
 from brpo.functional import activations, perceptron, products, streams
 from brpo.options import require, require_flag
 
@@ -31,13 +32,13 @@ class StackedLinear(nn.Module):
         inputs: size of the input.
         outputs: size of the output.
 
-    The weights hold no numbers until `initialize` draws them.
+    The weights are NaN until `brpo.modules.mlp.initialize` draws them, which `OfflineAlgorithm.build` does.
     """
 
     def __init__(self, members: tuple[int, ...], inputs: int, outputs: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(*members, inputs, outputs))
-        self.bias = nn.Parameter(torch.empty(*members, outputs))
+        self.weight = nn.Parameter(torch.full((*members, inputs, outputs), math.nan))
+        self.bias = nn.Parameter(torch.full((*members, outputs), math.nan))
 
     @torch.no_grad()
     def initialize(self, keys: Tensor) -> None:
@@ -217,6 +218,40 @@ class MLP(nn.Module):
             with torch.autocast(hidden.device.type, enabled=False):
                 return affine(hidden.to(weight.dtype), weight, bias).view(*members, batch, -1)
         return affine(hidden, weight, bias).view(*members, batch, -1)
+
+
+def draw_others(module: nn.Module, build_one: Callable[[], nn.Module], seeds: Tensor, name: str) -> None:
+    """Draw the weights of a module that are of no stacked layer: those of each member as if it were built alone.
+
+    Such weights come from torch's generator, in the module's own constructor.
+
+    Args:
+        module: with a member for each seed.
+        build_one: builds it with one member.
+        seeds: (seeds,) int64.
+        name: of the module among others with these seeds.
+
+    Raises:
+        UserError: a weight has no axis of seeds in front.
+    """
+    stacked = {
+        id(p) for layer in module.modules() if isinstance(layer, StackedLinear | StackedNorm) for p in layer.parameters()
+    }
+    others = {path: parameter for path, parameter in module.named_parameters() if id(parameter) not in stacked}
+    for path, parameter in others.items():
+        if parameter.shape[:1] != seeds.shape:
+            raise UserError(
+                f"The {name}'s weight {path} is {tuple(parameter.shape)}: an axis of {len(seeds)} seeds must come first. "
+                f"Take StackedLinear or MLP of brpo.modules.mlp in the place of torch.nn.Linear."
+            )
+    if not others:
+        return
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for member, key in enumerate(streams.key(seeds, streams.purpose(f"init/{name}")).tolist()):
+            torch.manual_seed(key)
+            alone = dict(build_one().named_parameters())
+            for path, parameter in others.items():
+                parameter[member] = alone[path][0]
 
 
 def initialize(module: nn.Module, seeds: Tensor, name: str) -> None:

@@ -1,0 +1,42 @@
+"""Training from Python, as the command line does it."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from brpo.config import register_resolvers
+from brpo.errors import UserError
+from brpo.exits import in_one_line
+from brpo.launch import key_of, launch
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+def train(*overrides: str) -> dict[str, Any]:
+    """What `python train.py OVERRIDES` does: start a run, or go on with one (`resume=RUN`).
+
+    Args:
+        overrides: options as they are typed, such as `"algo=sfac"` or `"seeds=[3,7]"`; no sweep.
+
+    Returns:
+        The content of the run's `result.json`, and its folder as `run_dir`.
+
+    Raises:
+        UserError: an option is refused; nothing was written then.
+        TrainingDiverged: a loss became NaN or infinite; the last good checkpoint is kept.
+        Interrupted: a signal arrived; a checkpoint was written.
+    """
+    typed = [str(override) for override in overrides]
+    if swept := [item for item in typed if item.startswith("-") or key_of(item) in ("sweep", "hydra")]:
+        raise UserError(f"{swept[0]} is not for one run. Sweeps are made by the command line: python train.py -m ...")
+    if not CONF.is_dir():
+        raise UserError(f"There is no {CONF}. Install brpo from its repository with `pip install -e`: conf/ lies there.")
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):  # also for resuming, which composes once more
+        try:
+            composed = compose("train", overrides=typed)
+        except HydraException as error:
+            raise UserError(in_one_line(error)) from error
+        return launch(composed, typed)
