@@ -20,7 +20,7 @@ FLOORS = {
     "engine": 2,
 }  # everything else stands on floor 3
 LIGHTNING = {"algorithms", "callbacks", "engine", "datamodule", "training", "launch", "results"}
-HYDRA = {"config", "launch", "exits", "sweeps"}
+HYDRA = {"api", "config", "launch", "exits", "sweeps"}
 SOURCES = sorted((ROOT / "brpo").rglob("*.py"))
 
 
