@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from brpo.datasets.ids import is_toy
 from brpo.errors import UserError
+from brpo.evaluation.kinds import MODES
 from brpo.options import OptionRefused, classes_above, in_words, is_number, known_options, meant
 from brpo.sweeps.plan import sweep_jobs
 
@@ -27,7 +28,6 @@ RESUME_MAY_CHANGE = (
     "max_updates", "eval", "engine", "parallel", "trainer", "profile", "debug", "resume", "run_dir", *USERS_OWN,
     "data.storage",
 )  # fmt: skip
-MODES = ("mean", "sampled")  # how a policy acts when it is evaluated: its mode, or a sample
 ENGINES = ("auto", "eager", "compile", "cudagraph")
 PARALLEL = ("auto", "seeds", "data")
 FAMILIES = (  # words of data set ids that by_family knows

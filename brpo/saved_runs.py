@@ -16,7 +16,7 @@ from brpo.datasets.ids import is_toy
 from brpo.engine import checkpoint_io, ranks
 from brpo.errors import UserError
 from brpo.evaluation import environments
-from brpo.evaluation.kinds import kind_of
+from brpo.evaluation.kinds import MODES, kind_of
 from brpo.evaluation.make import columns, make_evaluator
 from brpo.options import require_one_of, require_whole
 from brpo.types import DataSpec
@@ -118,7 +118,7 @@ def evaluate_checkpoint(
         UserError: the checkpoint cannot be used, or its environment is not here.
     """
     if mode is not None:
-        require_one_of(configuration.MODES, mode=mode)
+        require_one_of(MODES, mode=mode)
     if episodes is not None:
         require_whole(1, episodes=episodes)
     path = checkpoint_of(path, "last")
@@ -180,7 +180,7 @@ def film(path: Path, *, mode: str, max_frames: int, acting: Mapping[str, Any] | 
     """
     import imageio.v2 as imageio
 
-    require_one_of(configuration.MODES, mode=mode)
+    require_one_of(MODES, mode=mode)
     algorithm, config = load_algorithm(path, acting)
     seeds = configuration.seed_list(config["seeds"])
     try:

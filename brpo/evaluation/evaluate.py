@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from brpo.config import MODES
 from brpo.errors import Interrupted
 from brpo.evaluation import scores
+from brpo.evaluation.kinds import MODES
 from brpo.evaluation.rollout import Act, Episodes, Rollouts
 from brpo.options import require_one_of
 from brpo.types import DataSpec

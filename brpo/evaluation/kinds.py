@@ -8,6 +8,8 @@ import numpy as np
 
 from brpo.datasets.ids import is_toy
 
+MODES = ("mean", "sampled")  # how a policy acts when it is evaluated: its mode, or a sample
+
 
 class Summary(Protocol):
     """What one evaluation says about one seed."""
