@@ -25,6 +25,7 @@ from brpo.callbacks.profile import Profile
 from brpo.callbacks.progress import UpdateProgress
 from brpo.callbacks.recorder import Recorder
 from brpo.callbacks.signals import Signals
+from brpo.datasets import statistics
 from brpo.datasets.datamodule import OfflineDataModule
 from brpo.engine import memory, strategy
 from brpo.engine.checkpoint_io import DigestCheckpointIO
@@ -236,7 +237,7 @@ def _build(
     words = configuration.family_words(spec.dataset_id, config["data"]["family"])
     family = "/".join(word for word in words if word in configuration.FAMILIES)
     print(f"{describe(datamodule, algorithm, seeds)}, family {family or 'default'}", flush=True)
-    for notice in [*_of_the_data(datamodule), *algorithm.notices(), *idle_options(algorithm, overrides)]:
+    for notice in [*statistics.notices(datamodule), *algorithm.notices(), *idle_options(algorithm, overrides)]:
         print(f"note: {notice}", flush=True)
     constants = {"data/boundary_share": datamodule.flat.boundary_share, **algorithm.constants()}
     kind, mode, episodes = kind_of(spec.dataset_id), evaluation["mode"], evaluation["episodes"]
@@ -340,13 +341,6 @@ def _evaluator(config: dict[str, Any], spec: DataSpec, seeds: int, ranks: Ranks)
         return None
 
 
-def _of_the_data(datamodule: OfflineDataModule) -> list[str]:
-    """What a user should know about the data, beyond their description."""
-    if datamodule.heldout_share > 0 and datamodule.heldout_transitions is None:
-        return ["one episode leaves nothing to hold out: heldout/* is of what is trained on"]
-    return []
-
-
 def describe(datamodule: OfflineDataModule, algorithm: OfflineAlgorithm, seeds: list[int]) -> str:
     """What is about to be trained on what, in two lines."""
     spec, flat = datamodule.spec, datamodule.flat
@@ -357,6 +351,6 @@ def describe(datamodule: OfflineDataModule, algorithm: OfflineAlgorithm, seeds: 
     return (
         f"data: {spec.dataset_id} (digest {spec.digest[:12]}), {spec.transitions} transitions in {spec.episodes} episodes, "
         f"{heldout} held out, returns {spec.return_min:.0f} to {spec.return_max:.0f}, "
-        f"{100 * flat.boundary_share:.1f} % boundary actions{clipped}\n"
+        f"rewards times {spec.reward_scale:.3g}, {100 * flat.boundary_share:.1f} % boundary actions{clipped}\n"
         f"algorithm: {type(algorithm).__name__}, seeds {seeds}, {parameters} parameters"
     )

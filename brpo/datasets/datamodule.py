@@ -11,8 +11,8 @@ from torch import Tensor
 
 from brpo.datasets import minari_io, row_cache, sources, transforms
 from brpo.datasets.transitions import MappedTransitions, Transitions
-from brpo.errors import UserError
 from brpo.functional import streams
+from brpo.options import options_of, require_flag, require_number, require_one_of
 from brpo.types import Batch, DataSpec
 
 STORAGES = ("device", "memmap")
@@ -96,10 +96,11 @@ class OfflineDataModule(lightning.LightningDataModule):
         chunk: int,
     ) -> None:
         super().__init__()
-        if not 0 <= heldout < 1:
-            raise UserError(f"data.heldout must be in [0, 1), got {heldout}.")
-        if storage not in STORAGES:
-            raise UserError(f"data.storage={storage} is not allowed. Use one of {', '.join(STORAGES)}.")
+        with options_of("data"):
+            require_number("heldout", heldout, "a share of the episodes in [0, 1)", lambda v: 0 <= v < 1)
+            require_number("reward_shift", reward_shift, "a finite number", lambda v: True)
+            require_one_of(STORAGES, storage=storage)
+            require_flag(normalize_observations=normalize_observations)
         self.dataset_id, self.storage = dataset_id, storage
         self.normalize_observations = normalize_observations
         self.reward_scale, self.reward_shift, self.heldout_share = reward_scale, reward_shift, heldout
@@ -109,7 +110,7 @@ class OfflineDataModule(lightning.LightningDataModule):
         self.heldout_transitions: Transitions | None
         self.heldout_lengths: np.ndarray  # transitions of each held-out episode, in the order of their transitions
         self.heldout_returns: np.ndarray
-        self.flat: minari_io.Flat
+        self.flat: minari_io.Flat  # rows in units of training, held-out episodes last; memmap: as recorded
 
     @property
     def spec(self) -> DataSpec:

@@ -2,9 +2,13 @@
 
 import numpy as np
 
+from brpo.datasets import transforms
+from brpo.datasets.datamodule import OfflineDataModule
+from brpo.datasets.ids import is_toy
 from brpo.datasets.minari_io import Flat
 from brpo.evaluation import scores
 
+FAR = 30  # mean or standard deviation of an observation that networks, which expect about 1, fit badly
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -40,3 +44,31 @@ def describe(flat: Flat) -> dict[str, str]:
         lines["normalized score"] = f"{normalized.mean():.1f} +- {normalized.std():.1f}, best {normalized.max():.1f}"
         lines["reference returns"] = f"{references[0]} (score 0), {references[1]} (score 100)"
     return lines
+
+
+def notices(datamodule: OfflineDataModule) -> list[str]:
+    """What a user should know about the data as the training will see them."""
+    found, flat = [], datamodule.flat
+    if datamodule.heldout_share > 0 and datamodule.heldout_transitions is None:
+        found.append("one episode leaves nothing to hold out: heldout/* is of what is trained on")
+    if datamodule.reward_scale == transforms.RETURN_RANGE and not transforms.have_range(flat.returns):
+        found.append(
+            "all returns are equal, and rewards are not scaled by their range: data.reward_scale=NUMBER scales them"
+        )
+    constant = transforms.is_constant(flat.observation_mean, flat.observation_std)
+    if constant.any() and not is_toy(flat.dataset_id):  # which have one state
+        found.append(f"{_columns(constant)} constant: the policy cannot know what another value means")
+    far = (np.maximum(np.abs(flat.observation_mean), flat.observation_std) > FAR) & ~constant
+    if far.any() and not datamodule.normalize_observations:
+        found.append(
+            f"{_columns(far)} taken as recorded, with a mean or spread beyond {FAR}, which networks fit badly: "
+            f"data.normalize_observations=true brings all to one scale"
+        )
+    return found
+
+
+def _columns(chosen: np.ndarray) -> str:
+    """Numbers of observation columns, as the beginning of a sentence."""
+    numbers = np.flatnonzero(chosen).tolist()
+    words = ", ".join(map(str, numbers[:8])) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
+    return f"observation {words} is" if len(numbers) == 1 else f"observations {words} are"

@@ -59,11 +59,15 @@ class Units:
     ) -> "Units":
         """Units from the moments of the data.
 
-        `epsilon` is added to the standard deviation, as TD3+BC's authors do (arXiv:2106.06860, section 5).
+        `epsilon` is added to the standard deviation, as TD3+BC's authors do (arXiv:2106.06860, section 5); not to one of
+        less than ten times as much, which it would hide, and a constant column is only shifted: divided by epsilon, a
+        sensor that is one unit off would drive the policy to its bounds [ours].
         """
-        if not normalize:
-            mean, std, epsilon = np.zeros_like(mean), np.ones_like(std), 0.0
-        return cls(mean.astype(np.float32), (std + epsilon).astype(np.float32), factor, shift, normalize)
+        if normalize:
+            std = np.where(is_constant(mean, std), 1.0, np.where(std < 10.0 * epsilon, std, std + epsilon))
+        else:
+            mean, std = np.zeros_like(mean), np.ones_like(std)
+        return cls(mean.astype(np.float32), std.astype(np.float32), factor, shift, normalize)
 
     def apply(self, rows: np.ndarray, slices: tuple[slice, ...]) -> None:
         """Change the units of rows in place; each number on its own, so a row alone gives what it gives in a matrix."""
@@ -76,6 +80,16 @@ class Units:
         rows[:, reward] += self.shift
 
 
+def is_constant(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Which columns have one value, but for rounding, by their moments."""
+    return std <= 1e-6 * np.abs(mean)
+
+
+def have_range(returns: np.ndarray) -> bool:
+    """Whether returns differ, but for rounding."""
+    return float(returns.max() - returns.min()) > 1e-6 * float(np.abs(returns).max())
+
+
 def reward_factor(scale: float | str, returns: np.ndarray) -> float:
     """The factor on rewards: a number as it is; `return_range` gives `1000 / (max - min)` of the episodes' returns.
 
@@ -86,8 +100,7 @@ def reward_factor(scale: float | str, returns: np.ndarray) -> float:
         ValueError: the scale is neither a positive number nor `return_range`.
     """
     if scale == RETURN_RANGE:
-        spread = float(returns.max() - returns.min())
-        return 1000.0 / spread if spread > 1e-6 * float(np.abs(returns).max()) else 1.0
+        return 1000.0 / float(returns.max() - returns.min()) if have_range(returns) else 1.0
     if not is_number(scale) or not float(scale) > 0:
         raise ValueError(f"data.reward_scale={scale} is not allowed. Use a positive number or {RETURN_RANGE}.")
     return float(scale)

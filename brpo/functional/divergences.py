@@ -96,6 +96,7 @@ def _taylor(divergence: Divergence, order: int) -> tuple[float, ...]:
     if order < 0:
         raise ValueError(f"The order of a series must be at least 0, got {order}.")
     try:
+        divergence.f(torch.ones(2, dtype=torch.float64))  # a single number would pass through math.log
         coefficients = _derivatives(divergence.f, order if divergence.coefficient is None else min(order, 1))
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -7,6 +7,7 @@ import torch
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.errors import TrainingDiverged, UserError
 from brpo.functional.schedules import cosine
+from brpo.modules.mlp import StackedLinear
 from tests.helpers import make_algorithm, make_spec, random_batch
 
 
@@ -51,7 +52,7 @@ def test_clipping_is_for_each_seed() -> None:
 
 
 def test_cosine_schedule_by_hand() -> None:
-    assert [cosine(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+    assert [cosine(p) for p in (0.0, 0.5, 1.0, 1.5)] == pytest.approx([1.0, 0.5, 0.0, 0.0])
     toy = Toy(schedule={"x": "cosine"})
     toy.configure_optimizers()
     for _ in range(6):
@@ -291,3 +292,104 @@ def test_divergence_in_the_pretraining_is_named_so() -> None:
     staged.step(None)
     with pytest.raises(TrainingDiverged, match="loss/model of seed 1 became NaN or infinite at pre-training update 1"):
         staged.take_records()
+
+
+class Careless(Toy):
+    """Makes a mistake of the kind that is asked for."""
+
+    mistake = ""
+
+    def update(self, batch) -> None:
+        loss = (self.x.weight - 1.0).square().sum(-1)
+        if self.mistake == "mean":
+            self.descend("x", loss.mean())
+        elif self.mistake == "part":
+            self.descend("critic", loss)
+        elif self.mistake == "record":
+            self.record("size", loss.mean())
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("mean", r"The loss of x is \(\); it must be a number for each seed, \(2,\)"),
+        ("part", "Careless has no optimizer for 'critic'; `trained` names the parts: x"),
+        ("record", r"size is \(\); what is recorded must be a number for each seed"),
+    ],
+)
+def test_mistakes_in_an_update_are_named(mistake: str, message: str) -> None:
+    careless = Careless()
+    careless.mistake = mistake
+    if mistake != "record":
+        with pytest.raises(UserError, match=r"none, before configure_optimizers\(\)"):
+            careless.step(None)
+    careless.configure_optimizers()
+    with pytest.raises(UserError, match=message):
+        careless.step(None)
+
+
+def test_a_policy_without_an_actor_is_named() -> None:
+    with pytest.raises(UserError, match="Toy has no part called actor: override `policy`"):
+        Toy().act(torch.zeros(2, 1, make_spec().observation_dim))
+
+
+@pytest.mark.parametrize("came", [(5, 1, 3), (2, 1, 1), (2, 3), (3,), (1, 4, 3)])
+@pytest.mark.parametrize("kind", ["act", "value_estimate"])
+def test_observations_of_another_shape_are_refused(kind: str, came: tuple[int, ...]) -> None:
+    """Some of them would be broadcast, and give the action of another observation."""
+    algorithm = make_algorithm("iql", seeds=(0, 5))
+    assert algorithm.spec.observation_dim == 3
+    arguments = (torch.zeros(came),) if kind == "act" else (torch.zeros(came), torch.zeros(2, 1, algorithm.spec.action_dim))
+    with pytest.raises(UserError, match=r"\(2, n, 3\); got \(.*observations.expand\(2, -1, -1\)"):
+        getattr(algorithm, kind)(*arguments)
+    with pytest.raises(UserError, match="got ndarray"):
+        algorithm.act(torch.zeros(2, 1, 3).numpy())
+
+
+def test_observations_of_another_type_are_converted() -> None:
+    algorithm = make_algorithm("iql", seeds=(0,)).float()
+    observations = torch.randn(1, 4, 3, dtype=torch.float64)
+    assert torch.equal(algorithm.act(observations), algorithm.act(observations.float()))
+
+
+class Own(torch.nn.Module):
+    """Draws weights of its own, as a user's module may."""
+
+    def __init__(self, spec, seeds: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(seeds, 2))
+        self.layer = StackedLinear((seeds,), 2, 1)
+
+
+def test_weights_that_a_part_draws_itself_are_those_of_its_seed() -> None:
+    torch.manual_seed(1)
+    together = Toy(seeds=[3, 0]).build("own", Own)
+    torch.manual_seed(2)
+    before = torch.random.get_rng_state()
+    alone = Toy(seeds=[0]).build("own", Own)
+    assert torch.equal(together.weight[1], alone.weight[0])
+    assert not torch.equal(together.weight[0], together.weight[1])
+    assert torch.equal(together.layer.weight[1], alone.layer.weight[0])
+    torch.random.set_rng_state(before)
+    Own(make_spec(), 1)  # the part itself was built so; the members' numbers took nothing from the user's generator
+    expected = torch.random.get_rng_state()
+    torch.random.set_rng_state(before)
+    Toy(seeds=[0]).build("own", Own)
+    assert torch.equal(torch.random.get_rng_state(), expected)
+
+
+def test_a_weight_without_an_axis_of_seeds_is_refused() -> None:
+    def plain(spec, seeds: int) -> torch.nn.Module:
+        return torch.nn.Linear(3, 1)
+
+    with pytest.raises(
+        UserError, match=r"The own's weight weight is \(1, 3\): an axis of 2 seeds must come first.*StackedLinear"
+    ):
+        Toy().build("own", plain)
+
+
+@pytest.mark.parametrize("options", [{"seeds": [0, 0]}, {"seeds": []}, {"seeds": 3}, {"seeds": [-1]}, {"max_updates": 0}])
+def test_seeds_and_lengths_that_cannot_be(options: dict) -> None:
+    (name,) = options
+    with pytest.raises(UserError, match=f"{name}=.* is not allowed"):
+        Toy(**options)

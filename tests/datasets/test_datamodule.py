@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from brpo.datasets import transforms
+from brpo.datasets import statistics, transforms
 from brpo.datasets.datamodule import OfflineDataModule, batch_indices, chunks_until_evaluation
 from brpo.errors import UserError
 from brpo.types import DataSpec
@@ -98,7 +98,7 @@ def test_reward_factor_edge_cases() -> None:
 
 
 def test_heldout_out_of_range() -> None:
-    with pytest.raises(UserError, match=r"data.heldout must be in \[0, 1\), got 1.0"):
+    with pytest.raises(UserError, match=r"data.heldout=1.0 is not allowed; it must be a share of the episodes in \[0, 1\)"):
         OfflineDataModule("a-v0", **{**OPTIONS, "heldout": 1.0})
 
 
@@ -139,3 +139,43 @@ def test_spec_survives_a_checkpoint(datasets: Path) -> None:
     assert DataSpec.from_dict(spec.to_dict()) == spec
     with pytest.raises(ValueError, match="DataSpec has the keys"):
         DataSpec.from_dict({"digest": ""})
+
+
+def test_a_constant_column_is_only_shifted_and_a_narrow_one_is_scaled() -> None:
+    """Divided by the usual 1e-3, a sensor that is off by 1 would be 1,000 units away; added to 1e-5, it would hide it."""
+    mean, std = np.array([230.0, 0.0, 1e-4, 5.0]), np.array([1e-6, 0.0, 1e-5, 2.0])
+    units = transforms.Units.of_observations(mean, std, True, factor=1.0, shift=0.0)
+    assert units.std.tolist() == pytest.approx([1.0, 1.0, 1e-5, 2.001])
+    assert units.mean.tolist() == pytest.approx(mean.tolist())
+    raw = transforms.Units.of_observations(mean, std, False, factor=1.0, shift=0.0)
+    assert raw.std.tolist() == [1.0] * 4 and raw.mean.tolist() == [0.0] * 4
+
+
+def test_what_networks_would_fit_badly_is_said(datasets: Path) -> None:
+    rng, episodes = np.random.default_rng(0), []
+    for _ in range(4):
+        episode = random_episode(rng, 5)
+        episode["observations"][:, 0] = 230.0
+        episode["observations"][:, 2] += 1e5
+        episodes.append(episode)
+    write_dataset(datasets, "tests/scales-v0", episodes)
+    constant, far = statistics.notices(make("tests/scales-v0"))
+    assert constant.startswith("observation 0 is constant")
+    assert far.startswith("observation 2 is taken as recorded") and "data.normalize_observations=true" in far
+    assert statistics.notices(make("tests/scales-v0", normalize_observations=True)) == [constant]
+    assert statistics.notices(make()) == []
+
+
+def test_a_single_episode_has_no_range_of_returns(datasets: Path) -> None:
+    write_dataset(datasets, "tests/alone-v0", [random_episode(np.random.default_rng(0), 5)])
+    alone, unscaled = statistics.notices(make("tests/alone-v0", reward_scale="return_range"))
+    assert "nothing to hold out" in alone and "data.reward_scale=NUMBER" in unscaled
+
+
+@pytest.mark.parametrize(
+    "options", [{"heldout": "0.1"}, {"reward_shift": math.nan}, {"normalize_observations": "no"}, {"storage": "disk"}]
+)
+def test_options_of_a_wrong_kind_are_refused(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(UserError, match=f"data.{name}=.* is not allowed"):
+        OfflineDataModule("tests/pendulum/tiny-v0", **{**OPTIONS, **options})

@@ -265,3 +265,28 @@ def test_no_known_divergence_is_taken_for_one_with_a_kink(name: str) -> None:
     known = get_divergence(name)
     mine = Divergence("mine", "test", known.f)
     assert mine.taylor(4) == pytest.approx(known.taylor(4), abs=1e-9)
+
+
+@pytest.mark.parametrize("parameter", [0.3, 0.5, 0.7, 0.999, 1.5, 3.0])
+def test_alpha_has_its_limit_at_zero(parameter: float) -> None:
+    assert get_divergence(f"alpha:{parameter}").f(f64(0.0)).item() == pytest.approx(1.0 / parameter)
+
+
+@pytest.mark.parametrize(
+    ("f", "message"),
+    [
+        (lambda t: torch.log(t), r"f\(1\) = 0 and f''\(1\) = -1, and f must be convex"),
+        (lambda t: (t - 1.0).square() + 5.0, r"f\(1\) = 5 and"),
+        (lambda t: t * math.log(t) - t + t.item(), "'mine' cannot be differentiated"),
+        (lambda t: np.log(t) * t, "'mine' cannot be differentiated: .*torch.log and not math.log"),
+    ],
+)
+def test_what_is_no_divergence_is_refused(f, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Divergence("mine", "test", f).taylor(3)
+
+
+def test_a_coefficient_that_cancels_is_zero() -> None:
+    """alpha:3.5 has c_2 = 1/2, as t ln t: by differentiation they differ by a rounding, whose sign must not count."""
+    derived = Divergence("mine", "test", get_divergence("alpha:3.5").f)
+    assert derived.conditional_symmetry_taylor(2)[2] == 0.0

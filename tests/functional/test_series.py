@@ -173,3 +173,12 @@ def test_the_conjugate_is_the_largest_value_over_the_branch(name: str, order: in
     inside = slope < 19.0
     largest = f64(*[(value * w - f).max() for value in x.tolist()])
     assert torch.allclose(conjugate.detach()[inside], largest[inside], atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_target_ratio_of_what_is_no_number(order: int) -> None:
+    branch = series.branch(get_divergence("jeffreys"), order)
+    low, high, unknown = series.target_ratio(branch, f64(-math.inf, math.inf, math.nan)).tolist()
+    assert low == pytest.approx(1.0 + branch.low)
+    assert high == pytest.approx(1.0 + branch.high)
+    assert math.isnan(unknown)
