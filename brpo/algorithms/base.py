@@ -197,6 +197,8 @@ class OfflineAlgorithm(lightning.LightningModule):
                 raise  # not of the options
             words = in_words(error)
             known = f" {known_options(classes_above(kind))}" if words.startswith(f"{kind.__name__} ") else ""
+            if name == "actor" and known:
+                known += " With actor= typed, ~algo.actor.NAME leaves out an option of the algorithm's own actor."
             raise UserError(f"The {name} of {type(self).__name__} cannot be built: {words}.{known}") from error
         initialize(part, self.seeds, name)
         draw_others(part, lambda: factory(self.spec, 1), self.seeds, name)

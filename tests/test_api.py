@@ -1,0 +1,60 @@
+"""Training from Python, and the mistakes that are made there."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brpo import api, saved_runs
+from brpo.errors import UserError
+
+TINY = ("dataset=tests/pendulum/tiny-v0", "trainer=smoke")
+
+
+def test_train_resume_and_take_up_the_run(datasets: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = api.train("algo=bc", "seeds=[4,7]", f"run_dir={run}", *TINY)
+    assert first["run_dir"] == str(run)
+    assert len(first["final"]["score"]) == 2
+    again = api.train(f"resume={run}")
+    assert again == first  # finished: the same file
+    assert saved_runs.load_algorithm(str(run))[0].seeds.tolist() == [4, 7]
+    with pytest.raises(UserError, match="checkpoint=final is not allowed; it must be last or best"):
+        saved_runs.checkpoint_of(run, "final")
+    with pytest.raises(UserError, match="mode=deterministic is not allowed; it must be mean or sampled"):
+        saved_runs.evaluate_checkpoint(run, mode="deterministic")
+    with pytest.raises(UserError, match="episodes=0 is not allowed"):
+        saved_runs.evaluate_checkpoint(run, episodes=0)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("algo=bcc", "Could not find 'algo/bcc'"),
+        ("max_updates=2.5", "max_updates=2.5 is not allowed"),
+        ("+sweep=divergence", "is not for one run"),
+        ("-m", "is not for one run"),
+        ("hydra.verbose=true", "is not for one run"),
+        ("resume=none/such", "none/such"),
+    ],
+)
+def test_refusals_are_errors_of_the_user(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        api.train("trainer=smoke", override)
+
+
+def test_a_run_may_be_made_in_a_thread(datasets: Path, tmp_path: Path) -> None:
+    """Where Python lets nobody handle signals."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append(api.train("algo=bc", f"run_dir={tmp_path / 'run'}", *TINY))
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert isinstance(found[0], dict), found[0]
