@@ -4,9 +4,13 @@ A file is a checkpoint (brpo/engine/checkpoint_io.py) with the weights of the pr
 recipe. Every member's numbers are the same alone and in a group, so a group takes its members from files of any others.
 """
 
+import ast
 import contextlib
+import functools
 import hashlib
+import inspect
 import json
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +58,7 @@ class Member:
 
 
 def recipe(config: dict[str, Any], algorithm: OfflineAlgorithm, seed: int) -> Recipe:
-    """All that the pre-trained parts of a seed depend on, beside the version of the code: plain values."""
+    """All that the pre-trained parts of a seed depend on, beside code outside their classes: plain values."""
     algo, ranks, units = config["algo"], algorithm.ranks, algorithm.spec.to_dict()
     options = ("optimizer", "gradient_clip", "pretrain_updates", *algorithm.pretrain_options)
     return {
@@ -70,8 +74,35 @@ def recipe(config: dict[str, Any], algorithm: OfflineAlgorithm, seed: int) -> Re
         "batch_size": config["batch_size"],
         "batches": ranks.world if ranks.averages else 1,  # in an update: with parallel=data each process has its own
         "precision": [config["trainer"]["precision"], config["engine"]["matmul_precision"]],
+        "code": _code(algorithm),
         "seed": seed,
     }
+
+
+def _code(algorithm: OfflineAlgorithm) -> str:
+    """SHA-256 of the code of the algorithm's class and of those of its pre-trained parts.
+
+    Who writes a `pretrain` or a network would else be given the model of the code before.
+    """
+    parts = [getattr(algorithm, name) for name in (*algorithm.pretrained, *algorithm.pretrained_also)]
+    owners = [type(algorithm), *(type(module) for part in parts for module in part.modules())]
+    kinds = {kind for owner in owners for kind in owner.__mro__} - set(OfflineAlgorithm.__mro__)
+    ours = [kind for kind in kinds if not kind.__module__.startswith("torch.")]
+    codes = [_code_of(kind) for kind in sorted(ours, key=lambda kind: (kind.__module__, kind.__qualname__))]
+    return hashlib.sha256("\n".join(codes).encode()).hexdigest()
+
+
+@functools.cache
+def _code_of(kind: type) -> str:
+    """The syntax tree of a class without comments and docstrings; empty where its source is not to be had."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+    except (OSError, TypeError):
+        return ""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 def cached_file(made_of: Recipe, dataset_id: str) -> Path:

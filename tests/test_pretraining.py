@@ -402,3 +402,41 @@ def test_a_model_that_is_not_finished_or_has_no_place(tmp_path: Path, cache: Pat
     config = compose_config("algo=bc", f"behavior={path}")
     with pytest.raises(UserError, match="BC has no behaviour model that could be taken from there"):
         Pretraining(config, make_algorithm("bc")).look_up()
+
+
+def as_it_is(base: type) -> type:
+    class Mine(base):
+        def pretrain(self, batch: Any) -> None:
+            self.descend("behavior", self.behavior_loss(batch))
+
+    return Mine
+
+
+def commented(base: type) -> type:
+    class Mine(base):
+        """Says more."""
+
+        def pretrain(self, batch: Any) -> None:
+            """And more."""
+            # And more.
+            self.descend("behavior", self.behavior_loss(batch))
+
+    return Mine
+
+
+def changed(base: type) -> type:
+    class Mine(base):
+        def pretrain(self, batch: Any) -> None:
+            self.descend("behavior", 2.0 * self.behavior_loss(batch))
+
+    return Mine
+
+
+def test_a_model_of_other_code_is_not_taken() -> None:
+    """Who changes a loss, and runs the same command again, wants the model of the new one."""
+    codes = []
+    for make in (as_it_is, commented, changed):
+        algorithm = make_algorithm("sfac", "algo.pretrain_updates=3")
+        algorithm.__class__ = make(type(algorithm))
+        codes.append(behavior.recipe(compose_config(*OPTIONS), algorithm, 0)["code"])
+    assert codes[0] == codes[1] != codes[2]
