@@ -5,6 +5,7 @@
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,4 +47,5 @@ def run(config: DictConfig, overrides: list[str], on_folder: Callable[[Path], No
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, also before the training listens
     sys.exit(exit_code_of_program(main, debug="debug=true" in sys.argv))
