@@ -1,11 +1,13 @@
 """Training from Python, and the mistakes that are made there."""
 
 import threading
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import brpo
 from brpo import api, saved_runs
 from brpo.errors import UserError
 
@@ -58,3 +60,9 @@ def test_a_run_may_be_made_in_a_thread(datasets: Path, tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert isinstance(found[0], dict), found[0]
+
+
+def test_the_package_knows_its_version() -> None:
+    assert brpo.__version__ == metadata.version("brpo")
+    with pytest.raises(AttributeError, match="module 'brpo' has no attribute 'nothing'"):
+        _ = brpo.nothing
