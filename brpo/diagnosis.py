@@ -15,6 +15,7 @@ import torch
 
 from brpo import saved_runs, training
 from brpo.algorithms.base import OfflineAlgorithm
+from brpo.callbacks.evaluate import BOUNDARY_SHARE, distributions
 from brpo.callbacks.recorder import QUANTILES, WEIGHTS
 from brpo.datasets.datamodule import OfflineDataModule
 from brpo.errors import UserError
@@ -33,6 +34,7 @@ CLIPPED = (
     "value/clipped_share",
     "q/clipped_share",
 )
+AT_BOUND = f"heldout/{BOUNDARY_SHARE}/mean"
 EFFECTIVE = ("weight/effective_share", "heldout/weight/w/effective_share", "heldout/ratio/rho/effective_share")
 FITS = {  # ends of the names of quantities, and their unit
     "/log_prob": "log-density of the action (nats)",
@@ -70,7 +72,7 @@ class Diagnosis:
         batch_size: transitions of an update.
         seeds: names of the members.
         held_out: whether the transitions were kept from training.
-        quantities: what `diagnose` of the algorithm gives, each (seeds, transitions).
+        quantities: what evaluations take of held-out batches, each (seeds, transitions).
         lengths: transitions of each episode; the transitions stand in this order.
         returns: undiscounted, of each episode, in environment units.
         curves: scalars of the event files by tag.
@@ -176,7 +178,7 @@ def some_episodes(datamodule: OfflineDataModule) -> tuple[np.ndarray, np.ndarray
 
 @torch.no_grad()
 def quantities(algorithm: OfflineAlgorithm, datamodule: OfflineDataModule, count: int) -> dict[str, np.ndarray]:
-    """What `diagnose` gives on the first `count` transitions, each (seeds, count).
+    """What evaluations take of held-out batches, on the first `count` transitions: each (seeds, count).
 
     They go through in pieces that are spread over all of them: weights that are normalized by the mean of their batch
     then have nearly the same normalizer in each piece.
@@ -186,7 +188,7 @@ def quantities(algorithm: OfflineAlgorithm, datamodule: OfflineDataModule, count
     found: dict[str, np.ndarray] = {}
     for piece in range(pieces):
         indices = torch.arange(piece, count, pieces)
-        for name, values in algorithm.diagnose(transitions.gather(indices.expand(seeds, -1))).items():
+        for name, values in distributions(algorithm, transitions.gather(indices.expand(seeds, -1))).items():
             found.setdefault(name, np.empty((seeds, count)))[:, indices.numpy()] = values.double().numpy()
     algorithm.discard_records()
     return found
@@ -253,7 +255,7 @@ def numbers(diagnosis: Diagnosis, absent: Mapping[str, str]) -> dict[str, Any]:
         "over_time": {
             tag: {"first": finite(curve.binned(10).values[0]), "last": finite(curve.binned(10).values[-1])}
             for tag, curve in diagnosis.curves.items()
-            if tag in (*CLIPPED, *EFFECTIVE, *diagnosis.terms())
+            if tag in (*CLIPPED, AT_BOUND, *EFFECTIVE, *diagnosis.terms())
         },
         "value_gap": {
             str(seed): {"updates": curve.updates.astype(int).tolist(), "values": curve.values.tolist()}

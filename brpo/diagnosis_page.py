@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from brpo.callbacks.evaluate import BOUNDARY_SHARE
 from brpo.diagnosis import Diagnosis, markdown, numbers
 from brpo.diagnosis_panels import PANELS, Panel
 from brpo.files import write_atomically, write_json
@@ -66,10 +67,10 @@ def draw(diagnosis: Diagnosis) -> bytes:
     )
     margin = 0.25 + 0.14 * len(note.splitlines())
     with matplotlib.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
-        figure = Figure(figsize=(WIDTH * max(columns, 2), HEIGHT * rows + 0.6 + margin), layout="constrained")
+        figure = Figure(figsize=(WIDTH * max(columns, 2), HEIGHT * rows + 0.72 + margin), layout="constrained")
         height: float = figure.get_figheight()
         engine: Any = figure.get_layout_engine()
-        engine.set(rect=(0.005, margin / height, 0.99, 1.0 - (margin + 0.5) / height), hspace=0.06, wspace=0.03)
+        engine.set(rect=(0.005, margin / height, 0.99, 1.0 - (margin + 0.62) / height), hspace=0.06, wspace=0.03)
         grid = figure.subplots(rows, columns, squeeze=False).flat
         for axes in list(grid)[len(panels) :]:
             axes.axis("off")
@@ -77,7 +78,7 @@ def draw(diagnosis: Diagnosis) -> bytes:
             axes.set_title(panel.title)
             panel.draw(axes, diagnosis)
         figure.text(0.01, 1.0 - 0.08 / height, heading(diagnosis), va="top", weight="bold", size=10)
-        figure.text(0.01, 1.0 - 0.28 / height, subheading(diagnosis), va="top", size=8)
+        figure.text(0.01, 1.0 - 0.28 / height, subheading(diagnosis), va="top", size=8, linespacing=1.4)
         figure.text(0.01, 0.1 / height, note, va="bottom", size=7, color="0.35")
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=150)
@@ -96,4 +97,6 @@ def subheading(diagnosis: Diagnosis) -> str:
     return (
         f"{diagnosis.checkpoint}, update {diagnosis.algorithm.update_count}, {seeds}; histograms and episodes: "
         f"{int(diagnosis.lengths.sum())} transitions of {len(diagnosis.lengths)} {kind} episodes"
+        f"\n{100 * diagnosis.quantities[BOUNDARY_SHARE].mean():.3g} % of the entries of the policy's actions there lie at "
+        f"a bound"
     )

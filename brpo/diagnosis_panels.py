@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from brpo.callbacks.recorder import WEIGHTS
-from brpo.diagnosis import CLIPPED, EFFECTIVE, FITS, Curve, Diagnosis, effective, number
+from brpo.diagnosis import AT_BOUND, CLIPPED, EFFECTIVE, FITS, Curve, Diagnosis, effective, number
 from brpo.functional import series
 from brpo.modules.diffusion import DiffusionActor
 
@@ -24,6 +24,7 @@ WORDS = {
     "weight/zero_share": "weight 0",
     "value/clipped_share": "exponent of V's loss at its clip",
     "q/clipped_share": "error of Q beyond Huber's delta",
+    AT_BOUND: "policy's action at a bound, held-out",
     "weight/effective_share": "w, batches",
     "heldout/weight/w/effective_share": "w, held-out",
     "heldout/ratio/rho/effective_share": "$\\rho$, held-out",
@@ -178,8 +179,8 @@ def plot(axes: Axes, curve: Curve, color: str, label: str, factor: float = 1.0, 
 
 
 def draw_clipped(axes: Axes, diagnosis: Diagnosis) -> None:
-    """Shares of what is clipped, mean over the seeds."""
-    for tag, color in zip([tag for tag in CLIPPED if tag in diagnosis.curves], COLORS, strict=False):
+    """Shares of what is clipped and of the policy's actions that lie at a bound, mean over the seeds."""
+    for tag, color in zip([tag for tag in (AT_BOUND, *CLIPPED) if tag in diagnosis.curves], COLORS, strict=False):
         plot(axes, diagnosis.curves[tag], color, WORDS[tag], 100.0)
     over_updates(axes, "share of the batch (%)")
     top = max(axes.get_ylim()[1], 5.0)
@@ -315,7 +316,7 @@ PANELS = (
         draw_weights(WEIGHTS[1], "$\\rho = \\pi/\\pi_D$"),
     ),
     Panel("Weights w", no_quantity(WEIGHTS[0], "weighs no transitions"), draw_weights(WEIGHTS[0], "w")),
-    Panel("Clipped share", no_curve(CLIPPED, "records no clipped weight or ratio"), draw_clipped),
+    Panel("Shares at a clip or a bound", no_curve((AT_BOUND, *CLIPPED), "records no such share"), draw_clipped),
     Panel("Effective sample size", no_curve(EFFECTIVE, "weighs no transitions"), draw_effective),
     Panel("Fit of held-out actions over time", no_fit_over_time, draw_fit_over_time),
     Panel("Fit of held-out actions by episode", no_fit, draw_fit_by_episode),

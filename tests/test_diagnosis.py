@@ -16,7 +16,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from typer.testing import CliRunner
 
 from brpo import cli, diagnosis, diagnosis_page, saved_runs
-from brpo.callbacks.evaluate import boundary_share
+from brpo.callbacks.evaluate import BOUNDARY_SHARE, boundary_share
 from brpo.callbacks.recorder import Recorder
 from brpo.diagnosis import Curve
 from brpo.engine.checkpoint_io import encode
@@ -96,12 +96,12 @@ def test_what_lacks_is_said_in_words(datasets: Path, tmp_path: Path) -> None:
     assert (found.held_out, int(found.lengths.sum()), len(found.returns)) == (False, 240, 12)
     absent = diagnosis_page.absent(found)
     assert absent["Value gap"] == "no rollouts were made"
-    assert absent["Clipped share"] == "the run folder has no TensorBoard events"
+    assert absent["Shares at a clip or a bound"] == "the run folder has no TensorBoard events"
     assert absent["Truncated series"] == "algo.regularizer.exact=true: the function itself is used"
     assert "Weights w" not in absent
     draw_panels(found)
     cloned = diagnosis.diagnose(saved_run(tmp_path / "bc", "bc") / "checkpoints" / "last.ckpt")
-    empty = replace(cloned, quantities={}, curves={}, value_gaps={})
+    empty = replace(cloned, quantities={BOUNDARY_SHARE: cloned.quantities[BOUNDARY_SHARE]}, curves={}, value_gaps={})
     assert len(diagnosis_page.absent(empty)) == len(diagnosis_page.PANELS) - 1  # not of the pathwise KL: no diffusion
     assert diagnosis_page.draw(empty).startswith(b"\x89PNG")
     absent = diagnosis_page.absent(cloned)
@@ -125,6 +125,27 @@ def test_quantities_are_those_of_all_transitions_in_order(
     assert np.allclose([weight[:, k::3].mean(-1) for k in range(3)], 1.0, atol=1e-5)
     monkeypatch.setattr(diagnosis, "MOST_TRANSITIONS", 50)
     assert diagnosis.diagnose(path).lengths.tolist() == [20, 20]  # whole episodes
+
+
+@pytest.mark.parametrize("algo", ["iql", "td3_bc"])
+def test_a_policy_at_its_bounds_is_seen(algo: str, datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the numbers and of the page: at the checkpoint and, where evaluations recorded it, over time."""
+    path = saved_run(tmp_path / "run", algo, seeds=(0,))
+    monkeypatch.setattr(
+        "brpo.algorithms.base.OfflineAlgorithm.act", lambda self, x: self.to_environment(torch.ones(1, 20, 1))
+    )
+    record(path, "none")
+    diagnosed = diagnosis.diagnose(path / "checkpoints" / "last.ckpt")
+    found = diagnosis.numbers(diagnosed, {})
+    assert found["quantities"]["actor/boundary_share"]["mean"] == 1.0
+    assert found["over_time"]["heldout/actor/boundary_share/mean"] == {"first": 1.0, "last": 1.0}
+    assert diagnosis_page.subheading(diagnosed).endswith("100 % of the entries of the policy's actions there lie at a bound")
+    axes = Figure().subplots()
+    next(panel for panel in diagnosis_page.shown(diagnosed) if panel.title == "Shares at a clip or a bound").draw(
+        axes, diagnosed
+    )
+    assert axes.lines[0].get_label() == "policy's action at a bound, held-out"
+    assert list(axes.lines[0].get_ydata()) == [100.0, 100.0]
 
 
 def test_numbers_by_hand() -> None:

@@ -16,6 +16,7 @@ from brpo.evaluation.kinds import Evaluator, Summary
 from brpo.types import Batch
 
 BOUNDARY = 0.01  # an action this near to a bound of [-1, 1] counts: a tanh comes near to it and never arrives
+BOUNDARY_SHARE = "actor/boundary_share"
 
 
 class Evaluate(Callback):
@@ -85,7 +86,7 @@ class Evaluate(Callback):
         if summaries:
             self.recorder.add_evaluation(trainer, summaries)
             self.recorder.add_pictures(trainer, self.evaluator.pictures() if self.evaluator else {}, update)
-        self.recorder.add_distributions(trainer, self._on_heldout(_distributions, algorithm), update)
+        self.recorder.add_distributions(trainer, self._on_heldout(distributions, algorithm), update)
         self.evaluated = update
 
     def _summaries(self, algorithm: Any, update: int) -> Sequence[Summary] | None:
@@ -125,8 +126,9 @@ class Evaluate(Callback):
             self.evaluator.close()
 
 
-def _distributions(algorithm: Any, batch: Batch) -> dict[str, Tensor]:
-    return {**algorithm.diagnose(batch), "actor/boundary_share": boundary_share(algorithm, batch)}
+def distributions(algorithm: Any, batch: Batch) -> dict[str, Tensor]:
+    """What `diagnose` gives, and how near the policy's actions are to their bounds."""
+    return {**algorithm.diagnose(batch), BOUNDARY_SHARE: boundary_share(algorithm, batch)}
 
 
 def boundary_share(algorithm: Any, batch: Batch) -> Tensor:
