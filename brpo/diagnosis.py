@@ -18,6 +18,7 @@ from brpo.algorithms.base import OfflineAlgorithm
 from brpo.callbacks.evaluate import BOUNDARY_SHARE, distributions
 from brpo.callbacks.recorder import QUANTILES, WEIGHTS
 from brpo.datasets.datamodule import OfflineDataModule
+from brpo.datasets.transitions import Transitions
 from brpo.errors import UserError
 from brpo.functional import series, weights
 from brpo.modules.divergence import SeriesDivergence
@@ -41,6 +42,7 @@ FITS = {  # ends of the names of quantities, and their unit
     "actor/error": "squared distance to the action",
     "/denoising_error": "squared error of the predicted noise",
 }
+VALUES = {"value/v": "V", "q/target": "Q"}  # the first that there is stands beside the data's return-to-go
 TERMS = (("actor/regression", "actor/symmetry"), ("actor/bc_term", "actor/q_term"))  # the two terms of a policy loss
 
 
@@ -75,6 +77,7 @@ class Diagnosis:
         quantities: what evaluations take of held-out batches, each (seeds, transitions).
         lengths: transitions of each episode; the transitions stand in this order.
         returns: undiscounted, of each episode, in environment units.
+        returns_to_go: of each transition, discounted, in scaled rewards; it ends where the data of the episode end.
         curves: scalars of the event files by tag.
         value_gaps: for each seed the critic's value at the start less the discounted return, in scaled rewards.
     """
@@ -88,6 +91,7 @@ class Diagnosis:
     quantities: dict[str, np.ndarray]
     lengths: np.ndarray
     returns: np.ndarray
+    returns_to_go: np.ndarray
     curves: dict[str, Curve]
     value_gaps: dict[int, Curve]
 
@@ -108,6 +112,11 @@ class Diagnosis:
             if found := sorted((name for name in self.quantities if name.endswith(kind)), reverse=True):
                 return found
         return []
+
+    @property
+    def value(self) -> str | None:
+        """The critic's value of the transitions: V, or Q where there is no V; None where there is no critic."""
+        return next((name for name in VALUES if name in self.quantities), None)
 
     @property
     def outside_share(self) -> float | None:
@@ -161,6 +170,7 @@ def diagnose(path: Path) -> Diagnosis:
         quantities=quantities(algorithm, datamodule, int(lengths.sum())),
         lengths=lengths,
         returns=returns,
+        returns_to_go=returns_to_go(transitions_of(datamodule), lengths, algorithm.discount),
         curves=read_curves(folder),
         value_gaps=read_value_gaps(folder),
     )
@@ -176,6 +186,21 @@ def some_episodes(datamodule: OfflineDataModule) -> tuple[np.ndarray, np.ndarray
     return lengths[:count], returns[:count]
 
 
+def transitions_of(datamodule: OfflineDataModule) -> Transitions:
+    """The transitions of the episodes that `some_episodes` begins with."""
+    return datamodule.heldout_transitions or datamodule.train_transitions
+
+
+def returns_to_go(transitions: Transitions, lengths: np.ndarray, discount: float) -> np.ndarray:
+    """Discounted sum of the scaled rewards from each transition to the end of its episode in the data, (transitions,)."""
+    found = transitions.gather(torch.arange(int(lengths.sum()))[None]).rewards[0].double().numpy()
+    last = set((np.cumsum(lengths) - 1).tolist())
+    for index in reversed(range(len(found))):
+        if index not in last:
+            found[index] += discount * found[index + 1]
+    return found
+
+
 @torch.no_grad()
 def quantities(algorithm: OfflineAlgorithm, datamodule: OfflineDataModule, count: int) -> dict[str, np.ndarray]:
     """What evaluations take of held-out batches, on the first `count` transitions: each (seeds, count).
@@ -183,7 +208,7 @@ def quantities(algorithm: OfflineAlgorithm, datamodule: OfflineDataModule, count
     They go through in pieces that are spread over all of them: weights that are normalized by the mean of their batch
     then have nearly the same normalizer in each piece.
     """
-    transitions = datamodule.heldout_transitions or datamodule.train_transitions
+    transitions = transitions_of(datamodule)
     seeds, pieces = len(algorithm.seeds), math.ceil(count / PIECE)
     found: dict[str, np.ndarray] = {}
     for piece in range(pieces):
@@ -261,6 +286,7 @@ def numbers(diagnosis: Diagnosis, absent: Mapping[str, str]) -> dict[str, Any]:
             str(seed): {"updates": curve.updates.astype(int).tolist(), "values": curve.values.tolist()}
             for seed, curve in diagnosis.value_gaps.items()
         },
+        "value": describe_value(diagnosis),
         "absent": dict(absent),
     }
 
@@ -302,6 +328,17 @@ def describe_series(diagnosis: Diagnosis) -> dict[str, Any] | None:
     }
 
 
+def describe_value(diagnosis: Diagnosis) -> dict[str, Any] | None:
+    """The critic's mean value of the transitions, and the mean return-to-go of the behaviour from them."""
+    if diagnosis.value is None:
+        return None
+    return {
+        "quantity": diagnosis.value,
+        "mean": finite(diagnosis.quantities[diagnosis.value].mean()),
+        "mean_return_to_go": float(diagnosis.returns_to_go.mean()),
+    }
+
+
 def finite(value: float) -> float | None:
     """The number, or None where it is none: JSON has neither NaN nor infinity."""
     return float(value) if math.isfinite(value) else None
@@ -333,6 +370,13 @@ def markdown(found: Mapping[str, Any]) -> str:
     if found["value_gap"]:
         last = ", ".join(f"seed {seed}: {number(curve['values'][-1])}" for seed, curve in found["value_gap"].items())
         lines += ["", f"Value gap at the last evaluation, in scaled rewards (above 0 is over-estimation): {last}."]
+    if found["value"]:
+        mean, behind = (number(found["value"][key]) for key in ("mean", "mean_return_to_go"))
+        lines += [
+            "",
+            f"In the mean `{found['value']['quantity']}` is {mean}, and the data's discounted return-to-go {behind} (scaled "
+            f"rewards; of the behaviour: no rollouts).",
+        ]
     lines += [""] * bool(found["absent"]) + [f"- No {panel}: {reason}." for panel, reason in found["absent"].items()]
     return "\n".join(lines) + "\n"
 

@@ -1,5 +1,6 @@
 """The panels of `brpo diagnose`: what each shows of a run, and why a run lacks one."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from brpo.callbacks.recorder import WEIGHTS
-from brpo.diagnosis import AT_BOUND, CLIPPED, EFFECTIVE, FITS, Curve, Diagnosis, effective, number
+from brpo.diagnosis import AT_BOUND, CLIPPED, EFFECTIVE, FITS, VALUES, Curve, Diagnosis, effective, number
 from brpo.functional import series
 from brpo.modules.diffusion import DiffusionActor
 
 COLORS = ("#1f5a96", "#c8581d", "#3b8a4e", "#8a4f9e", "#a3892a", "#4a4a4a")
 KL = "kl/pathwise"
+MOST_POINTS = 2000  # of a scatter
 WORDS = {
     "ratio/clipped_share": "ratio t outside the clip range",
     "ratio/above_max_share": "$\\rho$ above its cap",
@@ -108,6 +110,11 @@ def no_value_gap(diagnosis: Diagnosis) -> str:
     if diagnosis.algorithm.spec.environment is None:
         return "the data set names no environment to roll out in"
     return "no rollouts were made" if "critic" in diagnosis.algorithm.trained else f"{diagnosis.name} has no critic"
+
+
+def judged_by_data(diagnosis: Diagnosis) -> bool:
+    """Whether the critic can be compared with the returns of the data alone."""
+    return diagnosis.value is not None and not diagnosis.value_gaps
 
 
 def of_diffusion(diagnosis: Diagnosis) -> bool:
@@ -290,6 +297,20 @@ def draw_value_gap(axes: Axes, diagnosis: Diagnosis) -> None:
     over_updates(axes, "Q - discounted return (scaled rewards)", "above 0: over-estimation")
 
 
+def draw_value(axes: Axes, diagnosis: Diagnosis) -> None:
+    """The critic's value of transitions, mean over the seeds, against the return that the data had from there on."""
+    assert diagnosis.value is not None
+    name, values, behind = VALUES[diagnosis.value], diagnosis.quantities[diagnosis.value].mean(0), diagnosis.returns_to_go
+    every = math.ceil(len(values) / MOST_POINTS)
+    axes.plot(behind[::every], values[::every], "o", color=COLORS[0], markersize=2, alpha=0.4, markeredgewidth=0)
+    axes.axline((behind.mean(), behind.mean()), slope=1.0, color="black", linewidth=0.8, linestyle="--")
+    axes.set_xlabel("return-to-go of the behaviour: no rollouts (discounted, scaled rewards)")
+    axes.set_ylabel(f"{name} of the same transition")
+    low, high = axes.get_ylim()
+    axes.set_ylim(top=high + 0.25 * (high - low))
+    write_inside(axes, f"mean {name} {number(float(values.mean()))}\nmean return-to-go {number(float(behind.mean()))}")
+
+
 def draw_terms(axes: Axes, diagnosis: Diagnosis) -> None:
     """Both terms of the policy loss, each on an axis of its own."""
     other: Any = axes.twinx()
@@ -323,5 +344,11 @@ PANELS = (
     Panel("Truncated series", no_series, draw_series),
     Panel("Pathwise KL", no_curve((KL,), "records no pathwise KL here"), draw_kl, of_diffusion),
     Panel("Value gap", no_value_gap, draw_value_gap),
+    Panel(
+        "Value and return-to-go of held-out transitions",
+        lambda diagnosis: "" if judged_by_data(diagnosis) else "rollouts show more",
+        draw_value,
+        judged_by_data,
+    ),
     Panel("Terms of the policy loss", no_terms, draw_terms),
 )

@@ -102,7 +102,9 @@ def test_what_lacks_is_said_in_words(datasets: Path, tmp_path: Path) -> None:
     draw_panels(found)
     cloned = diagnosis.diagnose(saved_run(tmp_path / "bc", "bc") / "checkpoints" / "last.ckpt")
     empty = replace(cloned, quantities={BOUNDARY_SHARE: cloned.quantities[BOUNDARY_SHARE]}, curves={}, value_gaps={})
-    assert len(diagnosis_page.absent(empty)) == len(diagnosis_page.PANELS) - 1  # not of the pathwise KL: no diffusion
+    assert (
+        len(diagnosis_page.absent(empty)) == len(diagnosis_page.PANELS) - 2
+    )  # not of the KL and of V: no diffusion, no critic
     assert diagnosis_page.draw(empty).startswith(b"\x89PNG")
     absent = diagnosis_page.absent(cloned)
     assert absent["Value gap"] == "BC has no critic"
@@ -146,6 +148,41 @@ def test_a_policy_at_its_bounds_is_seen(algo: str, datasets: Path, tmp_path: Pat
     )
     assert axes.lines[0].get_label() == "policy's action at a bound, held-out"
     assert list(axes.lines[0].get_ydata()) == [100.0, 100.0]
+
+
+def test_returns_to_go_end_with_their_episodes() -> None:
+    """Rewards 1, 2, 4 and 8, 16 in two episodes at discount 1/2: 4, 2 + 4/2, 1 + 4/2; 16, 8 + 16/2."""
+    rewards = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 100.0])  # the last is of an episode that is not asked for
+    transitions: Any = SimpleNamespace(gather=lambda indices: SimpleNamespace(rewards=rewards[indices]))
+    found = diagnosis.returns_to_go(transitions, np.array([3, 2]), 0.5)
+    assert found.tolist() == [3.0, 4.0, 4.0, 16.0, 16.0]
+
+
+def test_without_rollouts_the_value_stands_beside_the_returns_of_the_data(datasets: Path, tmp_path: Path) -> None:
+    """Each Q of TD3+BC, which has no V, over the return-to-go of its own transition."""
+    path = saved_run(tmp_path / "run", "td3_bc", seeds=(0,))
+    found = diagnosis.diagnose(path / "checkpoints" / "last.ckpt")
+    found.quantities["q/target"] = found.returns_to_go[None] + 3.0
+    absent = diagnosis_page.absent(found)
+    assert absent["Value gap"] == "no rollouts were made"
+    (panel,) = (panel for panel in diagnosis_page.shown(found) if panel.title.startswith("Value and return-to-go"))
+    axes = Figure().subplots()
+    panel.draw(axes, found)
+    points = axes.lines[0]
+    assert (np.asarray(points.get_ydata()) - np.asarray(points.get_xdata())).tolist() == pytest.approx([3.0] * 20)
+    assert "of the behaviour: no rollouts" in axes.get_xlabel()
+    table = diagnosis.numbers(found, absent)
+    mean = found.returns_to_go.mean()
+    assert table["value"] == {
+        "quantity": "q/target",
+        "mean": pytest.approx(mean + 3.0),
+        "mean_return_to_go": pytest.approx(mean),
+    }
+    assert f"return-to-go {diagnosis.number(float(mean))} (scaled rewards;" in diagnosis.markdown(table)
+    (path / "metrics.csv").write_text("update,seed,value_gap\n10,0,1.5\n")
+    rolled_out = diagnosis.diagnose(path / "checkpoints" / "last.ckpt")
+    assert panel not in diagnosis_page.shown(rolled_out)
+    assert panel.title not in diagnosis_page.absent(rolled_out)
 
 
 def test_numbers_by_hand() -> None:
