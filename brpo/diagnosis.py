@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from brpo import saved_runs, training
+from brpo import resume, saved_runs, training
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.callbacks.evaluate import BOUNDARY_SHARE, distributions
 from brpo.callbacks.recorder import QUANTILES, WEIGHTS
@@ -43,7 +43,10 @@ FITS = {  # ends of the names of quantities, and their unit
     "/denoising_error": "squared error of the predicted noise",
 }
 VALUES = {"value/v": "V", "q/target": "Q"}  # the first that there is stands beside the data's return-to-go
-TERMS = (("actor/regression", "actor/symmetry"), ("actor/bc_term", "actor/q_term"))  # the two terms of a policy loss
+TERMS = (  # the two terms of a policy loss; lambda in place of TD3+BC's Q term, whose magnitude it keeps constant
+    ("actor/regression", "actor/symmetry"),
+    ("actor/bc_term", "actor/lambda"),
+)
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,10 @@ class Diagnosis:
         """Name of the algorithm's class."""
         return type(self.algorithm).__name__
 
+    def worded(self, words: str) -> str:
+        """Words on held-out transitions, of training ones where none were held out."""
+        return words if self.held_out else words.replace("held-out", "training")
+
     @property
     def series(self) -> SeriesDivergence | None:
         """The series term of the policy loss, where the algorithm has one."""
@@ -154,11 +161,7 @@ def diagnose(path: Path) -> Diagnosis:
         )
     algorithm, config = saved_runs.load_algorithm(path)
     datamodule = training.make_datamodule(config)
-    if datamodule.spec.digest != algorithm.spec.digest:
-        raise UserError(
-            f"The data set {datamodule.spec.dataset_id} has changed since {path} was written (digest "
-            f"{datamodule.spec.digest[:12]}, then {algorithm.spec.digest[:12]}). Restore it to diagnose this run."
-        )
+    resume.check_data(path, datamodule.spec, algorithm.spec, " to diagnose this run")
     lengths, returns = some_episodes(datamodule)
     return Diagnosis(
         folder=folder,
@@ -346,12 +349,14 @@ def finite(value: float) -> float | None:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """The numbers as a page to read."""
-    kind = "held-out" if found["held_out"] else "training (none are held out)"
+    kind = "held-out" if found["held_out"] else "training"
+    episodes = f"{kind} episode{'s' * (len(found['episodes']['length']) > 1)}"
+    episodes += "" if found["held_out"] else " (none are held out)"
     lines = [
         f"# {found['algo']} on {found['dataset']['id']}",
         "",
         f"{found['checkpoint']}, update {found['update']}, seeds {', '.join(map(str, found['seeds']))}; "
-        f"{found['transitions']} transitions of {len(found['episodes']['length'])} {kind} episodes; "
+        f"{found['transitions']} transitions of {len(found['episodes']['length'])} {episodes}; "
         f"data digest {found['dataset']['digest'][:12]}.",
         "",
         "| quantity | mean | 5 % | 25 % | median | 75 % | 95 % | finite | effective share |",

@@ -47,7 +47,9 @@ def write(diagnosis: Diagnosis) -> list[Path]:
 def absent(diagnosis: Diagnosis) -> dict[str, str]:
     """The panels that this run has not, each with its reason."""
     concerned = [panel for panel in PANELS if panel.concerns(diagnosis)]
-    return {panel.title: reason for panel in concerned if (reason := panel.absent(diagnosis))}
+    return {
+        diagnosis.worded(panel.title): diagnosis.worded(reason) for panel in concerned if (reason := panel.absent(diagnosis))
+    }
 
 
 def shown(diagnosis: Diagnosis) -> list[Panel]:
@@ -75,7 +77,7 @@ def draw(diagnosis: Diagnosis) -> bytes:
         for axes in list(grid)[len(panels) :]:
             axes.axis("off")
         for panel, axes in zip(panels, figure.axes, strict=False):
-            axes.set_title(panel.title)
+            axes.set_title(diagnosis.worded(panel.title))
             panel.draw(axes, diagnosis)
         figure.text(0.01, 1.0 - 0.08 / height, heading(diagnosis), va="top", weight="bold", size=10)
         figure.text(0.01, 1.0 - 0.28 / height, subheading(diagnosis), va="top", size=8, linespacing=1.4)
@@ -92,11 +94,11 @@ def heading(diagnosis: Diagnosis) -> str:
 
 def subheading(diagnosis: Diagnosis) -> str:
     """What the page was made of."""
-    kind = "held-out" if diagnosis.held_out else "training"
+    episodes = diagnosis.worded("held-out episode" + "s" * (len(diagnosis.lengths) > 1))
     seeds = f"{len(diagnosis.seeds)} seeds together" if len(diagnosis.seeds) > 1 else f"seed {diagnosis.seeds[0]}"
     return (
         f"{diagnosis.checkpoint}, update {diagnosis.algorithm.update_count}, {seeds}; histograms and episodes: "
-        f"{int(diagnosis.lengths.sum())} transitions of {len(diagnosis.lengths)} {kind} episodes"
+        f"{int(diagnosis.lengths.sum())} transitions of {len(diagnosis.lengths)} {episodes}"
         f"\n{100 * diagnosis.quantities[BOUNDARY_SHARE].mean():.3g} % of the entries of the policy's actions there lie at "
         f"a bound"
     )

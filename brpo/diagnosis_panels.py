@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+from matplotlib.axis import Axis
+from matplotlib.ticker import FormatStrFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from brpo.callbacks.recorder import WEIGHTS
 from brpo.diagnosis import AT_BOUND, CLIPPED, EFFECTIVE, FITS, VALUES, Curve, Diagnosis, effective, number
@@ -38,7 +39,7 @@ WORDS = {
     "actor/regression": "advantage regression",
     "actor/symmetry": "symmetry term, before its coefficient",
     "actor/bc_term": "squared distance to the data",
-    "actor/q_term": "Q term",
+    "actor/lambda": "lambda, the factor on Q",
 }
 
 
@@ -147,30 +148,36 @@ def draw_weights(name: str, symbol: str) -> Callable[[Axes, Diagnosis], None]:
             axes.xaxis.set_minor_formatter(NullFormatter())
             few = high < 100.0 * low  # decades; else labels of many digits would cover one another
             axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if few else LogLocator(numticks=6))
-            axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axes.axvline(1.0, color="black", linewidth=0.8, linestyle="--")
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 2.5, 5, 10)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        words = [summary(values)]
+        if low < 1.0 < high:
+            axes.axvline(1.0, color="black", linewidth=0.8, linestyle="--")
+        elif not low == 1.0 == high:  # a line out there would squeeze the bars
+            words.append("1 lies to the right" if high <= 1.0 else "1 lies to the left")
         cap = getattr(diagnosis.algorithm, "max_ratio", None) if name == "ratio/rho" else None
         if cap is not None and low < cap < high:
             axes.axvline(cap, color=COLORS[1], linewidth=0.8, linestyle="--", label=f"cap {cap:g}")
             axes.legend(loc="center right")
         axes.set_xlabel(f"{symbol} (outer 0.1 % in the end bins)")
         axes.set_ylabel("share of transitions (%)")
-        axes.set_ylim(top=1.25 * axes.get_ylim()[1])
-        write_inside(axes, summary(values))
+        axes.set_ylim(top=1.4 * axes.get_ylim()[1])
+        write_inside(axes, "\n".join(words))
 
     return draw
 
 
 def summary(values: np.ndarray) -> str:
-    """Mean, quantiles and effective share in two lines."""
+    """Mean, quantiles and effective share in three lines, which are no wider than a panel."""
     kept = values[np.isfinite(values)]
     low, median, high = np.quantile(kept, (0.05, 0.5, 0.95))
     shares = [share for share in effective(values) if share is not None]
-    first = [f"mean {kept.mean():.3g}", f"median {median:.3g}", f"90 % in {low:.3g} to {high:.3g}"]
+    first = f"mean {kept.mean():.3g}, median {median:.3g}\n90 % in {low:.3g} to {high:.3g}"
     second = [f"effective {100 * np.mean(shares):.3g} %"] if shares else []
     second += [f"zero {100 * (kept == 0).mean():.3g} %"] if (kept == 0).any() else []
     second += [f"not finite {100 * (1 - kept.size / values.size):.2g} %"] if kept.size < values.size else []
-    return ", ".join(first) + "\n" + ", ".join(second)
+    return first + "\n" + ", ".join(second)
 
 
 def write_inside(axes: Axes, words: str) -> None:
@@ -182,13 +189,15 @@ def write_inside(axes: Axes, words: str) -> None:
 def plot(axes: Axes, curve: Curve, color: str, label: str, factor: float = 1.0, **style: Any) -> None:
     """A curve, its neighbours averaged where there are many."""
     thin = curve.binned()
+    if len(thin.values) <= 2:  # of one point there is no line
+        style = {"marker": "o", "markersize": 2.5, **style}
     axes.plot(thin.updates, factor * thin.values, color=color, label=label, **style)
 
 
 def draw_clipped(axes: Axes, diagnosis: Diagnosis) -> None:
     """Shares of what is clipped and of the policy's actions that lie at a bound, mean over the seeds."""
     for tag, color in zip([tag for tag in (AT_BOUND, *CLIPPED) if tag in diagnosis.curves], COLORS, strict=False):
-        plot(axes, diagnosis.curves[tag], color, WORDS[tag], 100.0)
+        plot(axes, diagnosis.curves[tag], color, diagnosis.worded(WORDS[tag]), 100.0)
     over_updates(axes, "share of the batch (%)")
     top = max(axes.get_ylim()[1], 5.0)
     axes.set_ylim(-0.03 * top, top)  # a share of 0 is seen too
@@ -199,7 +208,7 @@ def draw_effective(axes: Axes, diagnosis: Diagnosis) -> None:
     for tag, color in zip(EFFECTIVE, COLORS, strict=False):
         if tag in diagnosis.curves:
             marker = {"marker": "o", "markersize": 2.5} if tag.startswith("heldout") else {}
-            plot(axes, diagnosis.curves[tag], color, WORDS[tag], 100.0, **marker)
+            plot(axes, diagnosis.curves[tag], color, diagnosis.worded(WORDS[tag]), 100.0, **marker)
     over_updates(axes, f"effective share (%), batches of {diagnosis.batch_size}")
     axes.set_ylim(0.0, 1.04 * max(axes.get_ylim()[1], 10.0))  # a share near 100 is seen too
 
@@ -225,6 +234,7 @@ def draw_fit_by_episode(axes: Axes, diagnosis: Diagnosis) -> None:
         axes.vlines(at, low, high, color=color, linewidth=0.9, alpha=0.5)
         axes.plot(at, mean, "o", color=color, markersize=3, label=label(name))
     axes.set_xlabel("return of the episode (bars: middle half of it)")
+    number_ticks(axes.xaxis)
     axes.set_ylabel(unit_of(diagnosis))
     low, high = axes.get_ylim()
     axes.set_ylim(top=high + 0.2 * (high - low))  # room for the legend, which does not see the bars
@@ -257,7 +267,7 @@ def draw_series(axes: Axes, diagnosis: Diagnosis) -> None:
         axes.annotate(f"{n}", (high, float(error[-1])), (2, 0), textcoords="offset points", size=6, va="center")
     axes.set_yscale("log")
     axes.set_ylim(1e-8, 10.0 * axes.get_ylim()[1])
-    axes.set_xlabel("ratio t in the clip range; grey bars: held-out transitions")
+    axes.set_xlabel("ratio t in the clip range; " + diagnosis.worded("grey bars: held-out transitions"))
     axes.set_ylabel(f"error of the series of order {order} (others grey)")
     converges = "converges" if term.converges else f"does not converge (radius {used.series_radius:g})"
     words = f"{used.name}, at most {number(term.remainder)}; {converges}"
@@ -304,8 +314,10 @@ def draw_value(axes: Axes, diagnosis: Diagnosis) -> None:
     every = math.ceil(len(values) / MOST_POINTS)
     axes.plot(behind[::every], values[::every], "o", color=COLORS[0], markersize=2, alpha=0.4, markeredgewidth=0)
     axes.axline((behind.mean(), behind.mean()), slope=1.0, color="black", linewidth=0.8, linestyle="--")
-    axes.set_xlabel("return-to-go of the behaviour: no rollouts (discounted, scaled rewards)")
-    axes.set_ylabel(f"{name} of the same transition")
+    axes.set_xlabel("return-to-go of the behaviour: no rollouts\n(discounted, scaled rewards)")
+    number_ticks(axes.xaxis)
+    number_ticks(axes.yaxis)
+    axes.set_ylabel(diagnosis.worded(f"{name} of the same held-out transition"))
     low, high = axes.get_ylim()
     axes.set_ylim(top=high + 0.25 * (high - low))
     write_inside(axes, f"mean {name} {number(float(values.mean()))}\nmean return-to-go {number(float(behind.mean()))}")
@@ -321,13 +333,27 @@ def draw_terms(axes: Axes, diagnosis: Diagnosis) -> None:
         side.set_ylabel(WORDS[tag], color=color)
         side.tick_params(axis="y", colors=color)
     axes.set_xlabel("updates")
+    number_ticks(axes.xaxis, integer=True)
 
 
 def over_updates(axes: Axes, words: str, note: str = "") -> None:
     """Labels of a panel over time."""
     axes.set_xlabel(f"updates ({note})" if note else "updates")
+    number_ticks(axes.xaxis, integer=True)
     axes.set_ylabel(words)
     axes.legend(loc="best")
+
+
+def number_ticks(axis: Axis, integer: bool = False) -> None:
+    """Few ticks, in thousands (k) or millions (M) where they are large: labels of many digits cover one another."""
+
+    def words(value: float, _: int) -> str:
+        largest = float(np.abs(axis.get_view_interval()).max())
+        size, unit = (1e6, "M") if largest >= 1e7 else (1e3, "k") if largest >= 1e4 else (1.0, "")
+        return f"{value / size:.6g}{unit}".replace("-", "\N{MINUS SIGN}") if value else "0"
+
+    axis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10), integer=integer, min_n_ticks=1))
+    axis.set_major_formatter(FuncFormatter(words))
 
 
 PANELS = (
@@ -345,7 +371,7 @@ PANELS = (
     Panel("Pathwise KL", no_curve((KL,), "records no pathwise KL here"), draw_kl, of_diffusion),
     Panel("Value gap", no_value_gap, draw_value_gap),
     Panel(
-        "Value and return-to-go of held-out transitions",
+        "Value and return-to-go",
         lambda diagnosis: "" if judged_by_data(diagnosis) else "rollouts show more",
         draw_value,
         judged_by_data,

@@ -106,6 +106,26 @@ def resume_from(path: Path) -> Resumption:
     return Resumption.at(folder, path, checkpoint, chosen=True)
 
 
+def check_data(path: Path, spec: DataSpec, stored: DataSpec, advice: str) -> None:
+    """Refuse a data set that is not the one that a checkpoint was trained on; `advice` ends the sentence on what to do.
+
+    Raises:
+        UserError: the contents or the bounds of the actions are others.
+    """
+    if stored.digest != spec.digest:
+        raise UserError(
+            f"The data set {spec.dataset_id} has changed since {path} was written "
+            f"(digest {spec.digest[:12]}, then {stored.digest[:12]}). Restore it{advice}."
+        )
+    bounds = {name: (getattr(spec, name), getattr(stored, name)) for name in ("action_low", "action_high")}
+    if other := {name: both for name, both in bounds.items() if both[0] != both[1]}:  # no part of the digest
+        raise UserError(
+            f"The bounds of the actions of {spec.dataset_id} have changed since {path} was written "
+            f"({', '.join(f'{name} {list(now)}, then {list(then)}' for name, (now, then) in other.items())}). "
+            f"Restore them{advice}."
+        )
+
+
 def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], overrides: list[str]) -> Resumption:
     """Under the lock, bring the folder back to the checkpoint that is continued; read it anew, it may have moved on.
 
@@ -116,19 +136,8 @@ def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], over
     if not resumption.chosen:
         resumption = resume_in(folder)
     if resumption.checkpoint is not None:
-        stored = checkpoint_io.read(resumption.checkpoint)["brpo"]["spec"]
-        if stored["digest"] != spec.digest:
-            raise UserError(
-                f"The data set {spec.dataset_id} has changed since {resumption.checkpoint} was written "
-                f"(digest {spec.digest[:12]}, then {stored['digest'][:12]}). Restore it, or start a new run."
-            )
-        ours = spec.to_dict()
-        if other := [name for name in ("action_low", "action_high") if stored[name] != ours[name]]:  # no part of the digest
-            raise UserError(
-                f"The bounds of the actions of {spec.dataset_id} have changed since {resumption.checkpoint} was written "
-                f"({', '.join(f'{name} {ours[name]}, then {stored[name]}' for name in other)}). Restore them, or start a "
-                f"new run."
-            )
+        stored = DataSpec.from_dict(checkpoint_io.read(resumption.checkpoint)["brpo"]["spec"])
+        check_data(resumption.checkpoint, spec, stored, ", or start a new run")
     if not resumption.chosen and resumption.checkpoint not in (None, folder.checkpoints / "last.ckpt"):
         # Out of the way: the next save keeps what stands as last.ckpt, and must not keep a damaged one.
         with contextlib.suppress(FileNotFoundError):

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard.writer import SummaryWriter
 from typer.testing import CliRunner
 
-from brpo import cli, diagnosis, diagnosis_page, saved_runs
+from brpo import cli, diagnosis, diagnosis_page, diagnosis_panels, saved_runs
 from brpo.callbacks.evaluate import BOUNDARY_SHARE, boundary_share
 from brpo.callbacks.recorder import Recorder
 from brpo.diagnosis import Curve
@@ -150,6 +150,58 @@ def test_a_policy_at_its_bounds_is_seen(algo: str, datasets: Path, tmp_path: Pat
     assert list(axes.lines[0].get_ydata()) == [100.0, 100.0]
 
 
+def test_ticks_are_few_and_short() -> None:
+    """Updates are whole numbers, after two of them too; returns of many digits are counted in thousands or millions."""
+
+    def labels(low: float, high: float, integer: bool = False) -> list[str]:
+        axes = Figure().subplots()
+        axes.set_xlim(low, high)
+        diagnosis_panels.number_ticks(axes.xaxis, integer)
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert axes.xaxis.get_offset_text().get_text() == ""
+        return axes.xaxis.get_major_formatter().format_ticks(ticks)
+
+    assert labels(1.9, 2.1, integer=True) == ["2"]
+    assert labels(0.9, 2.1, integer=True) == ["1", "2"]
+    assert labels(-41_000.0, 1.0) == [
+        "\N{MINUS SIGN}40k",
+        "\N{MINUS SIGN}30k",
+        "\N{MINUS SIGN}20k",
+        "\N{MINUS SIGN}10k",
+        "0",
+    ]
+    assert labels(0.0, 2e7) == ["0", "5M", "10M", "15M", "20M"]
+    axes = Figure().subplots()
+    diagnosis_panels.plot(axes, Curve(np.array([2.0]), np.array([1.0])), "black", "")
+    assert axes.lines[0].get_marker() == "o"
+
+
+def test_weights_far_from_one_fill_their_panel(datasets: Path, tmp_path: Path) -> None:
+    """The dashed line at 1 stands only inside the range of the bins; else words say where 1 is."""
+    found = diagnosis.diagnose(saved_run(tmp_path / "run", "iql", seeds=(0,)) / "checkpoints" / "last.ckpt")
+
+    def drawn(values: np.ndarray) -> Any:
+        axes = Figure().subplots()
+        found.quantities["weight/w"] = values[None]
+        diagnosis_panels.draw_weights("weight/w", "w")(axes, found)
+        return axes
+
+    far = drawn(np.linspace(0.0029, 0.0031, 20))
+    assert far.get_xlim()[1] < 0.0032
+    assert not far.lines
+    assert far.texts[0].get_text().endswith("\n1 lies to the right")
+    assert len(drawn(np.linspace(0.9, 1.2, 20)).lines) == 1
+
+
+def test_one_episode_is_called_a_training_episode(datasets: Path, tmp_path: Path) -> None:
+    found = diagnosis.diagnose(saved_run(tmp_path / "run", "iql", seeds=(0,)) / "checkpoints" / "last.ckpt")
+    trained = replace(found, held_out=False)  # of one episode nothing is held out
+    assert "20 transitions of 1 held-out episode\n" in diagnosis_page.subheading(found)
+    assert "20 transitions of 1 training episode\n" in diagnosis_page.subheading(trained)
+    assert "of 1 training episode (none are held out); " in diagnosis.markdown(diagnosis.numbers(trained, {}))
+    assert "Fit of training actions over time" in diagnosis_page.absent(trained)
+
+
 def test_returns_to_go_end_with_their_episodes() -> None:
     """Rewards 1, 2, 4 and 8, 16 in two episodes at discount 1/2: 4, 2 + 4/2, 1 + 4/2; 16, 8 + 16/2."""
     rewards = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 100.0])  # the last is of an episode that is not asked for
@@ -165,7 +217,7 @@ def test_without_rollouts_the_value_stands_beside_the_returns_of_the_data(datase
     found.quantities["q/target"] = found.returns_to_go[None] + 3.0
     absent = diagnosis_page.absent(found)
     assert absent["Value gap"] == "no rollouts were made"
-    (panel,) = (panel for panel in diagnosis_page.shown(found) if panel.title.startswith("Value and return-to-go"))
+    (panel,) = (panel for panel in diagnosis_page.shown(found) if panel.title == "Value and return-to-go")
     axes = Figure().subplots()
     panel.draw(axes, found)
     points = axes.lines[0]
@@ -240,6 +292,22 @@ def test_what_cannot_be_diagnosed_is_one_line(
     assert f"The data set {DATASET} has changed since" in says(path)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "none"))
     assert f"dataset={DATASET} is not on this machine and could not be downloaded" in says(path)
+
+
+def test_other_bounds_of_actions_are_refused(datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are no part of the digest, and the same rows mean other actions under them."""
+    path = saved_run(tmp_path / "run", "bc", seeds=(0,)) / "checkpoints" / "last.ckpt"
+
+    def widened(config: dict[str, Any]) -> Any:
+        datamodule = make_datamodule(config)
+        datamodule._spec = replace(datamodule.spec, action_low=(-3.0,))
+        return datamodule
+
+    monkeypatch.setattr("brpo.training.make_datamodule", widened)
+    with pytest.raises(
+        UserError, match=r"bounds .* \(action_low \[-3\.0\], then .*\)\. Restore them to diagnose this run\."
+    ):
+        diagnosis.diagnose(path)
 
 
 def test_a_missing_checkpoint_file_is_refused(tmp_path: Path) -> None:
