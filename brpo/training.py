@@ -252,7 +252,7 @@ def _build(
         batch=datamodule.diagnostic_batch(len(own)),
     )
     held.callback(evaluate.close)
-    progress = UpdateProgress(recorder, config["max_updates"])
+    progress = UpdateProgress(recorder, config["max_updates"], scored=evaluate.evaluator is not None)
     checkpoints = Checkpoints(folder.checkpoints, recorder, signals, ranks)
     pretraining = Pretraining(config, algorithm, ranks)
     callbacks: list[Callback] = [signals, recorder, pretraining, evaluate, progress]

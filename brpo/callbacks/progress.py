@@ -12,17 +12,19 @@ from brpo.callbacks.recorder import Recorder
 
 
 class UpdateProgress(ProgressBar):
-    """Updates made, updates per second, the latest score, time left.
+    """Updates made, updates per second, the latest score (without an environment the held-out fit), time left.
 
     Args:
         recorder: knows the latest score.
         max_updates: where it ends.
         every_seconds: time between plain lines.
+        scored: whether the run will have scores.
     """
 
-    def __init__(self, recorder: Recorder, max_updates: int, every_seconds: float = 10.0) -> None:
+    def __init__(self, recorder: Recorder, max_updates: int, every_seconds: float = 10.0, scored: bool = True) -> None:
         super().__init__()
         self.recorder, self.max_updates, self.every_seconds = recorder, max_updates, every_seconds
+        self.scored = scored
         self.console = Console()
         self.bar: Progress | None = None
         self.enabled = True
@@ -77,7 +79,8 @@ class UpdateProgress(ProgressBar):
     def _show(self, algorithm: Any, pretraining: bool = False) -> None:
         if not self.enabled:
             return
-        score, (name, done, total) = self.recorder.last_score(), self._position(algorithm, pretraining)
+        score = self.recorder.last_score() if self.scored else self.recorder.last_fit()
+        name, done, total = self._position(algorithm, pretraining)
         if self.bar is not None:
             task, speed = self.bar.task_ids[0], f"{self._rate:.0f}/s"
             self.bar.update(task, description=name, total=total, completed=done, speed=speed, score=score)
@@ -85,7 +88,8 @@ class UpdateProgress(ProgressBar):
         if time.monotonic() - self._line_at < self.every_seconds:
             return
         self._line_at = time.monotonic()
-        score = "" if pretraining else f"{score or 'no score yet'}  "
+        score = score or ("no score yet" if self.scored else "")
+        score = f"{score}  " if score and not pretraining else ""
         left = (total - done) / max(self._rate, 1e-9)
         print(f"{name} {done}/{total}  {self._rate:.0f}/s  {score}{left:.0f} s left", flush=True)
 

@@ -74,6 +74,7 @@ class Recorder(Callback):
         self.part: dict[str, Any] = {}  # what makes the updates from here on
         self.parts: list[dict[str, Any]] = []  # of the run, with the update that each began at
         self.latest: dict[str, list[float]] = {}
+        self.heldout: dict[str, float] = {}  # means of the newest held-out quantities
         self.train_seconds = 0.0  # without the pre-training
         self.earlier_seconds = 0.0  # wall time of the parts before this one
         self.start = time.monotonic()
@@ -203,7 +204,7 @@ class Recorder(Callback):
         """
         if self.ranks.rank != 0:
             return
-        scalars = {}
+        scalars, self.heldout = {}, {}
         for name, tensor in values.items():
             tag = f"{prefix}heldout/{name}"
             numbers = tensor.detach().float().flatten().cpu().numpy()
@@ -212,13 +213,18 @@ class Recorder(Callback):
             if not len(finite):
                 continue
             writer(trainer).add_histogram(tag, finite, update)
-            scalars[f"{tag}/mean"] = float(finite.mean())
+            scalars[f"{tag}/mean"] = self.heldout[tag] = float(finite.mean())
             for level, quantile in zip(QUANTILES, np.quantile(finite, QUANTILES), strict=True):
                 scalars[f"{tag}/q{round(100 * level):02d}"] = float(quantile)
             if name in WEIGHTS and len(finite) == len(numbers):
                 share = weights.effective_sample_share(tensor.detach().double()).mean()
                 scalars[f"{tag}/effective_share"] = float(share)
         add_scalars(trainer, scalars, update)
+
+    def last_fit(self) -> str:
+        """The policy's newest fit of held-out actions by its tag, or nothing."""
+        tags = (f"heldout/{name}" for name in ("actor/log_prob", "actor/error", "actor/denoising_error"))
+        return next((f"{tag} {self.heldout[tag]:.3f}" for tag in tags if tag in self.heldout), "")
 
     def last_score(self) -> str:
         """The newest evaluation in words, or nothing."""
