@@ -352,7 +352,8 @@ def test_a_disk_without_room_is_one_line_and_leaves_the_checkpoint(cli: Run, dat
         env={**os.environ, "MINARI_DATASETS_PATH": str(data_root), "OMP_NUM_THREADS": "1"},
     )
     assert result.returncode == 2, result.stderr
-    assert ".ckpt cannot be written (File too large); the one before it is intact" in result.stderr
+    assert ".ckpt cannot be written (File too large); run/checkpoints/last.ckpt of before is intact" in result.stderr
+    assert "resume=run, or copy run to" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     folder = tmp_path / "run" / "checkpoints"
     assert (folder / "last.ckpt").read_bytes() == before

@@ -97,10 +97,15 @@ class Checkpoints(Callback):
         try:
             trainer.save_checkpoint(path)
         except OSError as error:
-            raise UserError(
-                f"The checkpoint {path} cannot be written ({error.strerror}); the one before it is intact. "
-                f"Make room or choose another folder with run_dir=PATH, then continue with resume=auto."
-            ) from error
+            run, kept = self.folder.parent, [file for file in (self.last, self.folder / "previous.ckpt") if file.exists()]
+            advice = (
+                f"{kept[0]} of before is intact. Make room and continue with resume={run}, or copy {run} to where there is "
+                f"room and continue with resume=COPY."
+                if kept
+                else f"no checkpoint had been written yet. Make room and start anew with resume={run}, or where there is "
+                f"room with run_dir=PATH."
+            )
+            raise UserError(f"The checkpoint {path} cannot be written ({error.strerror}); {advice}") from error
 
     def _stop_if(self, received: signal.Signals | None, algorithm: Any) -> None:
         error = None

@@ -1,3 +1,4 @@
+import errno
 import gzip
 import itertools
 import json
@@ -348,6 +349,42 @@ def test_lines_of_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == ["behavior 5/5", "update 10/20"]
     progress.on_train_epoch_end(trainer, module)
     assert capsys.readouterr().out == "update 20/20  10/s  score 3.0  0 s left\n"
+
+
+def test_progress_without_an_environment_shows_the_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the newest held-out batch, once there is one; it never says that a score is to come."""
+    recorder = Recorder(RunFolder(tmp_path))
+    recorder.chunk_rate = 10.0
+    progress = UpdateProgress(recorder, max_updates=20, every_seconds=0.0, scored=False)
+    module: Any = SimpleNamespace(update_count=10, pretrain_updates=0, pretrained=())
+    trainer: Any = SimpleNamespace(is_last_batch=False)
+    progress.on_train_batch_end(trainer, module, None, (0, 10), 0)
+    assert capsys.readouterr().out == "update 10/20  10/s  1 s left\n"
+    log: Any = FakeTrainer()
+    recorder.add_distributions(log, {"q/target": torch.ones(1, 2), "actor/log_prob": torch.tensor([[1.0, 2.0]])}, 10)
+    progress.on_train_epoch_end(trainer, module)
+    assert capsys.readouterr().out == "update 10/20  10/s  heldout/actor/log_prob 1.500  1 s left\n"
+
+
+@pytest.mark.parametrize("saved_before", [False, True])
+def test_a_checkpoint_that_cannot_be_written_says_what_is_there(saved_before: bool, tmp_path: Path) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    checkpoints = Checkpoints(folder, Recorder(RunFolder(tmp_path)), Signals())
+    if saved_before:
+        checkpoints.last.touch()
+    trainer: Any = SimpleNamespace(save_checkpoint=full)
+    with pytest.raises(UserError) as raised:
+        checkpoints._write(trainer, folder / "best.ckpt")
+    said = str(raised.value)
+    assert said.startswith(f"The checkpoint {folder / 'best.ckpt'} cannot be written (No space left on device); ")
+    assert (f"{folder / 'last.ckpt'} of before is intact" in said) == saved_before
+    assert ("no checkpoint had been written yet" in said) != saved_before
+    assert f"resume={tmp_path}" in said
+    assert ("resume=COPY" in said) == saved_before
 
 
 def test_profile_traces_a_chunk_that_is_as_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
