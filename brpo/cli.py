@@ -3,6 +3,7 @@
 import csv
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -225,7 +226,8 @@ def collect_sweep(
         print(line)
     collect.write_table(folder.table, rows)
     print(folder.table)
-    print(f"brpo report {sweep}  # over seeds, side by side")
+    if any(row.metric for row in rows):  # a report without scores is refused
+        print(f"brpo report {sweep}  # over seeds, side by side")
 
 
 @app.command("report")
@@ -245,11 +247,21 @@ def report_runs(
         raise UserError(
             f"{out} holds runs ({holding}); a report in it would be read in their place. Give a folder of its own."
         )
+    if out is not None:  # before the reading, which takes long
+        _make_folder(out)
     found = report(runs)
     print(found.markdown(with_published=published))
     if out is not None:
         found.write(out, with_published=published)
         print(out / "report.md")
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written ({error.strerror}). Give a folder that can.") from error
 
 
 FOLDED = 24  # characters of a text in a table, where there is no room for more

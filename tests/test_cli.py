@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import runpy
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,18 @@ def test_wrong_arguments_are_one_line(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["brpo", *arguments])
     assert exit_code_of_command(cli.app) == 2
+    assert capsys.readouterr().err.splitlines() == [says]
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_runs_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "report"
+    monkeypatch.setattr("brpo.reports.report.report", lambda runs: pytest.fail("the runs were read"))
+    monkeypatch.setattr("sys.argv", ["brpo", "report", str(tmp_path), "--out", str(out)])
+    assert exit_code_of_command(cli.app) == 2
+    says = f"error: --out {out} cannot be written (Not a directory). Give a folder that can."
     assert capsys.readouterr().err.splitlines() == [says]
 
 

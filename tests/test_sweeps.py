@@ -366,6 +366,13 @@ def test_the_terminal_shows_every_job(
     assert "it [broke]" in out and "result" in out
     assert f"sweep {folder.path}" in out  # in one piece, to be copied
     assert ("updates/s" in out) == (width == 200)
+    assert out.splitlines()[-1] == f"brpo report {folder.path}  # over seeds, side by side"
+
+
+def test_a_report_is_not_advised_without_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = sweep_of(tmp_path, job(0, Status.failed, error="it broke"), planned=1)
+    commands.collect_sweep(folder.path)
+    assert "brpo report" not in capsys.readouterr().out
 
 
 # --- As a user runs it ------------------------------------------------------------------------------------------------
