@@ -1,7 +1,7 @@
 """`brpo data`: see the data sets that there are, check one, and make one of a flat file."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -9,6 +9,10 @@ from rich.table import Table
 
 from brpo.errors import UserError
 
+T = TypeVar("T")
+Bound = Annotated[
+    str | None, typer.Option(metavar="X[,X...]", help="Bound of each action dimension, or one of all; without --env.")
+]
 app = typer.Typer(help="Look at Minari data sets, and import flat files.", no_args_is_help=True)
 console = Console()
 
@@ -75,34 +79,52 @@ def import_flat(
     ] = None,
     reference_min: Annotated[float | None, typer.Option(help="The return that scores 0.")] = None,
     reference_max: Annotated[float | None, typer.Option(help="The return that scores 100.")] = None,
-    action_low: Annotated[float | None, typer.Option(help="Bound of every action dimension, without --env.")] = None,
-    action_high: Annotated[float | None, typer.Option(help="Bound of every action dimension, without --env.")] = None,
+    action_low: Bound = None,
+    action_high: Bound = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Longest episode, of a file without timeouts.")] = None,
 ) -> None:
     """Make a data set out of a flat file, as D4RL's are. docs/use.md says where episodes end and which rows are dropped."""
     from brpo.datasets import d4rl
+    from brpo.reports.seed_result import plural
 
     references = _pair("--reference-min and --reference-max", reference_min, reference_max)
-    bounds = _pair("--action-low and --action-high", action_low, action_high)
+    bounds = _pair(
+        "--action-low and --action-high", _numbers("--action-low", action_low), _numbers("--action-high", action_high)
+    )
     made = d4rl.import_file(file, dataset_id, env=env, references=references, bounds=bounds, max_steps=max_steps)
     transitions, episodes, terminated = made.lengths.sum(), len(made.lengths), made.terminated.sum()
+    kept = f"{plural(transitions, 'transition')} of {plural(made.rows, 'row')}"
     print(
-        f"{dataset_id}: {transitions} transitions of {made.rows} rows, in {episodes} episodes: "
-        f"{terminated} terminated, {episodes - terminated} truncated"
+        f"{dataset_id}: {kept}, in {plural(episodes, 'episode')}: {terminated} terminated, {episodes - terminated} truncated"
     )
     if dropped := made.rows - transitions:
-        print(f"{dropped} rows dropped: the last of each truncated episode, as the file has no next_observations")
+        which = "the last of each truncated episode" if dropped > 1 else "the last of the truncated episode"
+        print(f"{plural(dropped, 'row')} dropped: {which}, as the file has no next_observations")
     if made.jumps:
-        print(f"{made.jumps} episodes end without a flag, where next_observations is not what the next row observes")
+        end = plural(made.jumps, "episode") + (" end" if made.jumps > 1 else " ends")
+        print(f"{end} without a flag, where next_observations is not what the next row observes")
     print(f"return: mean {made.returns.mean():.1f}, smallest {made.returns.min():.1f}, largest {made.returns.max():.1f}")
-    outside = f"; {made.clipped} entries outside, which training clips" if made.clipped else ""
+    outside = f"; {made.clipped} outside, which training clips" if made.clipped else ""
     print(f"action bounds: {made.space.low.tolist()} to {made.space.high.tolist()}{outside}")
+    if bounds is not None:  # a typing error shows beside the data
+        for dimension, (low, high) in enumerate(zip(*made.extremes.tolist(), strict=True)):
+            least, most = made.space.low[dimension], made.space.high[dimension]
+            print(f"  action dimension {dimension}: data from {low:.6g} to {high:.6g}, bounds {least:.6g} and {most:.6g}")
     if env is None:
         print("no environment: runs on it log offline diagnostics and have no scores (--env ENV_ID)")
     print(f"{made.folder}\nbrpo data check {dataset_id}\npython train.py dataset={dataset_id}")
 
 
-def _pair(names: str, low: float | None, high: float | None) -> tuple[float, float] | None:
+def _numbers(option: str, typed: str | None) -> list[float] | None:
+    try:
+        return None if typed is None else [float(part) for part in typed.split(",")]
+    except ValueError as error:
+        raise UserError(
+            f"{option} {typed} is not allowed; give a number, or one for each action dimension: 15,0."
+        ) from error
+
+
+def _pair(names: str, low: T | None, high: T | None) -> tuple[T, T] | None:
     if low is None and high is None:
         return None
     if low is None or high is None:

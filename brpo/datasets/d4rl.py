@@ -3,7 +3,7 @@
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from brpo.evaluation import environments
 
 AXES = {"observations": 2, "actions": 2, "rewards": 1, "terminals": 1}
 OPTIONAL = {"timeouts": 1, "next_observations": 2}
+Bounds = tuple[float | Sequence[float], float | Sequence[float]]
 _ROUNDING = 1e-5  # next_observations may be stored in another precision than observations
 
 
@@ -36,6 +37,7 @@ class Imported:
         returns: sum of the rewards of each episode.
         terminated: whether each episode terminated; the others are truncated.
         space: of the actions.
+        extremes: smallest and largest entry of each action dimension in the file, (2, dimensions).
         clipped: action entries outside its bounds.
     """
 
@@ -46,6 +48,7 @@ class Imported:
     returns: np.ndarray
     terminated: np.ndarray
     space: gymnasium.spaces.Box
+    extremes: np.ndarray
     clipped: int
 
 
@@ -55,7 +58,7 @@ def import_file(
     *,
     env: str | None = None,
     references: tuple[float, float] | None = None,
-    bounds: tuple[float, float] | None = None,
+    bounds: Bounds | None = None,
     max_steps: int | None = None,
 ) -> Imported:
     """Write a flat file as a Minari data set below the first root, where downloads go too. All of it is written, or nothing.
@@ -66,7 +69,7 @@ def import_file(
         dataset_id: of the new data set.
         env: registered Gymnasium id of the environment for evaluation; its action space has the bounds.
         references: the returns that score 0 and 100.
-        bounds: of every action dimension; without `env` only.
+        bounds: of each action dimension, or one for all; without `env` only.
         max_steps: longest episode, of a file without `timeouts`.
 
     Raises:
@@ -77,6 +80,8 @@ def import_file(
         raise UserError(f"The reference returns are {references}; two numbers are needed, the smaller one scores 0.")
     arrays = _read(file)
     space = _action_space(file, arrays, env, bounds)
+    extremes = np.stack([arrays["actions"].min(0), arrays["actions"].max(0)])
+    clipped = _outside(file, arrays["actions"], extremes, space)
     ends, jumps = _ends(file, arrays, max_steps)
     episodes = list(_episodes(arrays, ends))
     if not episodes:
@@ -90,7 +95,8 @@ def import_file(
         returns=np.array([np.sum(episode.rewards, dtype=np.float64) for episode in episodes]),
         terminated=np.array([episode.terminations[-1] for episode in episodes]),
         space=space,
-        clipped=int(((arrays["actions"] < space.low - 1e-6) | (arrays["actions"] > space.high + 1e-6)).sum()),
+        extremes=extremes,
+        clipped=clipped,
     )
 
 
@@ -192,9 +198,7 @@ def _check_array(where: str, name: str, array: np.ndarray, rows: int) -> None:
         raise UserError(f"{where} holds {np.unique(array)[:5].tolist()}, expected 0 and 1.")
 
 
-def _action_space(
-    file: Path, arrays: dict[str, np.ndarray], env: str | None, bounds: tuple[float, float] | None
-) -> gymnasium.spaces.Box:
+def _action_space(file: Path, arrays: dict[str, np.ndarray], env: str | None, bounds: Bounds | None) -> gymnasium.spaces.Box:
     """The environment's; else the given bounds, or [-1, 1] where no action lies outside."""
     actions = arrays["actions"]
     if env is not None:
@@ -212,15 +216,42 @@ def _action_space(
         if not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
             raise UserError(f"--env {env} has the action space {space}; it must be continuous (a one-dimensional Box).")
         return space
-    low, high = bounds or (-1.0, 1.0)
-    if not (np.isfinite([low, high]).all() and low < high):
-        raise UserError(f"The action bounds are {low} and {high}; two numbers are needed, the lower one first.")
+    low, high = (_bound(side, actions.shape[1]) for side in bounds or (-1.0, 1.0))
+    if not (good := np.isfinite(low) & np.isfinite(high) & (low < high)).all():
+        bad = int(np.argmin(good))
+        raise UserError(
+            f"The bounds of action dimension {bad} are {low[bad]} and {high[bad]}; "
+            f"two numbers are needed, the lower one first."
+        )
     if bounds is None and np.abs(actions).max() > 1.0 + 1e-6:
         raise UserError(
             f"{file} has actions from {actions.min():.6g} to {actions.max():.6g}, outside [-1, 1]. Their bounds are needed: "
             f"name the environment (--env ENV_ID) or give them (--action-low X --action-high Y)."
         )
-    return gymnasium.spaces.Box(low, high, actions.shape[1:], actions.dtype.type)
+    return gymnasium.spaces.Box(low.astype(actions.dtype), high.astype(actions.dtype), dtype=actions.dtype.type)
+
+
+def _bound(typed: float | Sequence[float], dimensions: int) -> np.ndarray:
+    """One number for each action dimension."""
+    numbers = np.atleast_1d(np.asarray(typed, np.float64))
+    if len(numbers) not in (1, dimensions):
+        raise UserError(
+            f"Bounds of {len(numbers)} action dimensions are given ({numbers.tolist()}), and the actions have {dimensions}: "
+            f"give one number for each, or one for all."
+        )
+    return np.broadcast_to(numbers, dimensions)
+
+
+def _outside(file: Path, actions: np.ndarray, extremes: np.ndarray, space: gymnasium.spaces.Box) -> int:
+    """How many entries lie outside their bounds; refuses bounds in other units than the data's, which leave none inside."""
+    outside = (actions < space.low - 1e-6) | (actions > space.high + 1e-6)
+    for dimension in np.flatnonzero(outside.all(0)):
+        (least, most), low, high = extremes[:, dimension], space.low[dimension], space.high[dimension]
+        raise UserError(
+            f"{file}: every entry of action dimension {dimension}, from {least:.6g} to {most:.6g}, lies outside its bounds "
+            f"{low:.6g} and {high:.6g}. Bounds are in the units of the data."
+        )
+    return int(outside.sum())
 
 
 def _ends(file: Path, arrays: dict[str, np.ndarray], max_steps: int | None) -> tuple[np.ndarray, int]:

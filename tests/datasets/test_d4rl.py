@@ -9,12 +9,15 @@ import minari
 import numpy as np
 import pytest
 from minari.namespace import list_local_namespaces
+from typer.testing import CliRunner, Result
 
+from brpo import cli_data
 from brpo.datasets import catalog, d4rl, minari_io
 from brpo.errors import UserError
 from tests.conftest import Run
 
 ID = "hopper-made-v2"
+WIDE = np.stack([np.linspace(16, 28, 8), np.linspace(0, 1, 8)], 1)  # actions of two units
 KEEP, STOP, CUT = (0, 0), (1, 0), (0, 1)  # flags of a row: terminal, timeout
 
 
@@ -149,6 +152,10 @@ def test_bounds_of_actions(root: Path, tmp_path: Path) -> None:
     made = d4rl.import_file(wide, ID, bounds=(-1.5, 4.0))
     assert (made.clipped, minari_io.load(ID).clipped) == (1, 1)
     assert minari_io.load(ID).action_high.tolist() == [4.0]
+    made = d4rl.import_file(write(tmp_path, rows(actions=WIDE)), "lab/heat-v0", bounds=([15, 0], [30, 0.9]))
+    assert (made.clipped, made.extremes.tolist()) == (1, [[16, 0], [28, 1]])
+    heat = minari_io.load("lab/heat-v0")
+    assert (heat.action_low.tolist(), heat.action_high.tolist()) == ([15, 0], [30, 0.9])
     observations = np.repeat(rows()["observations"][:, :1], 3, 1)
     pendulum = write(tmp_path, rows(following=False, actions=2 * rows()["actions"], observations=observations))
     made = d4rl.import_file(pendulum, "mine/pendulum-v0", env="Pendulum-v1")
@@ -188,7 +195,15 @@ def nan(name: str) -> dict[str, np.ndarray]:
         ({}, {"env": "Pendulum-v1"}, r"Pendulum-v1 has observations and actions of sizes \(3, 1\), the data \(2, 1\)"),
         ({}, {"env": "MountainCar-v0"}, r"--env MountainCar-v0 has the action space Discrete\(3\)"),
         ({}, {"env": "MountainCarContinuous-v0", "bounds": (-1.0, 1.0)}, "leave out --env or --action-low/-high"),
-        ({}, {"bounds": (1.0, -1.0)}, "action bounds are 1.0 and -1.0"),
+        ({}, {"bounds": (1.0, -1.0)}, "bounds of action dimension 0 are 1.0 and -1.0"),
+        ({"actions": WIDE}, {"bounds": ([15, 0], [30, 0])}, "bounds of action dimension 1 are 0.0 and 0.0"),
+        ({"actions": WIDE}, {"bounds": (15, [1, 2, 3])}, r"of 3 action dimensions are given .*, and the actions have 2"),
+        (
+            {"actions": WIDE},
+            {"bounds": ([15, 2], [30, 3])},
+            r"every entry of action dimension 1, from 0 to 1, lies outside its bounds 2 and 3",
+        ),
+        ({"actions": WIDE.round()}, {"bounds": ([15, 0.1], [30, 0.9])}, "entry of action dimension 1, from 0 to 1, lies"),
         ({}, {"references": (1.0, 1.0)}, r"reference returns are \(1.0, 1.0\)"),
         ({}, {"references": (0.0, float("nan"))}, "reference returns are"),
     ],
@@ -306,6 +321,33 @@ def test_the_wait_for_the_hub_can_be_spared(root: Path, monkeypatch: pytest.Monk
         with pytest.raises(UserError, match="no network") as caught:
             minari_io.load("mujoco/hopper/medium-v0")
         assert ("HF_HUB_OFFLINE=1 spares the wait" in str(caught.value)) == said
+
+
+def said_of_import(tmp_path: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(cli_data.app, ["import", str(tmp_path / "flat.hdf5"), *arguments])
+
+
+def test_typed_bounds_stand_beside_the_data(root: Path, tmp_path: Path) -> None:
+    write(tmp_path, rows(actions=WIDE))
+    for wrong in ("warm", "15,", "15;0"):
+        refused = said_of_import(tmp_path, ID, "--action-low", wrong, "--action-high", "30,1").exception
+        assert str(refused).startswith(f"--action-low {wrong} is not allowed; give a number, or one for each"), refused
+    made = said_of_import(tmp_path, ID, "--action-low", "-1.5,0", "--action-high", "30")
+    lines = made.stdout.splitlines()
+    at = lines.index("action bounds: [-1.5, 0.0] to [30.0, 30.0]")
+    assert lines[at + 1 : at + 3] == [
+        "  action dimension 0: data from 16 to 28, bounds -1.5 and 30",
+        "  action dimension 1: data from 0 to 1, bounds 0 and 30",
+    ]
+
+
+def test_one_of_each_is_said_in_the_singular(root: Path, tmp_path: Path) -> None:
+    write(tmp_path, {name: value[3:6] for name, value in rows(following=False).items()})
+    said = said_of_import(tmp_path, ID).stdout
+    assert f"{ID}: 2 transitions of 3 rows, in 1 episode: 0 terminated, 1 truncated\n" in said
+    assert "1 row dropped: the last of the truncated episode, as the file has no next_observations\n" in said
+    write(tmp_path, rows(timeouts=np.zeros(8, bool)))
+    assert "1 episode ends without a flag, where" in said_of_import(tmp_path, "hopper-jump-v0").stdout
 
 
 def test_the_commands(cli: Run, tmp_path: Path) -> None:
