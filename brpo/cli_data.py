@@ -81,7 +81,7 @@ def import_flat(
     reference_max: Annotated[float | None, typer.Option(help="The return that scores 100.")] = None,
     action_low: Bound = None,
     action_high: Bound = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Longest episode, of a file without timeouts.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Longest episode, where no timeouts is true.")] = None,
 ) -> None:
     """Make a data set out of a flat file, as D4RL's are. docs/use.md says where episodes end and which rows are dropped."""
     from brpo.datasets import d4rl

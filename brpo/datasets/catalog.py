@@ -67,10 +67,12 @@ def check_id(dataset_id: str) -> None:
     """
     if _ID.fullmatch(dataset_id):
         return
-    if dataset_id.lower().endswith(_FLAT) or Path(dataset_id).is_file():
+    if dataset_id.lower().endswith(_FLAT) or dataset_id.lower().endswith(".csv") or Path(dataset_id).is_file():
+        flat = dataset_id.lower().endswith(_FLAT)
+        become = f"One with D4RL's arrays becomes a data set by: brpo data import {dataset_id} ID"
+        table = "A table becomes one by way of NPZ: docs/use.md, Training on your own data."
         raise UserError(
-            f"dataset={dataset_id} is a file, and the id of a Minari data set is needed. One with D4RL's arrays becomes a "
-            f"data set by: brpo data import {dataset_id} ID"
+            f"dataset={dataset_id} is a file, and the id of a Minari data set is needed. {become if flat else table}"
         )
     versions = [known for known in local_ids() if known.rpartition("-v")[0] == dataset_id]
     hint = f" Did you mean {versions[-1]}?" if versions else ""

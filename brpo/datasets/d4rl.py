@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,13 +65,13 @@ def import_file(
     """Write a flat file as a Minari data set below the first root, where downloads go too. All of it is written, or nothing.
 
     Args:
-        file: HDF5, or NPZ by its name; arrays `observations`, `actions`, `rewards`, `terminals`, and `timeouts` and
-            `next_observations` where it has them, a row for each transition.
+        file: HDF5 or NPZ; arrays `observations`, `actions`, `rewards`, `terminals`, and `timeouts` and
+            `next_observations` where it has them, a row for each transition; a single column may stand without its axis.
         dataset_id: of the new data set.
         env: registered Gymnasium id of the environment for evaluation; its action space has the bounds.
         references: the returns that score 0 and 100.
         bounds: of each action dimension, or one for all; without `env` only.
-        max_steps: longest episode, of a file without `timeouts`.
+        max_steps: longest episode, of a file without `timeouts`, or with none that is true.
 
     Raises:
         UserError: the file is not of this kind, or the id or an option does not suit.
@@ -156,20 +157,21 @@ def _read(file: Path) -> dict[str, np.ndarray]:
     """The arrays of a file, each checked."""
     names = AXES | OPTIONAL
     if not file.is_file():
-        raise UserError(f"{file} is no file. Give one in HDF5, or .npz.")
+        raise UserError(f"{file} is no file. Give one in HDF5 or NPZ.")
+    kind = _kind(file)
     try:
-        if file.suffix.lower() == ".npz":
+        if kind == "NPZ":
             with np.load(file, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in names if name in archive}
         else:
             with h5py.File(file, "r") as archive:
                 arrays = {name: np.asarray(archive[name][()]) for name in names if name in archive}  # type: ignore[index]
     except Exception as error:  # of h5py, zipfile and numpy; a group where an array should be
-        kind = "NPZ" if file.suffix.lower() == ".npz" else "HDF5"
         raise UserError(f"{file} cannot be read as {kind} ({type(error).__name__}: {catalog.one_line(error)}).") from error
     if missing := [name for name in AXES if name not in arrays]:
         raise UserError(f"{file} lacks {', '.join(missing)}; at its root it needs the arrays {', '.join(AXES)}.")
     for name, array in arrays.items():
+        arrays[name] = array = _with_axes(array, names[name])
         _check_array(f"{file}: the array {name}", name, array, rows=len(np.atleast_1d(arrays["rewards"])))
     widths = [arrays[name].shape[1] for name in ("observations", "next_observations") if name in arrays]
     if widths[0] != widths[-1]:
@@ -177,6 +179,25 @@ def _read(file: Path) -> dict[str, np.ndarray]:
     if not np.issubdtype(arrays["observations"].dtype, np.floating):
         arrays["observations"] = arrays["observations"].astype(np.float32)  # its space has no bounds
     return arrays
+
+
+def _kind(file: Path) -> str:
+    """By the content: `np.savez` adds a suffix, others do not."""
+    with file.open("rb") as opened:  # a file that may not be read is not of another kind
+        if h5py.is_hdf5(file):
+            return "HDF5"
+        if zipfile.is_zipfile(opened):
+            return "NPZ"
+    raise UserError(
+        f"{file} is neither HDF5 nor NPZ, or it is damaged. How a table becomes one: docs/use.md, Training on your own data."
+    )
+
+
+def _with_axes(array: np.ndarray, axes: int) -> np.ndarray:
+    """A single column with or without its own axis, as `axes` wants it; anything else as it is."""
+    if axes == 1 and array.ndim == 2 and array.shape[1] == 1:
+        return array[:, 0]
+    return array[:, None] if axes == 2 and array.ndim == 1 else array
 
 
 def _check_array(where: str, name: str, array: np.ndarray, rows: int) -> None:
@@ -192,8 +213,12 @@ def _check_array(where: str, name: str, array: np.ndarray, rows: int) -> None:
         raise UserError(f"{where} holds {array.dtype}; only continuous actions, floating-point numbers, can be trained on.")
     with np.errstate(over="ignore"):
         finite = np.isfinite(array.astype(np.float32, copy=False))  # training is in float32
-    if not finite.all():
-        raise UserError(f"{where} holds NaN, infinity or a number beyond float32 in row {int(np.argwhere(~finite)[0][0])}.")
+    bad = np.flatnonzero(~finite.reshape(rows, -1).all(1))
+    if len(bad):
+        raise UserError(
+            f"{where} holds NaN, infinity or a number beyond float32 in {len(bad)} of {rows} rows, the first is "
+            f"row {bad[0]} (of 0 to {rows - 1}). Leave such rows out, and set timeouts in the row before each: an episode ends there."
+        )
     if name in ("terminals", "timeouts") and not np.isin(array, (0, 1)).all():
         raise UserError(f"{where} holds {np.unique(array)[:5].tolist()}, expected 0 and 1.")
 
@@ -258,7 +283,7 @@ def _ends(file: Path, arrays: dict[str, np.ndarray], max_steps: int | None) -> t
     """The last row of every episode, and how many of them only `next_observations` shows."""
     ends, rows = arrays["terminals"].astype(bool), len(arrays["rewards"])
     if "timeouts" in arrays:
-        if max_steps is not None:
+        if max_steps is not None and arrays["timeouts"].any():
             raise UserError(f"{file} has timeouts, which say where episodes end; leave out --max-steps.")
         ends |= arrays["timeouts"].astype(bool)
     elif max_steps is None:

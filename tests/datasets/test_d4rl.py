@@ -122,12 +122,18 @@ def test_a_terminal_row_that_also_times_out_is_terminated(root: Path, tmp_path: 
 
 
 def test_without_timeouts_an_episode_ends_after_so_many_steps(root: Path, tmp_path: Path) -> None:
+    def limited(name: str, timeouts: np.ndarray | None) -> list[tuple[float, ...]]:
+        d4rl.import_file(write(tmp_path, rows(following=False, timeouts=timeouts)), f"lab/{name}", max_steps=3)
+        return transitions(f"lab/{name}")
+
     file = write(tmp_path, rows(following=False, timeouts=None))
     with pytest.raises(UserError, match=r"has no timeouts, as D4RL's -v0 files; name the longest episode: --max-steps N"):
         d4rl.import_file(file, ID)
     made = d4rl.import_file(file, ID, max_steps=2)  # counted anew after row 2, which terminated
     assert transitions() == expected({0: 1, 2: 2, 3: 4, 5: 6})
     assert made.lengths.tolist() == [1, 1, 1, 1]
+    cut = [limited("none-v0", None), limited("zeros-v0", np.zeros((8, 1)))]  # timeouts without a true one say nothing
+    assert cut[0] == cut[1] == expected({0: 1, 1: 2, 2: 2, 3: 4, 4: 5, 6: 7})
     with pytest.raises(UserError, match="has timeouts, which say where episodes end; leave out --max-steps"):
         d4rl.import_file(write(tmp_path, rows()), "hopper-other-v2", max_steps=3)
 
@@ -167,7 +173,7 @@ def test_bounds_of_actions(root: Path, tmp_path: Path) -> None:
 
 def nan(name: str) -> dict[str, np.ndarray]:
     value = rows()[name].copy()
-    value[4] = np.nan
+    value[[4, 6]] = np.nan
     return {name: value}
 
 
@@ -178,18 +184,23 @@ def nan(name: str) -> dict[str, np.ndarray]:
         ({"terminals": np.zeros(7, bool)}, {}, "array terminals has 7 rows, expected 8, as many as there are rewards"),
         ({"next_observations": np.zeros((9, 2))}, {}, "array next_observations has 9 rows, expected 8"),
         ({"next_observations": np.zeros((8, 3))}, {}, "next_observations has 3 entries in a row, observations 2"),
-        ({"rewards": np.zeros((8, 1))}, {}, r"array rewards has the shape \(8, 1\), expected 1 axes"),
+        ({"rewards": np.zeros((8, 2))}, {}, r"array rewards has the shape \(8, 2\), expected 1 axes"),
         ({"observations": np.zeros((8, 4, 4, 3))}, {}, "array observations has the shape"),
         ({"rewards": np.zeros(0)}, {}, r"array observations has 8 rows, expected 0"),
         ({"rewards": np.float32(1)}, {}, "array observations has 8 rows, expected 1"),
-        (nan("observations"), {}, "array observations holds NaN, infinity or a number beyond float32 in row 4"),
+        (
+            nan("observations"),
+            {},
+            "array observations holds NaN, infinity or a number beyond float32 in 2 of 8 rows, .* row 4 ",
+        ),
         (nan("actions"), {}, "array actions holds NaN"),
-        (nan("rewards"), {}, "array rewards holds NaN"),
+        (nan("rewards"), {}, r"rewards holds NaN.* in 2 of 8 rows, the first is row 4 \(of 0 to 7\). Leave such rows out"),
         (nan("next_observations"), {}, "array next_observations holds NaN"),
-        ({"rewards": np.full(8, 1e300)}, {}, "a number beyond float32 in row 0"),
+        ({"rewards": np.full(8, 1e300)}, {}, "a number beyond float32 in 8 of 8 rows, the first is row 0 "),
         ({"timeouts": np.full(8, 2)}, {}, r"array timeouts holds \[2\], expected 0 and 1"),
         ({"observations": np.full((8, 2), b"a")}, {}, "array observations holds .*, expected numbers"),
-        ({"actions": np.zeros(8, np.int64)}, {}, r"array actions has the shape \(8,\), expected 2 axes"),
+        ({"actions": np.float32(1)}, {}, r"array actions has the shape \(\), expected 2 axes"),
+        ({"actions": np.zeros(8, np.int64)}, {}, "array actions holds int64; only continuous actions"),
         ({"actions": np.zeros((8, 1), np.int64)}, {}, "array actions holds int64; only continuous actions"),
         ({}, {"env": "Nope-v0"}, "--env Nope-v0: Nope-v0 is not registered here"),
         ({}, {"env": "Pendulum-v1"}, r"Pendulum-v1 has observations and actions of sizes \(3, 1\), the data \(2, 1\)"),
@@ -243,11 +254,35 @@ def test_an_import_is_not_repeated(root: Path, tmp_path: Path) -> None:
     assert minari_io.load(ID).digest == digest
 
 
-@pytest.mark.parametrize("name", ["flat.hdf5", "flat.npz"])
+def test_single_columns_with_and_without_their_axis(root: Path, tmp_path: Path) -> None:
+    """As tables give them; the data set is the same."""
+    digests = []
+    for name, vector, scalar in (("plain-v0", (8, 1), (8,)), ("turned-v0", (8,), (8, 1))):
+        shapes = dict.fromkeys(("observations", "actions", "next_observations"), vector)
+        shapes |= dict.fromkeys(("rewards", "terminals", "timeouts"), scalar)
+        arrays = {key: value[:, 0] if value.ndim == 2 else value for key, value in rows().items()}
+        d4rl.import_file(write(tmp_path, {key: arrays[key].reshape(shapes[key]) for key in shapes}), name)
+        digests.append(minari_io.load(name).digest)
+        assert transitions(name) == expected({0: 1, 1: 2, 2: 2.5, 3: 4, 4: 5, 5: 5.5, 6: 7, 7: 7.5})
+    assert digests[0] == digests[1]
+
+
+def test_a_files_kind_is_not_in_its_name(root: Path, tmp_path: Path) -> None:
+    d4rl.import_file(write(tmp_path, rows(), "log.npz").rename(tmp_path / "log"), ID)
+    assert transitions() == expected({0: 1, 1: 2, 2: 2.5, 3: 4, 4: 5, 5: 5.5, 6: 7, 7: 7.5})
+    whole = write(tmp_path, rows()).read_bytes()
+    (tmp_path / "half.hdf5").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"half.hdf5 cannot be read as HDF5 \(OSError"):
+        d4rl.import_file(tmp_path / "half.hdf5", "hopper-half-v0")
+
+
+@pytest.mark.parametrize("name", ["flat.hdf5", "flat.npz", "log.csv"])
 def test_files_of_another_kind(root: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("observation,action\n")
     for file in (tmp_path / name, tmp_path / f"none-{name}", tmp_path):
-        with pytest.raises(UserError, match="cannot be read as" if file.is_file() else "is no file") as caught:
+        with pytest.raises(
+            UserError, match="is neither HDF5 nor NPZ.*docs/use.md" if file.is_file() else "is no file"
+        ) as caught:
             d4rl.import_file(file, ID)
         assert "\n" not in str(caught.value)
     assert not root.exists()
@@ -303,11 +338,17 @@ def test_ids_of_d4rl_are_not_looked_for_on_the_hub(root: Path, monkeypatch: pyte
         minari_io.load(dataset_id)
 
 
-@pytest.mark.parametrize("name", ["d4rl/hopper_medium-v2.hdf5", "flat.npz", "other.H5", "readme"])
-def test_a_file_is_no_id(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize("name", ["d4rl/hopper_medium-v2.hdf5", "flat.npz", "other.H5"])
+def test_a_file_is_no_id(root: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"dataset={name} is a file.*brpo data import {name} ID"):
+        minari_io.load(name)
+
+
+@pytest.mark.parametrize("name", ["readme", "log.csv", "none/LOG.CSV"])
+def test_a_table_is_not_imported_as_it_is(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     (tmp_path / "readme").touch()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"dataset={name} is a file.*brpo data import {name} ID"):
+    with pytest.raises(UserError, match=f"dataset={name} is a file.*A table becomes one by way of NPZ: docs/use.md"):
         minari_io.load(name)
 
 
