@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from brpo import cli
 from brpo.datasets import sources
 from brpo.engine.checkpoint_io import encode
 from brpo.evaluation.scores import spread
@@ -83,10 +85,39 @@ def test_scores_are_those_of_the_stored_results(page: str, header: str) -> None:
     assert len(rows) == len(comparison.methods)
 
 
+@pytest.mark.parametrize("gap", [False, True])
+def test_a_table_becomes_a_data_set_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gap: bool) -> None:
+    """Episodes of four rows, the first of which failed; the second has an empty cell in its second row."""
+    text = (ROOT / "docs" / "use.md").read_text()
+    header = re.findall(r"^episode,.*$", text, re.MULTILINE)[0]
+    lines = [f"{k // 4},{k}.5,{-k},{16 + k},{k},{int(k == 3)}" for k in range(12)]
+    lines[5] = lines[5].replace(",5.5,", ",,") if gap else lines[5]
+    (tmp_path / "log.csv").write_text("\n".join([header, *lines]) + "\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "sets"))
+    (arguments,) = re.findall(r"brpo (data import log.npz .*?)  #", text)
+    names: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], names)
+    if gap:
+        refused = CliRunner().invoke(cli.app, arguments.split()).exception
+        assert "in 1 of 12 rows, the first is row 5 (of 0 to 11). Leave such rows out" in str(refused)
+        (mark,) = re.findall(r"`(last \|= .*?)`", text)
+        exec(f'good = np.isfinite(column("inside"))\n{mark}', names)
+        arrays = {**np.load("log.npz"), "timeouts": names["last"] & ~names["terminals"]}
+        np.savez("log.npz", **{name: array[names["good"]] for name, array in arrays.items()})
+    made = CliRunner().invoke(cli.app, arguments.split())
+    assert made.exit_code == 0, made.exception
+    assert "action dimension 0: data from 16 to 27, bounds 15 and 30" in made.stdout
+    found = sources.load("lab/heat-v0")
+    assert found.ended.tolist() == [2, 1, 1]
+    assert found.rows[:, 0].tolist() == [0.5, 1.5, 2.5, 3.5, *([6.5] if gap else [4.5, 5.5, 6.5]), 8.5, 9.5, 10.5]
+    assert found.returns.tolist() == [6, 6 if gap else 15, 27]
+
+
 @pytest.mark.filterwarnings("ignore")  # Minari's: of fields that need not be given
 def test_own_data_and_a_trained_policy_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs" / "use.md").read_text()
-    making, acting, from_file = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    _, making, acting, from_file = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "sets"))
     exec(making, {})
     (dataset_id,) = set(re.findall(r"mylab/[\w-]+", text))

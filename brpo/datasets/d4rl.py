@@ -217,7 +217,8 @@ def _check_array(where: str, name: str, array: np.ndarray, rows: int) -> None:
     if len(bad):
         raise UserError(
             f"{where} holds NaN, infinity or a number beyond float32 in {len(bad)} of {rows} rows, the first is "
-            f"row {bad[0]} (of 0 to {rows - 1}). Leave such rows out, and set timeouts in the row before each: an episode ends there."
+            f"row {bad[0]} (of 0 to {rows - 1}). Leave such rows out, and set timeouts in the row "
+            f"before each: an episode ends there."
         )
     if name in ("terminals", "timeouts") and not np.isin(array, (0, 1)).all():
         raise UserError(f"{where} holds {np.unique(array)[:5].tolist()}, expected 0 and 1.")
