@@ -27,6 +27,8 @@ def list_all(
 
     print(f"Generated: {', '.join(toy.ids())}")
     local = catalog.local_ids()
+    if not (root := catalog.data_roots()[0]).is_dir():
+        print(f"There is no folder {root} (MINARI_DATASETS_PATH); the first download or import makes it.")
     console.print(f"On this machine ({len(local)}):")
     for dataset_id, folder in local.items():
         print(f"  {dataset_id}  {folder}")

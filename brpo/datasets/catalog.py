@@ -29,12 +29,33 @@ def data_roots() -> list[Path]:
     """Folders that are searched for data sets: `MINARI_DATASETS_PATH`, else the clone's `data/` and Minari's own folder.
 
     The clone's `data/` is searched in either case. What is downloaded comes into the first.
+
+    Raises:
+        UserError: the variable names a file.
     """
     configured = os.environ.get("MINARI_DATASETS_PATH")
     bundled = Path(__file__).resolve().parents[2] / "data"
     if configured:
+        if Path(configured).expanduser().is_file():
+            raise UserError(f"MINARI_DATASETS_PATH={configured} is a file; it must name a folder of data sets.")
         return [Path(configured).expanduser().resolve(), bundled]
     return [bundled, Path.home() / ".minari" / "datasets"]
+
+
+def make_root(root: Path) -> None:
+    """Make the folder that takes a new data set, where there is none.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    try:
+        (root / ".unfinished").mkdir(parents=True, exist_ok=True)  # see `made_apart`
+        if not os.access(root / ".unfinished", os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(
+            f"Set MINARI_DATASETS_PATH to a folder that can be made and written; {root} cannot ({error.strerror})."
+        ) from error
 
 
 def local_ids() -> dict[str, Path]:
@@ -142,6 +163,7 @@ def minari_root(root: Path) -> Iterator[None]:
 
 def _download(dataset_id: str, root: Path) -> Path:
     try:
+        make_root(root)
         with made_apart(dataset_id, root) as place:
             if place is not None:
                 print(f"{dataset_id} is not on this machine; downloading it to {root}", flush=True)

@@ -112,7 +112,7 @@ def _write(
     source: str,
 ) -> None:
     """Let Minari write it, apart until it is complete."""
-    root.mkdir(parents=True, exist_ok=True)
+    catalog.make_root(root)
     _check_room(root, episodes)
     seen = np.asarray(episodes[0].observations)
     with catalog.made_apart(dataset_id, root) as place:

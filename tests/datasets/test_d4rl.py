@@ -288,6 +288,28 @@ def test_files_of_another_kind(root: Path, tmp_path: Path, name: str) -> None:
     assert not root.exists()
 
 
+def test_a_folder_of_data_sets_that_cannot_be(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path, rows(), "flat.npz")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(file))
+    with pytest.raises(UserError, match=f"^MINARI_DATASETS_PATH={file} is a file; it must name a folder"):
+        catalog.local_ids()
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(file / "sets"))
+    says = f"Set MINARI_DATASETS_PATH to a folder that can be made and written; {file}/sets cannot"
+    with pytest.raises(UserError, match=f"^{says} .Not a directory"):
+        d4rl.import_file(file, ID)
+    with pytest.raises(
+        UserError, match=f"lab/none-v0 is not on this machine and could not be downloaded .UserError: {says}"
+    ):
+        minari_io.load("lab/none-v0")
+
+
+def test_a_folder_that_is_not_there_is_listed_as_such(root: Path) -> None:
+    listed = CliRunner().invoke(cli_data.app, ["list", "--no-remote"]).stdout
+    assert f"There is no folder {root} (MINARI_DATASETS_PATH); the first download or import makes it.\n" in listed
+    root.mkdir()
+    assert "There is no folder" not in CliRunner().invoke(cli_data.app, ["list", "--no-remote"]).stdout
+
+
 def test_a_group_is_no_array(root: Path, tmp_path: Path) -> None:
     file = write(tmp_path, rows(observations=None))
     with h5py.File(file, "r+") as opened:
