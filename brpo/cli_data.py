@@ -62,12 +62,17 @@ def info(dataset_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
 @app.command("check")
 def check(dataset_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """Read every episode of a data set; exit code 2 and the first fault where it cannot be trained on."""
-    from brpo.datasets import sources
+    from brpo.datasets import sources, statistics
 
     found = sources.check(dataset_id)
     print(f"{dataset_id}: good. {found.lengths.sum()} transitions in {len(found.lengths)} episodes, digest {found.digest}")
     if found.clipped:
         print(f"{found.clipped} action entries lie outside the bounds; training clips them.")
+    moments = found.observation_mean, found.observation_std
+    if same := statistics.constant(*moments):
+        print(f"Observation columns {same} are constant in float32. Did they have an offset that is to be subtracted first?")
+    for note in statistics.offsets(*moments):
+        print(f"note: {note}")
 
 
 @app.command("import")
@@ -86,7 +91,7 @@ def import_flat(
     max_steps: Annotated[int | None, typer.Option(min=1, help="Longest episode, where no timeouts is true.")] = None,
 ) -> None:
     """Make a data set out of a flat file, as D4RL's are. docs/use.md says where episodes end and which rows are dropped."""
-    from brpo.datasets import d4rl
+    from brpo.datasets import d4rl, statistics
     from brpo.reports.seed_result import plural
 
     references = _pair("--reference-min and --reference-max", reference_min, reference_max)
@@ -112,6 +117,8 @@ def import_flat(
         for dimension, (low, high) in enumerate(zip(*made.extremes.tolist(), strict=True)):
             least, most = made.space.low[dimension], made.space.high[dimension]
             print(f"  action dimension {dimension}: data from {low:.6g} to {high:.6g}, bounds {least:.6g} and {most:.6g}")
+    for note in statistics.offsets(made.moments.mean, made.moments.std):
+        print(f"note: {note}")
     if env is None:
         print("no environment: runs on it log offline diagnostics and have no scores (--env ENV_ID)")
     print(f"{made.folder}\nbrpo data check {dataset_id}\npython train.py dataset={dataset_id}")

@@ -17,6 +17,7 @@ from minari.dataset.minari_dataset import parse_dataset_id
 from minari.namespace import create_namespace, list_local_namespaces
 
 from brpo.datasets import catalog
+from brpo.datasets.transforms import Moments
 from brpo.errors import UserError
 from brpo.evaluation import environments
 
@@ -40,6 +41,7 @@ class Imported:
         space: of the actions.
         extremes: smallest and largest entry of each action dimension in the file, (2, dimensions).
         clipped: action entries outside its bounds.
+        moments: of the observations in the file, in its precision.
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class Imported:
     space: gymnasium.spaces.Box
     extremes: np.ndarray
     clipped: int
+    moments: Moments
 
 
 def import_file(
@@ -82,6 +85,8 @@ def import_file(
     arrays = _read(file)
     space = _action_space(file, arrays, env, bounds)
     extremes = np.stack([arrays["actions"].min(0), arrays["actions"].max(0)])
+    moments = Moments()
+    moments.add(arrays["observations"])
     clipped = _outside(file, arrays["actions"], extremes, space)
     ends, jumps = _ends(file, arrays, max_steps)
     episodes = list(_episodes(arrays, ends))
@@ -98,6 +103,7 @@ def import_file(
         space=space,
         extremes=extremes,
         clipped=clipped,
+        moments=moments,
     )
 
 

@@ -10,11 +10,23 @@ from brpo.evaluation import scores
 
 FAR = 30  # mean or standard deviation of an observation that networks, which expect about 1, fit badly
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_CONSTANT, _LOST = 1e-11, 2.0**-20  # standard deviation over magnitude: rounding alone; few of float32's 24 bits
 
 
 def quantiles(values: np.ndarray) -> str:
     """Smallest, quartiles and largest."""
     return "  ".join(f"{value:.4g}" for value in np.quantile(values, LEVELS))
+
+
+def constant(mean: np.ndarray, std: np.ndarray) -> list[int]:
+    """Columns that have one value."""
+    return np.flatnonzero(std <= _CONSTANT * np.abs(mean)).tolist()
+
+
+def offsets(mean: np.ndarray, std: np.ndarray) -> list[str]:
+    """A note where float32 leaves columns few different values."""
+    lost = np.flatnonzero((std > _CONSTANT * np.abs(mean)) & (std < _LOST * np.abs(mean))).tolist()
+    return [f"observation columns {lost} lose their digits in float32: subtract an offset first"] if lost else []
 
 
 def describe(flat: Flat) -> dict[str, str]:
@@ -36,6 +48,7 @@ def describe(flat: Flat) -> dict[str, str]:
         f"to {flat.rows[:, observation].max():.4g}",
         # Where dimensions differ by much, data.normalize_observations is worth a thought.
         "observation std, by dimension": "  ".join(f"{value:.3g}" for value in flat.observation_std),
+        "constant observation columns": str(constant(flat.observation_mean, flat.observation_std) or "none"),
         "action": f"{flat.columns.action} dimensions, bounds {flat.action_low.tolist()} to {flat.action_high.tolist()}",
         "boundary actions": f"{100 * flat.boundary_share:.2f} % of the entries; {flat.clipped} outside the bounds",
         "description": str(flat.metadata.get("description", "")),
@@ -55,20 +68,20 @@ def notices(datamodule: OfflineDataModule) -> list[str]:
         found.append(
             "all returns are equal, and rewards are not scaled by their range: data.reward_scale=NUMBER scales them"
         )
-    constant = transforms.is_constant(flat.observation_mean, flat.observation_std)
-    if constant.any() and not is_toy(flat.dataset_id):  # which have one state
-        found.append(f"{_columns(constant)} constant: the policy cannot know what another value means")
-    far = (np.maximum(np.abs(flat.observation_mean), flat.observation_std) > FAR) & ~constant
+    mean, std = flat.observation_mean, flat.observation_std
+    if (same := constant(mean, std)) and not is_toy(flat.dataset_id):  # which have one state
+        found.append(f"{_columns(same)} constant: the policy cannot know what another value means")
+    found += offsets(mean, std)
+    far = (np.maximum(np.abs(mean), std) > FAR) & ~transforms.is_constant(mean, std)
     if far.any() and not datamodule.normalize_observations:
         found.append(
-            f"{_columns(far)} taken as recorded, with a mean or spread beyond {FAR}, which networks fit badly: "
+            f"{_columns(np.flatnonzero(far).tolist())} taken as recorded, with a mean or spread beyond {FAR}, which networks fit badly: "
             f"data.normalize_observations=true brings all to one scale"
         )
     return found
 
 
-def _columns(chosen: np.ndarray) -> str:
+def _columns(numbers: list[int]) -> str:
     """Numbers of observation columns, as the beginning of a sentence."""
-    numbers = np.flatnonzero(chosen).tolist()
     words = ", ".join(map(str, numbers[:8])) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
     return f"observation {words} is" if len(numbers) == 1 else f"observations {words} are"

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -11,8 +12,8 @@ import pytest
 from minari.namespace import list_local_namespaces
 from typer.testing import CliRunner, Result
 
-from brpo import cli_data
-from brpo.datasets import catalog, d4rl, minari_io
+from brpo import cli_data, training
+from brpo.datasets import catalog, d4rl, minari_io, statistics
 from brpo.errors import UserError
 from tests.conftest import Run
 
@@ -402,6 +403,24 @@ def test_typed_bounds_stand_beside_the_data(root: Path, tmp_path: Path) -> None:
         "  action dimension 0: data from 16 to 28, bounds -1.5 and 30",
         "  action dimension 1: data from 0 to 1, bounds 0 and 30",
     ]
+
+
+def test_columns_without_digits_are_named(root: Path, tmp_path: Path) -> None:
+    """Unix time stamps of an hour and of a minute, which float32 makes one number; ones; and a column that is good."""
+    hour = np.linspace(0, 1, 8)
+    columns = np.stack([1.7e9 + 3600 * hour, 1.7e9 + 40 * hour, np.ones(8), hour], 1)
+    write(tmp_path, rows(following=False, observations=columns))
+    lost = "note: observation columns {} lose their digits in float32: subtract an offset first\n"
+    assert lost.format("[0, 1]") in said_of_import(tmp_path, ID).stdout
+    checked = CliRunner().invoke(cli_data.app, ["check", ID]).stdout
+    assert "Observation columns [1, 2] are constant in float32." in checked
+    assert lost.format("[0]") in checked
+    assert statistics.describe(minari_io.load(ID))["constant observation columns"] == "[1, 2]"
+    data: Any = SimpleNamespace(flat=minari_io.load(ID), heldout_share=0.0)
+    assert [f"note: {notice}\n" for notice in training._of_the_data(data)] == [lost.format("[0]")]
+    write(tmp_path, rows())
+    assert "note" not in said_of_import(tmp_path, "hopper-good-v2").stdout
+    assert "olumns" not in CliRunner().invoke(cli_data.app, ["check", "hopper-good-v2"]).stdout
 
 
 def test_one_of_each_is_said_in_the_singular(root: Path, tmp_path: Path) -> None:
