@@ -75,8 +75,8 @@ def notices(datamodule: OfflineDataModule) -> list[str]:
     far = (np.maximum(np.abs(mean), std) > FAR) & ~transforms.is_constant(mean, std)
     if far.any() and not datamodule.normalize_observations:
         found.append(
-            f"{_columns(np.flatnonzero(far).tolist())} taken as recorded, with a mean or spread beyond {FAR}, which networks fit badly: "
-            f"data.normalize_observations=true brings all to one scale"
+            f"{_columns(np.flatnonzero(far).tolist())} taken as recorded, with a mean or spread beyond {FAR}, which "
+            f"networks fit badly: data.normalize_observations=true brings all to one scale"
         )
     return found
 
