@@ -147,7 +147,7 @@ def test_a_policy_at_its_bounds_is_seen(algo: str, datasets: Path, tmp_path: Pat
         axes, diagnosed
     )
     assert axes.lines[0].get_label() == "policy's action at a bound, held-out"
-    assert list(axes.lines[0].get_ydata()) == [100.0, 100.0]
+    assert np.asarray(axes.lines[0].get_ydata()).tolist() == [100.0, 100.0]
 
 
 def test_ticks_are_few_and_short() -> None:
