@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from brpo import saved_runs
+from brpo import launch, saved_runs
 from brpo.callbacks.checkpoints import Checkpoints
 from brpo.callbacks.evaluate import Evaluate
 from brpo.callbacks.profile import Profile
@@ -24,6 +24,7 @@ from brpo.engine.checkpoint_io import encode
 from brpo.engine.ranks import Ranks
 from brpo.errors import Interrupted, UserError
 from brpo.evaluation.evaluate import RolloutEvaluator
+from brpo.evaluation.kinds import kind_of
 from brpo.evaluation.rollout import Rollouts
 from brpo.runs import RunFolder
 from tests.evaluation.test_evaluation import Countdown
@@ -416,3 +417,12 @@ def test_profile_traces_a_chunk_that_is_as_the_rest(tmp_path: Path, capsys: pyte
         events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
         assert sum(event.get("name") == "aten::add" for event in events) == 1
     assert f"profile of the {traced}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("score", [None, [3.0]])
+def test_a_run_without_scores_ends_with_where_to_look(score: list[float] | None, capsys: pytest.CaptureFixture[str]) -> None:
+    none = dict.fromkeys(kind_of("lab/heat-v0").reported)
+    result = {"final": {**none, "score": score}, "best": {**none, "update": None}, "dataset": {"id": "lab/heat-v0"}}
+    launch.report({**result, "updates_per_second": 5.0, "wall_seconds": 2.0, "run_dir": "run"})
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == ("5 updates/s, 2 s; run/result.json" if score else "no scores; what was learned: brpo diagnose run")
