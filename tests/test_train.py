@@ -282,7 +282,7 @@ def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path)
         (["algo=iql", "+algo.critic.foo=1"], "has no option 'foo'. Known options: critics, hidden, activation"),
         (
             ["algo=iql", "+algo.actor.foo=1"],
-            "GaussianActor has no option 'foo'. Known options: hidden, activation, min_log_std, max_log_std.\n",
+            "GaussianActor has no option 'foo'. Known options: hidden, activation, min_log_std, max_log_std. With actor= ",
         ),
         (["algo=sfac", "+algo.regularizer.bogus=1"], "SfAC: SeriesDivergence has no option 'bogus'.\n"),
         (

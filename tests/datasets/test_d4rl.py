@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -12,8 +11,9 @@ import pytest
 from minari.namespace import list_local_namespaces
 from typer.testing import CliRunner, Result
 
-from brpo import cli_data, training
+from brpo import cli_data
 from brpo.datasets import catalog, d4rl, minari_io, statistics
+from brpo.datasets.datamodule import OfflineDataModule
 from brpo.errors import UserError
 from tests.conftest import Run
 
@@ -416,8 +416,12 @@ def test_columns_without_digits_are_named(root: Path, tmp_path: Path) -> None:
     assert "Observation columns [1, 2] are constant in float32." in checked
     assert lost.format("[0]") in checked
     assert statistics.describe(minari_io.load(ID))["constant observation columns"] == "[1, 2]"
-    data: Any = SimpleNamespace(flat=minari_io.load(ID), heldout_share=0.0)
-    assert [f"note: {notice}\n" for notice in training._of_the_data(data)] == [lost.format("[0]")]
+    data = OfflineDataModule(ID, storage="device", normalize_observations=True, reward_scale=1.0, reward_shift=0.0,
+                             heldout=0.0, evaluate_every=1, max_updates=1, chunk=1)  # fmt: skip
+    data.setup()
+    constant, few = statistics.notices(data)
+    assert constant.startswith("observations 1, 2 are constant")
+    assert f"note: {few}\n" == lost.format("[0]")
     write(tmp_path, rows())
     assert "note" not in said_of_import(tmp_path, "hopper-good-v2").stdout
     assert "olumns" not in CliRunner().invoke(cli_data.app, ["check", "hopper-good-v2"]).stdout

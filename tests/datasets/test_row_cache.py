@@ -270,5 +270,5 @@ def test_a_file_that_became_shorter_is_named(root: Path) -> None:
 
 
 def test_unknown_storage(root: Path) -> None:
-    with pytest.raises(UserError, match="data.storage=disk is not allowed. Use one of device, memmap"):
+    with pytest.raises(UserError, match="data.storage=disk is not allowed; it must be device or memmap"):
         make(ID, storage="disk")
