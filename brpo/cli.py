@@ -1,4 +1,4 @@
-"""The `brpo` command: see and import data sets, evaluate, diagnose and export runs, collect sweeps, report results."""
+"""The `brpo` command: see and import data sets; evaluate, estimate, diagnose, export and report runs; collect sweeps."""
 
 import csv
 import os
@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +20,7 @@ from brpo.errors import Interrupted, UserError
 from brpo.exits import exit_code_of_command
 
 if TYPE_CHECKING:
+    from brpo.estimates import Estimate
     from brpo.sweeps.collect import Row
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
@@ -92,7 +94,8 @@ def evaluate(
         result = saved_runs.evaluate_checkpoint(path, episodes=episodes, mode=mode.value if mode else None, acting=acting)
         _print_evaluation(result, acting)
         if table is not None:
-            _add_rows(table, run, result, options)
+            what = {"run": str(run), **{name: result[name] for name in _ROW[1:]}, **options}
+            _add_rows(table, [{**what, "seed": row.seed, **row.numbers()} for row in result["rows"]])
         if video:
             if "MUJOCO_GL" not in os.environ and sys.platform == "linux" and not os.environ.get("DISPLAY"):
                 os.environ["MUJOCO_GL"] = "egl"  # renders without a screen
@@ -173,15 +176,66 @@ def _check_table(path: Path, header: list[str]) -> None:
         raise UserError(f"{path} has other columns than an evaluation of this kind: {wanted}. Name another file.")
 
 
-def _add_rows(path: Path, run: Path, result: dict[str, Any], acting: Mapping[str, Any]) -> None:
-    """Add the seeds of an evaluation to a CSV file, after what is there."""
-    what = {"run": str(run), **{name: result[name] for name in _ROW[1:]}}
-    rows = [{**what, **acting, "seed": row.seed, **row.numbers()} for row in result["rows"]]
+def _add_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows to a CSV file, after what is there."""
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         if file.tell() == 0:
             writer.writeheader()
         writer.writerows(rows)
+
+
+@app.command()
+def estimate(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or checkpoints inside them.")],
+    updates: Annotated[int, typer.Option(min=1, help="Of the fit: enough where the last two numbers agree.")] = 20_000,
+    discount: Annotated[float, typer.Option(help="Of the rewards, per step, in [0, 1).")] = 0.99,
+    mode: Annotated[Mode | None, typer.Option(help="The policy's mode or a sample; the run's own unless given.")] = None,
+    checkpoint: CheckpointRule = Rule.last,
+    table: Annotated[
+        Path | None, typer.Option("--csv", help="Also add a row for each seed and point to this file.", dir_okay=False)
+    ] = None,
+) -> None:
+    """Estimate what policies are worth without an environment, by fitted Q evaluation on their own data. docs/use.md."""
+    from brpo import estimates, saved_runs
+    from brpo.evaluation.scores import spread
+
+    paths = [saved_runs.checkpoint_of(run, checkpoint.value) for run in runs]
+    if table is not None:  # before the fits, which take long
+        _check_table(table, ["run", *estimates.COLUMNS])
+
+    def say(update: int, values: list[float]) -> None:
+        print(f"  update {update}/{updates}  {spread(values, 2)}", flush=True)
+
+    found: list[tuple[Path, Estimate]] = []
+    how = mode.value if mode else None
+    try:
+        for run, path in zip(runs, paths, strict=True):
+            print(f"{run}:", flush=True)
+            each = estimates.estimate(path, updates=updates, discount=discount, mode=how, on_point=say)
+            found.append((run, each))
+            if table is not None:
+                _add_rows(table, [{"run": str(run), **row} for row in each.rows()])
+    except KeyboardInterrupt:
+        raise Interrupted("the estimation was given up") from None
+    _print_estimates(found, discount)
+
+
+def _print_estimates(found: Sequence[tuple[Path, "Estimate"]], discount: float) -> None:
+    """The runs by data set, the largest estimate first."""
+    from brpo.evaluation.scores import spread
+
+    rows = []
+    for run, each in sorted(found, key=lambda pair: (pair[1].what["dataset"], -fmean(pair[1].points[-1]))):
+        numbers = (spread(each.points[-1], 2), spread(each.points[-2], 2) if len(each.points) > 1 else "")
+        rows.append((str(run), each.what["algo"], each.what["dataset"], *numbers, f"{each.data_return:.2f}"))
+    table = Table(title=f"discounted return at {discount:g} from the data's starts, estimated", title_justify="left")
+    for column in ("run", "algo", "data set", "value", "a fifth earlier", "of the data"):
+        number = column in ("value", "a fifth earlier", "of the data")
+        table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
 
 
 @app.command()

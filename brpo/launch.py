@@ -220,7 +220,8 @@ def report(result: dict[str, Any]) -> None:
         f"{result['updates_per_second'] or 0:.0f} updates/s, {result['wall_seconds']:.0f} s; {result['run_dir']}/result.json"
     )
     if all(value is None for value in result["final"].values()):
-        print(f"no scores; what was learned: brpo diagnose {result['run_dir']}")
+        run = result["run_dir"]
+        print(f"no scores; what was learned: brpo diagnose {run}; what it may be worth: brpo estimate {run}")
 
 
 def _over_seeds(values: list[float], digits: int) -> str:

@@ -425,4 +425,8 @@ def test_a_run_without_scores_ends_with_where_to_look(score: list[float] | None,
     result = {"final": {**none, "score": score}, "best": {**none, "update": None}, "dataset": {"id": "lab/heat-v0"}}
     launch.report({**result, "updates_per_second": 5.0, "wall_seconds": 2.0, "run_dir": "run"})
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == ("5 updates/s, 2 s; run/result.json" if score else "no scores; what was learned: brpo diagnose run")
+    assert last == (
+        "5 updates/s, 2 s; run/result.json"
+        if score
+        else "no scores; what was learned: brpo diagnose run; what it may be worth: brpo estimate run"
+    )

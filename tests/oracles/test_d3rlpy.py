@@ -1,10 +1,11 @@
-"""BC, IQL, AWAC and TD3+BC against d3rlpy (https://github.com/takuseno/d3rlpy): the same weights and batch, the same losses.
+"""BC, IQL, AWAC, TD3+BC, FQE against d3rlpy (https://github.com/takuseno/d3rlpy): same weights and batch, same losses.
 
 `make oracle` installs it into .oracle; without it these tests are skipped. Where d3rlpy's formula is another one, the test
 says so and takes the difference out: the paper's formula is what is left.
 """
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.types import Batch
+from tests.algorithms.test_fqe import make_fqe
 from tests.helpers import make_algorithm, random_batch
 
 d3rlpy = pytest.importorskip("d3rlpy", reason="d3rlpy is not installed; `make oracle` does that")
@@ -208,3 +210,28 @@ def test_td3_bc_losses_and_six_updates_are_d3rlpys() -> None:
             assert records["actor/bc_term"] == [close(expected["bc_loss"])]
     for mine, member, network in same_networks(td3_bc, theirs._modules):
         assert difference(mine, member, network) < 1e-5
+
+
+def test_six_updates_of_fqe_are_d3rlpys() -> None:
+    """Of a TD3+BC policy. d3rlpy copies Q to its target now and then: after each update here, as ours with polyak 1."""
+    td3_bc = ours("td3_bc")
+    policy = in_d3rlpy(td3_bc, d3rlpy.algos.TD3PlusBCConfig)
+    fqe = make_fqe(td3_bc, critics=1, lr=1e-3, polyak=1.0).to(torch.float32)
+    encoder = d3rlpy.models.VectorEncoderFactory([16, 16])
+    config = d3rlpy.ope.FQEConfig(
+        learning_rate=1e-3, gamma=0.9, n_critics=1, target_update_interval=1, encoder_factory=encoder
+    )
+    theirs = d3rlpy.ope.FQE(algo=SimpleNamespace(impl=policy), config=config, device="cpu:0")
+    theirs.create_impl((fqe.spec.observation_dim,), fqe.spec.action_dim)
+    modules = theirs.impl._modules
+    for mine, network in ((fqe.critic, modules.q_funcs[0]), (fqe.critic_target.module, modules.targ_q_funcs[0])):
+        copy_weights(mine, (0, 0), network)
+    for update in range(6):
+        batch = float_batch(seed=update)
+        fqe.step(batch)
+        expected = theirs.impl.inner_update(to_d3rlpy(batch), update)
+        assert fqe.take_records()["loss/critic"] == [close(expected["loss"])]
+    assert difference(fqe.critic, (0, 0), modules.q_funcs[0]) < 1e-5
+    batch = float_batch()
+    values = theirs.impl._q_func_forwarder.compute_expected_q(batch.observations[0], td3_bc.actor(batch.observations)[0])
+    torch.testing.assert_close(fqe.policy_value(batch.observations)[0], values.flatten(), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,116 @@
+"""Holds `brpo estimate` to what policies earn in their environment: a table, and a row for each run and seed.
+
+    python benchmarks/estimates.py runs/grid/comparison/*/brpo-walker2d-medium-v0 --output docs/results/estimates.csv
+
+Of each run Q is fitted to the data, and its policies are rolled out. Runs that the file has already, fitted alike, are left
+out; the table is of all rows in it. Both sides are discounted returns in the rewards of the data, at the same discount: the
+estimate from the starts of the data's episodes, what is achieved from new starts of the environment.
+"""
+
+import csv
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import torch
+import typer
+from scipy.stats import spearmanr
+
+from brpo import estimates, saved_runs
+from brpo.evaluation.make import make_evaluator
+from brpo.evaluation.scores import normalized, spread
+from brpo.files import write_records
+from brpo.reports import run_folders
+
+FIT = ("run", "checkpoint", "mode", "discount", "updates")  # what a row is known by
+
+
+def rows(run: Path, updates: int, discount: float, episodes: int) -> list[dict[str, Any]]:
+    """A row for each seed of a run, of its mean action."""
+    path = saved_runs.checkpoint_of(run, "last")
+    fitted = estimates.estimate(path, updates=updates, discount=discount, mode="mean")
+    algorithm, _ = saved_runs.load_algorithm(path)
+    evaluator: Any = make_evaluator(algorithm.spec, len(fitted.seeds), episodes=episodes, mode="mean", eta=0.0)
+    rolled = evaluator.rollouts.run(
+        lambda observations, step: algorithm.act(torch.as_tensor(observations, dtype=torch.float32), step=step).numpy(),
+        discount=discount, scale=1.0, shift=0.0,
+    )  # fmt: skip
+    evaluator.close()
+    score = normalized(rolled.returns.mean(-1), algorithm.spec.reference_min, algorithm.spec.reference_max)
+    return [
+        {
+            **row,
+            "run": run_folders.label(run),
+            "value": round(row["value"], 2),
+            "data_return": round(row["data_return"], 2),
+            "achieved": round(float(rolled.discounted[k].mean()), 2),
+            "episodes": episodes,
+            "score": None if score is None else round(float(score[k]), 2),
+        }
+        for k, row in enumerate(fitted.rows()[-len(fitted.seeds) :])
+    ]
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown: for each data set a line for each run, mean ± standard deviation over its seeds, and how well they agree."""
+    lines = []
+    for dataset in dict.fromkeys(row["dataset"] for row in found):
+        own = [row for row in found if row["dataset"] == dataset]
+        lines += [f"`{dataset}` (its data: {float(own[0]['data_return']):.1f})", ""]
+        lines += ["| method | estimated | achieved | normalized score |", "|---|---|---|---|"]
+        means = []
+        for run in sorted(dict.fromkeys(row["run"] for row in own), key=lambda run: -_mean(own, run, "achieved")):
+            seeds = [row for row in own if row["run"] == run]
+            numbers = [spread([float(row[name]) for row in seeds]) for name in ("value", "achieved", "score")]
+            lines.append(f"| {' | '.join([seeds[0]['algo'], *numbers])} |")
+            means.append(tuple(_mean(own, run, name) for name in ("value", "achieved", "score")))
+        lines += ["", agreement(means), ""]
+    return "\n".join(lines)
+
+
+def agreement(means: list[tuple[float, ...]]) -> str:
+    """Of the means of several runs, (estimated, achieved, score)."""
+    if len(means) < 3:
+        return ""
+    value, achieved, score = zip(*means, strict=True)
+    error = fmean(abs(v - a) / abs(a) for v, a in zip(value, achieved, strict=True))
+    chosen = means[max(range(len(means)), key=lambda k: value[k])]
+    return (
+        f"Rank correlation of the estimate with what is achieved {_rank(value, achieved)}, with the score "
+        f"{_rank(value, score)}; mean error {100 * error:.0f} %. The run with the largest estimate achieves {chosen[1]:.1f} "
+        f"of at most {max(achieved):.1f}, and scores {chosen[2]:.1f} of at most {max(score):.1f}."
+    )
+
+
+def _rank(left: tuple[float, ...], right: tuple[float, ...]) -> str:
+    found: Any = spearmanr(left, right)
+    return f"{found.statistic:.2f}"
+
+
+def _mean(found: list[dict[str, Any]], run: str, name: str) -> float:
+    return fmean(float(row[name]) for row in found if row["run"] == run)
+
+
+def main(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    output: Annotated[Path, typer.Option(help="The rows, as CSV: read if it is there, and added to.")],
+    updates: Annotated[int, typer.Option(help="Of each fit.")] = 20_000,
+    discount: Annotated[float, typer.Option(help="In [0, 1).")] = 0.99,
+    episodes: Annotated[int, typer.Option(help="Of each seed.")] = 10,
+) -> None:
+    """Estimate, roll out, and print the table."""
+    found: list[dict[str, Any]] = []
+    if output.exists():
+        with output.open(newline="") as file:
+            found = list(csv.DictReader(file))
+    there = {tuple(str(row[name]) for name in FIT) for row in found}
+    for run in runs:
+        if (run_folders.label(run), "last.ckpt", "mean", str(discount), str(updates)) not in there:
+            found += rows(run, updates, discount, episodes)
+            write_records(output, found)
+            print(f"{run}: done", flush=True)
+    print(table([row for row in found if (str(row["discount"]), str(row["updates"])) == (str(discount), str(updates))]))
+
+
+if __name__ == "__main__":
+    typer.run(main)
