@@ -33,8 +33,8 @@ def rows(run: Path, updates: int, discount: float, episodes: int) -> list[dict[s
     evaluator: Any = make_evaluator(algorithm.spec, len(fitted.seeds), episodes=episodes, mode="mean", eta=0.0)
     rolled = evaluator.rollouts.run(
         lambda observations, step: algorithm.act(torch.as_tensor(observations, dtype=torch.float32), step=step).numpy(),
-        discount=discount, scale=1.0, shift=0.0,
-    )  # fmt: skip
+        discount=discount,
+    )
     evaluator.close()
     score = normalized(rolled.returns.mean(-1), algorithm.spec.reference_min, algorithm.spec.reference_max)
     return [

@@ -179,6 +179,8 @@ class Recorder(Callback):
             values = [value for summary in summaries if (value := summary.numbers()[name]) is not None]
             if len(values) == len(summaries):
                 scalars[f"evaluation/{name}"] = sum(values) / len(values)
+        # A run that was started before there was some column has it from here on.
+        self.rows = [{**dict.fromkeys(self.rows[-1]), **row} for row in self.rows]
         if self.ranks.rank == 0:
             add_scalars(trainer, scalars, update)
         self._write_rows()

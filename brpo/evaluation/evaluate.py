@@ -14,6 +14,8 @@ from brpo.evaluation.rollout import Act, Episodes, Rollouts
 from brpo.options import require_one_of
 from brpo.types import DataSpec
 
+DISCOUNT = 0.99  # of methods without a critic, beside those that have one
+
 
 @dataclass(frozen=True)
 class RolloutSummary:
@@ -26,6 +28,7 @@ class RolloutSummary:
     return_std: float  # over the episodes, of the population
     return_worst: float  # the smallest
     return_cvar: float  # mean of the worst tenth of the episodes, one at least
+    return_discounted: float  # mean, at the discount of the algorithm (`DISCOUNT` where it has none)
     length: float  # mean number of steps
     value_gap: float | None  # critic's value at the start less the discounted return, in scaled rewards
 
@@ -71,7 +74,7 @@ class RolloutEvaluator:
             tensor = torch.as_tensor(observations, dtype=torch.float32, device=algorithm.device)
             return algorithm.act(tensor, deterministic=self.mode == "mean", step=step).cpu().numpy()
 
-        episodes = self.rollouts.run(act, discount=algorithm.discount, scale=spec.reward_scale, shift=spec.reward_shift)
+        episodes = self.rollouts.run(act, discount=algorithm.discount if algorithm.discount < 1 else DISCOUNT)
         gaps = _value_gaps(algorithm, episodes, act)
         score = scores.normalized(episodes.returns.mean(-1), spec.reference_min, spec.reference_max)
         return [
@@ -83,6 +86,7 @@ class RolloutEvaluator:
                 return_std=float(episodes.returns[k].std()),
                 return_worst=float(episodes.returns[k].min()),
                 return_cvar=float(scores.cvar(episodes.returns[k])),
+                return_discounted=float(episodes.discounted[k].mean()),
                 length=float(episodes.lengths[k].mean()),
                 value_gap=None if gaps is None else float(gaps[k]),
             )
@@ -103,4 +107,6 @@ def _value_gaps(algorithm: Any, episodes: Episodes, act: Act) -> np.ndarray | No
     observations = torch.as_tensor(episodes.first_observations, dtype=torch.float32, device=algorithm.device)
     actions = torch.as_tensor(act(episodes.first_observations, 0), dtype=torch.float32, device=algorithm.device)
     estimate = algorithm.value_estimate(observations, algorithm.from_environment(actions))
-    return None if estimate is None else estimate.cpu().numpy().mean(-1) - episodes.discounted.mean(-1)
+    spec: DataSpec = algorithm.spec
+    achieved = spec.reward_scale * episodes.discounted + spec.reward_shift * episodes.discounts  # in the critic's units
+    return None if estimate is None else estimate.cpu().numpy().mean(-1) - achieved.mean(-1)

@@ -1,5 +1,7 @@
 """The evaluator that suits a data set."""
 
+from dataclasses import fields
+
 import numpy as np
 
 from brpo.datasets import toy
@@ -35,7 +37,7 @@ def make_evaluator(spec: DataSpec, seeds: int, *, episodes: int, mode: str, eta:
 def columns(dataset_id: str) -> list[str]:
     """Names of the numbers that an evaluation on a data set has for each seed."""
     if not is_toy(dataset_id):
-        return list(RolloutSummary(0, 0, 0.0, None, 0.0, 0.0, 0.0, 0.0, None).numbers())
+        return [field.name for field in fields(RolloutSummary) if field.name not in ("seed", "update")]
     shares = toy.mode_shares(dataset_id, np.zeros((1, 2), np.float32))
     modes = () if shares is None else tuple(shares.tolist())
     return list(ToySummary(0, 0, 0.0, 0.0, 0.0, 0.0, None, 0.0, None, modes).numbers())

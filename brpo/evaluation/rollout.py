@@ -18,7 +18,8 @@ class Episodes:
     """What the episodes gave, each field (seeds, episodes)."""
 
     returns: np.ndarray
-    discounted: np.ndarray  # sum of discount^k (scale r_k + shift), in the critic's units
+    discounted: np.ndarray  # sum of discount^k r_k
+    discounts: np.ndarray  # sum of discount^k: what a reward of 1 would have given
     lengths: np.ndarray
     first_observations: np.ndarray  # (seeds, episodes, observation)
 
@@ -45,31 +46,32 @@ class Rollouts:
             else gymnasium.vector.SyncVectorEnv([make] * count, copy=False)
         )
 
-    def run(self, act: Act, *, discount: float = 1.0, scale: float = 1.0, shift: float = 0.0) -> Episodes:
+    def run(self, act: Act, *, discount: float = 1.0) -> Episodes:
         """Run every environment to the end of its first episode.
 
         Args:
             act: actions (seeds, episodes, action) in environment units for observations (seeds, episodes, observation)
                 and the number of the step.
-            discount: for `Episodes.discounted`.
-            scale: factor on the rewards there.
-            shift: added to the scaled rewards there.
+            discount: of the rewards, per step.
         """
         shape, count = (self.seeds, self.episodes), self.seeds * self.episodes
         observations, _ = self.envs.reset(seed=[self.seed + k for _ in range(self.seeds) for k in range(self.episodes)])
         first = observations.reshape(*shape, -1).copy()
-        returns, discounted, lengths = np.zeros(count), np.zeros(count), np.zeros(count, np.int64)
+        returns, discounted, discounts = np.zeros((3, count))
+        lengths = np.zeros(count, np.int64)
         running, step, factor = np.ones(count, bool), 0, 1.0
         while running.any() and step < MAX_STEPS:
             actions = act(observations.reshape(*shape, -1), step)
             observations, rewards, terminated, truncated, _ = self.envs.step(actions.reshape(count, -1))
             # A finished environment starts again by itself; its further episodes do not count.
             returns += np.where(running, rewards, 0.0)
-            discounted += np.where(running, factor * (scale * rewards + shift), 0.0)
+            discounted += np.where(running, factor * rewards, 0.0)
+            discounts += np.where(running, factor, 0.0)
             lengths += running
             running &= ~(terminated | truncated)
             step, factor = step + 1, factor * discount
-        return Episodes(returns.reshape(shape), discounted.reshape(shape), lengths.reshape(shape), first)
+        found = (each.reshape(shape) for each in (returns, discounted, discounts, lengths))
+        return Episodes(*found, first_observations=first)
 
     def close(self) -> None:
         """Close the environments."""

@@ -1,3 +1,4 @@
+import csv
 import errno
 import gzip
 import itertools
@@ -23,7 +24,7 @@ from brpo.callbacks.signals import Signals
 from brpo.engine.checkpoint_io import encode
 from brpo.engine.ranks import Ranks
 from brpo.errors import Interrupted, UserError
-from brpo.evaluation.evaluate import RolloutEvaluator
+from brpo.evaluation.evaluate import RolloutEvaluator, RolloutSummary
 from brpo.evaluation.kinds import kind_of
 from brpo.evaluation.rollout import Rollouts
 from brpo.runs import RunFolder
@@ -132,6 +133,17 @@ def test_best_is_the_largest_mean_over_seeds_of_the_present_mode(tmp_path: Path)
     assert [recorder.misses(update) for update in (5, 20, 25, 30)] == [False, True, True, False]
     recorder.rows = [row(5, 0, float("nan")), row(10, 0, -3.0), row(15, 0, -4.0)]
     assert recorder.best_update == 10  # NaN is no best
+
+
+def test_a_run_from_before_a_column_goes_on_with_it(tmp_path: Path) -> None:
+    recorder = Recorder(RunFolder(tmp_path), mode="mean", episodes=10)
+    recorder.rows = [row(5, 0, 1.0)]
+    summary = RolloutSummary(0, 10, 2.0, None, 0.0, 2.0, 2.0, return_discounted=1.5, length=3.0, value_gap=None)
+    recorder.add_evaluation(cast(Any, FakeTrainer()), [summary])
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["return_mean"], first["return_discounted"]) == ("1.0", "")
+    assert (second["return_mean"], second["return_discounted"]) == ("2.0", "1.5")
 
 
 def test_a_best_checkpoint_of_another_judgement_is_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,6 +275,7 @@ def test_value_gap_by_hand() -> None:
     rollouts = Rollouts(Countdown, 1, 2, seed=3)
     (summary,) = RolloutEvaluator(rollouts, "mean").evaluate(Policy(), [7], 10)
     assert summary.value_gap == pytest.approx(10 - (5.25 + 5.625) / 2)
+    assert summary.return_discounted == pytest.approx((1.75 + 1.875) / 2)
     assert (summary.seed, summary.return_mean, summary.return_worst, summary.return_cvar) == (7, 3.5, 3.0, 3.0)
     assert summary.score is None
     rollouts.close()

@@ -44,12 +44,12 @@ def test_rollouts_count_first_episodes_only_and_share_their_starts() -> None:
         seen.append(step)
         return np.zeros((2, 3, 1), np.float32)
 
-    episodes = rollouts.run(act, discount=0.5, scale=2.0, shift=1.0)
+    episodes = rollouts.run(act, discount=0.5)
     assert episodes.returns.tolist() == [[3, 4, 5], [3, 4, 5]]
     assert episodes.lengths.tolist() == [[3, 4, 5], [3, 4, 5]]
     assert seen == [0, 1, 2, 3, 4]
-    # scaled reward 3 a step: 3 (1 + 1/2 + 1/4)
-    assert episodes.discounted[0].tolist() == pytest.approx([5.25, 5.625, 5.8125])
+    # a reward of 1 in each step: 1 + 1/2 + 1/4
+    assert episodes.discounted[0].tolist() == episodes.discounts[0].tolist() == pytest.approx([1.75, 1.875, 1.9375])
     assert rollouts.run(act).returns.tolist() == episodes.returns.tolist()  # the next evaluation starts alike
     rollouts.close()
 
