@@ -145,7 +145,7 @@ _COLUMNS: dict[str, str] = {
     "return_std": "std",
     "return_worst": "worst",
     "return_cvar": "CVaR 10 %",
-    "return_discounted": "discounted",
+    "return_discounted": "disc.",
 }
 
 
