@@ -174,7 +174,7 @@ def _check_table(path: Path, header: list[str]) -> None:
         file.seek(0)
         first, wanted = file.readline(), ",".join(header)
     if first not in ("", f"{wanted}\n"):
-        raise UserError(f"{path} has other columns than an evaluation of this kind: {wanted}. Name another file.")
+        raise UserError(f"{path} has other columns than the rows to be added: {wanted}. Name another file.")
 
 
 def _add_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -197,7 +197,7 @@ def estimate(
         Path | None, typer.Option("--csv", help="Also add a row for each seed and point to this file.", dir_okay=False)
     ] = None,
 ) -> None:
-    """Estimate what policies are worth without an environment, by fitted Q evaluation on their own data. docs/use.md."""
+    """Estimate what policies are worth without an environment, by fitted Q evaluation. docs/estimate.md explains it."""
     from brpo import estimates, saved_runs
     from brpo.evaluation.scores import spread
 
@@ -223,20 +223,21 @@ def estimate(
 
 
 def _print_estimates(found: Sequence[tuple[Path, "Estimate"]], discount: float) -> None:
-    """The runs by data set, the largest estimate first."""
+    """A table for each data set, the largest estimate first."""
     from brpo.evaluation.scores import spread
 
-    rows = []
-    for run, each in sorted(found, key=lambda pair: (pair[1].what["dataset"], -fmean(pair[1].points[-1]))):
-        numbers = (spread(each.points[-1], 2), spread(each.points[-2], 2) if len(each.points) > 1 else "")
-        rows.append((str(run), each.what["algo"], each.what["dataset"], *numbers, f"{each.data_return:.2f}"))
-    table = Table(title=f"discounted return at {discount:g} from the data's starts, estimated", title_justify="left")
-    for column in ("run", "algo", "data set", "value", "a fifth earlier", "of the data"):
-        number = column in ("value", "a fifth earlier", "of the data")
-        table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
+    for digest in dict.fromkeys(each.what["digest"] for _, each in found):
+        own = [(run, each) for run, each in found if each.what["digest"] == digest]
+        first = own[0][1]
+        table = Table()
+        for column, number in (("run", False), ("algo", False), ("value", True), ("a fifth earlier", True)):
+            table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
+        for run, each in sorted(own, key=lambda pair: -fmean(pair[1].points[-1])):
+            earlier = spread(each.points[-2], 2) if len(each.points) > 1 else ""
+            table.add_row(*map(Text, (str(run), each.what["algo"], spread(each.points[-1], 2), earlier)))
+        title = f"{first.what['dataset']}: discounted return ({discount:g}), estimated; of the data {first.data_return:.2f}"
+        console.print(title, markup=False, highlight=False, soft_wrap=True)
+        console.print(table)
 
 
 @app.command()

@@ -89,7 +89,7 @@ def test_train_resume_and_evaluate(
     table.write_text("run,algo,of rollouts\n")
     monkeypatch.setattr("brpo.saved_runs.evaluate_checkpoint", None)  # the file is refused before
     refused = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "whole"), "--csv", str(table)])
-    assert "scores.csv has other columns than an evaluation of this kind: run,algo,dataset" in str(refused.exception)
+    assert "scores.csv has other columns than the rows to be added: run,algo,dataset" in str(refused.exception)
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
