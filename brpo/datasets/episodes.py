@@ -11,6 +11,7 @@ import numpy as np
 
 from brpo.datasets.catalog import one_line
 from brpo.errors import UserError
+from brpo.evaluation.environments import CONTINUOUS, is_continuous
 from brpo.types import goal_keys
 
 FIELDS = ("actions", "rewards", "terminations", "truncations")  # beside the observations
@@ -39,9 +40,9 @@ def check_action_space(dataset: minari.MinariDataset, dataset_id: str) -> gymnas
         UserError: it is not continuous.
     """
     space = dataset.action_space
-    if not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
+    if not is_continuous(space):
         raise UserError(
-            f"{dataset_id} has the action space {space}; only continuous actions (a one-dimensional Box) can be trained on."
+            f"{dataset_id} has the action space {space}; only continuous actions ({CONTINUOUS}) can be trained on."
         )
     return space
 

@@ -5,16 +5,24 @@ import importlib.util
 import json
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import gymnasium
 import numpy as np
 
 from brpo.types import goal_keys
 
+CONTINUOUS = "a one-dimensional Box of floating-point numbers"
+
 
 class EnvironmentUnavailable(RuntimeError):
     """The environment cannot be made here. Training goes on without rollouts."""
+
+
+def is_continuous(actions: Any) -> TypeGuard[gymnasium.spaces.Box]:
+    """Whether a space of actions can be trained on and acted in."""
+    box = isinstance(actions, gymnasium.spaces.Box) and np.issubdtype(actions.dtype, np.floating)
+    return box and len(actions.shape) == 1 and actions.shape[0] > 0
 
 
 class FlattenGoal(gymnasium.ObservationWrapper):
@@ -123,6 +131,10 @@ def maker(
         env.close()
     except Exception as error:  # whatever the simulator raises: training can do without it
         raise EnvironmentUnavailable(f"{wanted['id']} cannot be made ({type(error).__name__}: {error})") from error
+    if not is_continuous(spaces[1]):
+        raise EnvironmentUnavailable(
+            f"{wanted['id']} has the action space {spaces[1]}; it must be continuous ({CONTINUOUS})"
+        )
     found = tuple(int(np.prod(space.shape or ())) for space in spaces)
     if sizes is not None and found != sizes:
         raise EnvironmentUnavailable(f"{wanted['id']} has observations and actions of sizes {found}, the data {sizes}")

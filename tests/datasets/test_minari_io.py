@@ -96,14 +96,20 @@ def test_goal_observations_are_joined(names: tuple[str, ...], root: Path) -> Non
     assert flat.rows[0, -1 - len(second) : -1].tolist() == second
 
 
-def test_discrete_actions_are_refused(root: Path) -> None:
-    episode = random_episode(np.random.default_rng(0), 3)
-    episode["actions"] = np.array([0, 1, 0])
+@pytest.mark.parametrize(
+    ("space", "actions", "name"),
+    [
+        (gymnasium.spaces.Discrete(2), np.array([0, 1, 0]), r"Discrete\(2\)"),
+        (gymnasium.spaces.Box(0, 4, (1,), np.int64), np.array([[0], [4], [3]]), r"Box\(0, 4, \(1,\), int64\)"),
+        (gymnasium.spaces.Box(0, 4, (0,)), np.zeros((3, 0)), r"Box\(\[\], \[\], \(0,\), float32\)"),
+    ],
+    ids=["discrete", "whole numbers", "none"],
+)
+def test_discrete_actions_are_refused(root: Path, space: gymnasium.Space, actions: np.ndarray, name: str) -> None:
+    episode = {**random_episode(np.random.default_rng(0), 3), "actions": actions}
     box = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
-    write_dataset(
-        root, ID, [episode], env=None, observation_space=box, action_space=gymnasium.spaces.Discrete(2), references=None
-    )
-    with pytest.raises(UserError, match=r"Discrete\(2\); only continuous actions"):
+    write_dataset(root, ID, [episode], env=None, observation_space=box, action_space=space, references=None)
+    with pytest.raises(UserError, match=f"{name}; only continuous actions"):
         minari_io.load(ID)
 
 

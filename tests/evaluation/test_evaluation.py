@@ -142,6 +142,7 @@ def test_environment_is_made_by_its_registered_id() -> None:
         (spec(id="os:system"), "names a module to import"),
         (spec(id=3), "names a module to import"),
         (spec(id="NoSuchEnv-v0"), "NoSuchEnv-v0 is not registered here"),
+        (spec(id="CartPole-v1"), r"CartPole-v1 has the action space Discrete\(2\); it must be continuous"),
         (spec(additional_wrappers=[{"name": "x", "entry_point": "os:system", "kwargs": {}}]), "wrapper"),
         (spec(kwargs={"no_such_argument": 1}), "cannot be made"),
         (spec(kwargs={"xml_file": "/etc/passwd"}), "asks for files"),
