@@ -53,7 +53,8 @@ class Policy(nn.Module):
         """Actions for a batch of any size."""
         normalized = (observations - self.observation_mean) / self.observation_std
         actions = self.network.mode(normalized.unsqueeze(0)).squeeze(0)
-        return self.action_low + (actions + 1.0) * 0.5 * (self.action_high - self.action_low)
+        actions = self.action_low + (actions + 1.0) * 0.5 * (self.action_high - self.action_low)
+        return actions.clamp(self.action_low, self.action_high)
 
 
 class Exported(NamedTuple):

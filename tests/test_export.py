@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -75,6 +76,20 @@ def test_a_file_acts_as_the_policy_of_its_seed(ending: str, algo: str, overrides
         units = {"observation_mean", "observation_std", "action_low", "action_high"}
         assert {name.split(".")[0] for name in program.state_dict} == {"network", *units}
         assert not [name for name, value in program.constants.items() if isinstance(value, torch.Tensor) and value.dim() > 2]
+
+
+def test_rounding_leads_no_action_out_of_its_bounds() -> None:
+    """In float32 -3 + (0.2 - -3) is above 0.2: a policy that is at its bound, and what is exported of it."""
+    low, high = np.array([-3.0, 0.1], np.float32), np.array([0.2, 0.7], np.float32)
+    spec = make_spec(action_low=tuple(low.tolist()), action_high=tuple(high.tolist()))
+    algorithm = make_algorithm("iql", spec=spec, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in algorithm.policy.parameters():
+            parameter.mul_(100.0)
+    observations = torch.as_tensor(OBSERVATIONS)
+    sampled = algorithm.act(observations.expand(1, -1, -1), deterministic=False)[0]
+    for actions in (sampled, algorithm.act(observations.expand(1, -1, -1))[0], export.Policy(algorithm)(observations)):
+        assert all(gymnasium.spaces.Box(low, high).contains(action) for action in actions.numpy())
 
 
 def test_what_stands_in_the_file_and_nothing_of_ours_is_needed_to_act(tmp_path: Path) -> None:

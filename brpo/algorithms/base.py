@@ -420,8 +420,9 @@ class OfflineAlgorithm(lightning.LightningModule):
         return (observations - self.observation_mean) / self.observation_std
 
     def to_environment(self, actions: Tensor) -> Tensor:
-        """Actions from [-1, 1] to environment units."""
-        return self.action_low + (actions + 1.0) * 0.5 * (self.action_high - self.action_low)
+        """Actions from [-1, 1] to environment units; rounding leads none out of its bounds: environments may check."""
+        actions = self.action_low + (actions + 1.0) * 0.5 * (self.action_high - self.action_low)
+        return actions.clamp(self.action_low, self.action_high)
 
     def from_environment(self, actions: Tensor) -> Tensor:
         """Actions from environment units to [-1, 1]."""
