@@ -6,6 +6,7 @@ from typing import Annotated, TypeVar
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from brpo.errors import UserError
 
@@ -55,7 +56,7 @@ def info(dataset_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in describe(sources.load(dataset_id)).items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))  # as text: brackets are no markup
     console.print(table)
 
 

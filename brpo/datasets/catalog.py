@@ -115,8 +115,8 @@ def check_new_id(dataset_id: str) -> None:
     for root in data_roots():
         if (root / dataset_id).exists():
             raise UserError(f"{dataset_id} exists already, in {root / dataset_id}. Name another id, or remove that folder.")
-        for parent in (root / dataset_id).relative_to(root).parents:
-            if (root / parent / "data").is_dir():
+        for parent in Path(dataset_id).parents:
+            if (root / parent / "data" / "metadata.json").exists():
                 raise UserError(f"{dataset_id} would lie in the data set {parent}, where no one looks. Name another id.")
 
 

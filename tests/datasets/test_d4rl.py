@@ -319,8 +319,15 @@ def test_a_group_is_no_array(root: Path, tmp_path: Path) -> None:
         d4rl.import_file(file, ID)
 
 
+def test_a_description_is_no_markup(root: Path, tmp_path: Path) -> None:
+    d4rl.import_file(write(tmp_path, rows(), "log [bold].npz"), ID)
+    assert "the flat file log [bold].npz by brpo" in CliRunner().invoke(cli_data.app, ["info", ID]).stdout
+
+
 def test_an_id_below_a_data_set_is_refused(root: Path, tmp_path: Path) -> None:
+    """A folder `data` where data sets lie, which may hold the flat files, makes it no data set."""
     flat = write(tmp_path, rows(), "flat.npz")
+    (root / "data").mkdir(parents=True)
     d4rl.import_file(flat.rename(tmp_path / "FLAT.NPZ"), "lab/whole-v0")
     with pytest.raises(UserError, match="lab/whole-v0/part-v0 would lie in the data set lab/whole-v0"):
         d4rl.import_file(tmp_path / "FLAT.NPZ", "lab/whole-v0/part-v0")
