@@ -1,7 +1,7 @@
 """From episode returns to the numbers that are reported."""
 
 from collections.abc import Sequence
-from statistics import fmean, pstdev
+from statistics import fmean
 
 import numpy as np
 
@@ -28,4 +28,4 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     """`mean ± std` over seeds in words, with digits behind the point; one seed has no spread, and nothing says nothing."""
     if not values:
         return ""
-    return f"{fmean(values):.{digits}f}" + (f" ± {pstdev(values):.{digits}f}" if len(values) > 1 else "")
+    return f"{fmean(values):.{digits}f}" + (f" ± {np.std(values):.{digits}f}" if len(values) > 1 else "")

@@ -8,8 +8,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from brpo.errors import UserError
 from brpo.evaluation.kinds import Kind, kind_of
@@ -184,7 +186,8 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
 
 def _csv_cells(row: Row) -> list[Any]:
     """What `write_table` says of a row."""
-    numbers = ["" if not row.values.get(rule) else take(row.values[rule]) for rule in RULES for take in (fmean, pstdev)]
+    values = [row.values.get(rule) for rule in RULES]
+    numbers = [float(take(found)) if found else "" for found in values for take in (fmean, np.std)]
     return [
         " ".join(map(str, row.jobs)),
         row.algo,

@@ -114,6 +114,13 @@ def test_normalized_score_by_hand() -> None:
     assert scores.normalized(np.array([10.0]), None, None) is None
 
 
+def test_spread_by_hand() -> None:
+    """An environment may pay NaN."""
+    assert scores.spread([1.0, 3.0, 8.0], 2) == "4.00 ± 2.94"  # sqrt((9 + 1 + 16) / 3)
+    assert scores.spread([3.0, float("nan")]) == "nan ± nan"
+    assert (scores.spread([2.25]), scores.spread([])) == ("2.2", "")
+
+
 def test_cvar_by_hand() -> None:
     """The worst tenth of 20 episodes is two; of 5 episodes one."""
     assert scores.cvar(np.arange(20.0)[None]).tolist() == [0.5]
