@@ -257,27 +257,29 @@ def test_the_pretraining_is_looked_at_once_for_each_interval(tmp_path: Path) -> 
 
 
 def test_value_gap_by_hand() -> None:
-    """Q = 10 everywhere; three and four rewards of 2 * 1 + 1 at discount 0.5 are 5.25 and 5.625."""
+    """Q is 9 and half the action, whose mode is 2; three and four rewards of 2 * 1 + 1 at discount 0.5: 5.25 and 5.625."""
 
     class Policy:
-        spec = make_spec(observation=1, action=1, reward_scale=2.0, reward_shift=1.0)
+        spec = make_spec(observation=1, action=1, reward_scale=2.0, reward_shift=1.0, reference_min=0.0, reference_max=7.0)
         discount, device = 0.5, "cpu"
 
         def act(self, observations: torch.Tensor, deterministic: bool, step: int) -> torch.Tensor:
-            return torch.zeros(1, 2, 1)
+            return torch.full((1, 2, 1), 2.0 if deterministic else 0.0)
 
         def from_environment(self, actions: torch.Tensor) -> torch.Tensor:
-            return actions
+            return actions / 2
 
         def value_estimate(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-            return torch.full((1, 2), 10.0)
+            assert (observations == 0).all()  # the first ones
+            return 9.0 + actions.squeeze(-1)
 
     rollouts = Rollouts(Countdown, 1, 2, seed=3)
-    (summary,) = RolloutEvaluator(rollouts, "mean").evaluate(Policy(), [7], 10)
-    assert summary.value_gap == pytest.approx(10 - (5.25 + 5.625) / 2)
-    assert summary.return_discounted == pytest.approx((1.75 + 1.875) / 2)
-    assert (summary.seed, summary.return_mean, summary.return_worst, summary.return_cvar) == (7, 3.5, 3.0, 3.0)
-    assert summary.score is None
+    for mode, value in (("mean", 10.0), ("sampled", 9.0)):
+        (summary,) = RolloutEvaluator(rollouts, mode).evaluate(Policy(), [7], 10)
+        assert summary.value_gap == pytest.approx(value - (5.25 + 5.625) / 2)
+        assert summary.return_discounted == pytest.approx((1.75 + 1.875) / 2)
+        assert (summary.seed, summary.return_mean, summary.return_worst, summary.return_cvar) == (7, 3.5, 3.0, 3.0)
+        assert (summary.score, summary.return_std, summary.length) == (50.0, 0.5, 3.5)
     rollouts.close()
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import os
 import shutil
@@ -59,6 +60,26 @@ def test_hand_made_episodes(root: Path) -> None:
     assert flat.clipped == 1
     assert flat.boundary_share == pytest.approx(0.5)
     assert flat.rows.dtype == np.float32
+
+
+def test_what_the_metadata_say_of_evaluation(root: Path) -> None:
+    write_dataset(root, ID, hand_made())
+    flat = minari_io.load(ID)
+    assert flat.references == (-1500.0, 0.0)
+    for metadata, environment, references in (
+        ({}, None, (None, None)),
+        ({"env_spec": "a", "ref_min_score": 1, "ref_max_score": float("nan")}, "a", (None, None)),
+        ({"env_spec": "a", "eval_env_spec": "b", "ref_min_score": 1, "ref_max_score": 2}, "b", (1.0, 2.0)),
+    ):
+        other = dataclasses.replace(flat, metadata=metadata)
+        assert (other.environment, other.references) == (environment, references)
+
+
+def test_actions_that_are_all_the_same_have_no_bounds(root: Path) -> None:
+    spaces = [gymnasium.spaces.Box(-np.inf, np.inf, (size,)) for size in (3, 1)]
+    write_dataset(root, ID, hand_made()[1:], env=None, observation_space=spaces[0], action_space=spaces[1], references=None)
+    with pytest.raises(UserError, match=r"bounds have no width: low \[2.5\], high \[2.5\]"):
+        minari_io.load(ID)
 
 
 def test_digest_depends_on_every_field_and_on_nothing_else(root: Path) -> None:

@@ -118,6 +118,8 @@ def test_the_best_has_the_smallest_distance_but_the_largest_return() -> None:
     assert kind_of("mujoco/hopper/medium-v0") is ROLLOUTS
     rows = [{"update": u, "sliced_wasserstein": d, "return_mean": d} for u, d in ((5, 2.0), (10, 1.0), (15, 1.0), (20, 3.0))]
     assert (SAMPLES.best(rows), ROLLOUTS.best(rows), SAMPLES.best([])) == (10, 20, None)
+    broken = [{"update": u, "sliced_wasserstein": math.nan, "return_mean": math.nan} for u in (1, 3)]
+    assert (SAMPLES.best(broken + rows), ROLLOUTS.best(rows + broken), ROLLOUTS.best(broken)) == (10, 20, 1)
     assert "smallest mean sliced Wasserstein distance" in SAMPLES.rule
     assert "largest mean return" in ROLLOUTS.rule
 

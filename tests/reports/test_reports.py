@@ -4,17 +4,20 @@ import csv
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from matplotlib.image import imread
 
 from brpo import cli as commands
 from brpo.errors import UserError
-from brpo.reports import pictures, published, run_folders, tables
-from brpo.reports.comparison import Method, compare
+from brpo.reports import aggregates, pictures, published, run_folders, tables
+from brpo.reports.comparison import Comparison, Method, Task, compare
 from brpo.reports.naming import naming
 from brpo.reports.report import Report, report
 from brpo.reports.run_folders import Found
+from brpo.reports.seed_result import Protocol
 from brpo.runs import RunFolder
 from brpo.sweeps.folder import Job, Status, SweepFolder
 from tests.helpers import ROOT
@@ -332,6 +335,38 @@ def test_pictures_of_an_older_report_go(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "iql-c", {0: [1.0], 1: [2.0]}, algo="iql", dataset="c-v0")
     report([tmp_path / "runs"]).write(written)
     assert {path.name for path in written.glob("*.png")} == {"curves.png", "profile.png", "profile-mine.png"}
+
+
+def test_the_worst_is_what_the_metric_calls_so() -> None:
+    """Of distances the largest. A share of a score where the best is above 0 alone; a score below 0 has one below 0."""
+    method, other = Method("bc", "bc", 0), Method("iql", "iql", 0)
+
+    def comparison(metric: str, values: dict[tuple[Method, str], list[float]]) -> Comparison:
+        cells: Any = {
+            (m, Task(dataset, "", metric)): [
+                SimpleNamespace(seed=seed, value=lambda rule, v=v: v) for seed, v in enumerate(of)
+            ]
+            for (m, dataset), of in values.items()
+        }
+        tasks = dict.fromkeys(task for _, task in cells)
+        return Comparison(Protocol("mean", 1, 1, None), (method, other), tuple(tasks), cells)
+
+    distances = comparison("sliced_wasserstein", {(method, "a"): [0.1, 0.3], (method, "b"): [0.2, 0.2]})
+    first, second = distances.tasks
+    found = aggregates.aggregate(distances, method, distances.tasks, "final")
+    assert found is not None
+    assert (found.worst_seed, found.cvar) == ((first, 1, 0.3), 0.3)
+    assert (found.mean, found.std, found.runs) == (pytest.approx(0.2), pytest.approx(0.05), 4)
+    assert aggregates.worst_shares(distances) == {}
+    scores = comparison(
+        "score",
+        {(method, "a"): [-9.0, -11.0], (other, "a"): [20.0], (method, "b"): [-1.0], (other, "b"): [-8.0]},
+    )
+    first, second = scores.tasks
+    assert aggregates.worst_shares(scores) == {method: (-0.5, first), other: (1.0, first)}
+    found = aggregates.aggregate(scores, other, scores.tasks, "final")
+    assert found is not None
+    assert (found.worst_task, found.worst_seed, found.cvar) == ((second, -8.0), (second, 0, -8.0), -8.0)
 
 
 def test_holes_are_shown_and_enter_no_aggregate(tmp_path: Path) -> None:
