@@ -121,13 +121,14 @@ class SeedResult:
 
     @property
     def metric(self) -> str | None:
-        """`score`, else `return` where the data set has no reference scores; None without evaluations."""
-        return next((name for name in METRICS if self.values[f"final_{name}"] is not None), None)
+        """`score`, else `return` where some evaluation had no reference scores; None without evaluations."""
+        whole = (name for name in METRICS if None not in [self.values[f"{rule}_{name}"] for rule in RULES])
+        return next(whole, None)
 
     def value(self, rule: str) -> float:
         """The number of a rule, in the unit of `metric`."""
         value = self.values[f"{rule}_{self.metric}"]
-        assert value is not None, "a run has all rules or none"
+        assert value is not None, "the metric has all rules"
         return value
 
 

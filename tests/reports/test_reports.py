@@ -53,6 +53,15 @@ def test_evaluations_of_another_mode_stay_out_of_the_curve(tmp_path: Path) -> No
 
 
 def test_without_reference_scores_the_return_counts(tmp_path: Path) -> None:
+    """Also where they came between two parts of a run."""
+    path = make_run(tmp_path / "later", {0: [1.0, 3.0]}, dataset="later-v0") / "result.json"
+    content = json.loads(path.read_text())
+    content["auc"]["score"] = None
+    path.write_text(json.dumps(content))
+    table = path.with_name("metrics.csv")
+    table.write_text(table.read_text().replace(",1.0,", ",,"))
+    (later,) = run_folders.find([tmp_path / "later"]).results
+    assert (later.metric, later.value("auc"), later.curve) == ("return", 20.0, ((10, 10.0), (20, 30.0)))
     (result,) = run_folders.read_run(make_run(tmp_path / "run", {0: [1.0, 2.0]}, scored=False))
     assert (result.metric, result.value("final"), result.curve[-1]) == ("return", 20.0, (20, 20.0))
 
