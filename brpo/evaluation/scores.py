@@ -21,7 +21,8 @@ def normalized(returns: np.ndarray, reference_min: float | None, reference_max: 
 def cvar(returns: np.ndarray, tail: float = TAIL) -> np.ndarray:
     """Conditional value at risk: mean of the worst `tail` share of the episodes, at least one; over the last axis."""
     count = max(1, int(np.ceil(tail * returns.shape[-1] - 1e-9)))
-    return np.sort(returns, axis=-1)[..., :count].mean(-1)
+    worst = np.sort(returns, axis=-1)[..., :count].mean(-1)
+    return np.where(np.isnan(returns).any(-1), np.nan, worst)  # NaN is sorted behind the best
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:

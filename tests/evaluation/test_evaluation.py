@@ -126,6 +126,7 @@ def test_cvar_by_hand() -> None:
     assert scores.cvar(np.arange(20.0)[None]).tolist() == [0.5]
     assert scores.cvar(np.array([[5.0, 3.0, 9.0, 1.0, 2.0]])).tolist() == [1.0]
     assert scores.cvar(np.arange(10.0)) == 0.0
+    assert np.isnan(scores.cvar(np.array([[1.0, np.nan], [1.0, 2.0]]))).tolist() == [True, False]
 
 
 def spec(**values: Any) -> str:
