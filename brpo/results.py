@@ -49,8 +49,6 @@ def summarize(
     updates = sorted({row["update"] for row in rows})
 
     def at(update: int | None, key: str) -> list[Any] | None:
-        if update is None:
-            return None
         by_seed = {row["seed"]: row.get(key) for row in rows if row["update"] == update}
         values = [by_seed.get(seed) for seed in seeds]
         return None if None in values else values
@@ -71,11 +69,11 @@ def summarize(
         "seeds": seeds,
         "updates": updates_made,
         "checkpoint_rule": kind.rule,
-        "final": reported(updates[-1] if updates else None),
+        "final": reported(updates_made),  # null where the last part had no environment
         "best": {**reported(recorder.best_update), "update": recorder.best_update},
         "auc": {name: mean_over_training(column) for name, column in kind.reported.items()},
-        "worst_episode": at(updates[-1] if updates else None, "return_worst"),
-        "cvar": at(updates[-1] if updates else None, "return_cvar"),
+        "worst_episode": at(updates_made, "return_worst"),
+        "cvar": at(updates_made, "return_cvar"),
         "evaluation": {"mode": config["eval"]["mode"], "episodes": config["eval"]["episodes"]},
         "engine": engine,
         "updates_per_second": updates_made / recorder.train_seconds if recorder.train_seconds else None,

@@ -42,6 +42,7 @@ class Resumption:
         notice = f"{notice} Continuing {path} from {moment}.".strip()
         # Evaluations end with the one that was made last: a resumed run makes the next one again.
         ends = dict.fromkeys(("evaluation", "evaluation_by_seed", "heldout"), evaluated)
+        ends |= dict.fromkeys(("final", "_hparams_"), -1)  # of an end that is none any more
         # The pre-training has steps of its own, of which `made` and `evaluated` count the last ones below zero.
         ends |= {"pretrain": pretrained, "pretrain/heldout": pretrained - min(made, 0) + min(evaluated, 0)}
         return cls(folder, path, max(made, 0), notice, ours.get("config"), chosen, ends)

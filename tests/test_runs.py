@@ -9,7 +9,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from brpo import resume, runs, training
+from brpo import results, resume, runs, training
+from brpo.callbacks.recorder import Recorder
 from brpo.engine.checkpoint_io import encode
 from brpo.errors import UserError
 from brpo.files import write_json
@@ -200,6 +201,16 @@ def test_evaluations_that_will_be_made_again_are_cut(here: Path) -> None:
     assert [event.step for event in events.Scalars("pretrain/heldout/w/mean")] == [10]
 
 
+def test_hyper_parameters_are_those_of_the_last_end(here: Path) -> None:
+    """TensorBoard shows the first ones that it finds."""
+    result = {"final": {"return": [1.0, 2.0]}, "updates": 20}
+    results.log_hyperparameters(runs.RunFolder(here), {"max_updates": 20}, result)
+    runs.cut_events(here, 20, resume.Resumption.at(runs.RunFolder(here), here, {"brpo": {"updates": 20}}).ends)
+    events = EventAccumulator(str(here))
+    events.Reload()
+    assert (events.summary_metadata, events.Tags()["scalars"]) == ({}, [])
+
+
 def test_taking_up_a_run_reads_the_checkpoint_anew_and_moves_a_damaged_one_away(here: Path) -> None:
     config = compose_config()
     folder = started(config, "here", updates=None)
@@ -247,6 +258,15 @@ def test_versions_and_result(here: Path) -> None:
     assert {"python", "torch", "lightning", "gymnasium", "minari"} <= set(found)
     write_json(here / "result.json", {"versions": found})
     assert json.loads((here / "result.json").read_text())["versions"] == found
+
+
+def test_the_final_evaluation_is_that_of_the_last_update(here: Path) -> None:
+    """A run that went on where its environment is absent has none."""
+    recorder, config = Recorder(runs.RunFolder(here)), compose_config("seeds=1")
+    recorder.rows = [{"update": 10, "seed": 0, "mode": "mean", "episodes": 1, "return_mean": 3.0, "return_cvar": 2.0}]
+    for updates, final, cvar in ((10, [3.0], [2.0]), (20, None, None)):
+        result = results.summarize(config, make_spec(), recorder, updates, {}, None)
+        assert (result["final"]["return"], result["cvar"], result["best"]["return"]) == (final, cvar, [3.0])
 
 
 def test_a_refused_run_leaves_no_environments_behind(here: Path, datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:

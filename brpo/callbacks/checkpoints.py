@@ -46,9 +46,9 @@ class Checkpoints(Callback):
 
         Nothing is saved as `last` here, so that an evaluation that was given up stays the first thing to do.
         """
+        self._save_best(trainer, pl_module)
         if self.ranks.rank == 0:
             self._drop_other_best()
-        self._save_best(trainer, pl_module)
         self._stop_if(self.signals.received, pl_module)
 
     def _drop_other_best(self) -> None:

@@ -162,7 +162,7 @@ def test_a_best_checkpoint_of_another_judgement_is_deleted(tmp_path: Path, capsy
     assert "best.ckpt is torn" in capsys.readouterr().out
 
 
-def test_an_interrupted_make_up_evaluation_is_not_trained_over(tmp_path: Path) -> None:
+def test_an_interrupted_make_up_evaluation_is_not_trained_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is saved as `last`, so the evaluation stays the first thing to do."""
 
     algorithm = make_algorithm("bc")
@@ -170,7 +170,8 @@ def test_an_interrupted_make_up_evaluation_is_not_trained_over(tmp_path: Path) -
     recorder, signals = Recorder(RunFolder(tmp_path)), Signals()
     checkpoints = Checkpoints(tmp_path, recorder, signals)
     saved: list[str] = []
-    trainer: Any = type("Trainer", (), {"save_checkpoint": lambda self, path: saved.append(path.name)})()
+    content = encode({"state_dict": {}, "brpo": {"updates": 10}})
+    trainer: Any = SimpleNamespace(save_checkpoint=lambda path: (saved.append(path.name), path.write_bytes(content)))
     signals.received = signal.SIGINT
     with pytest.raises(Interrupted, match="SIGINT before the first chunk of updates; there is nothing to save"):
         checkpoints.on_train_start(trainer, algorithm)
@@ -180,8 +181,10 @@ def test_an_interrupted_make_up_evaluation_is_not_trained_over(tmp_path: Path) -
     assert saved == []
     signals.received = None
     recorder.rows = [row(10, 0, 1.0, episodes=1)]
+    (tmp_path / "best.ckpt").write_bytes(encode({"state_dict": {}, "brpo": {"updates": 5}}))
     checkpoints.on_train_start(trainer, algorithm)
     assert saved == ["best.ckpt"]  # the evaluation that was made up for is the best so far
+    assert "was deleted" not in capsys.readouterr().out  # it is replaced
 
 
 def test_a_signal_while_the_ranks_confer_stops_after_the_next_chunk(tmp_path: Path) -> None:
