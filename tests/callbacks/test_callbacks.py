@@ -207,6 +207,63 @@ def test_a_signal_while_the_ranks_confer_stops_after_the_next_chunk(tmp_path: Pa
     assert saved == ["last.ckpt"]
 
 
+def test_what_is_saved_when_and_in_which_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between evaluations each minute; at one the best first, and events before what says that they are there."""
+    now, done = [0.0], []
+    monkeypatch.setattr("brpo.callbacks.checkpoints.time", SimpleNamespace(monotonic=lambda: now[0]))
+    algorithm, recorder, signals = make_algorithm("bc"), Recorder(RunFolder(tmp_path)), Signals()
+    trainer: Any = FakeTrainer()
+    trainer.log.flush = lambda: done.append("events")
+    trainer.loggers.append(SimpleNamespace(save=lambda: done.append("logger")))
+    trainer.save_checkpoint = lambda path: (done.append(path.name), path.touch())
+    checkpoints = Checkpoints(tmp_path, recorder, signals, every_seconds=60.0)
+    for now[0], saved in ((59.0, False), (60.0, True), (119.0, False), (120.0, True)):
+        done.clear()
+        checkpoints.on_train_batch_end(trainer, algorithm, None, None, 0)
+        assert done == (["events", "logger", "last.ckpt"] if saved else [])
+    algorithm.update_count, recorder.rows = 10, [row(10, 0, 1.0, episodes=1)]
+    done.clear()
+    signals.received = signal.SIGTERM
+    with pytest.raises(Interrupted, match="SIGTERM at update 10; saved"):
+        checkpoints.on_train_epoch_end(trainer, algorithm)
+    assert done == ["best.ckpt", "events", "logger", "last.ckpt"]
+
+
+def test_numbers_of_a_run_and_its_clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means over the updates of a chunk and over the seeds; the pre-training's time is no part of the speed."""
+    now = 100.0
+    monkeypatch.setattr("brpo.callbacks.recorder.time", SimpleNamespace(monotonic=lambda: now))
+    trainer: Any = FakeTrainer()
+    algorithm = make_algorithm("bc", seeds=(0, 1))
+    algorithm.pretrain_updates = 20
+    recorder = Recorder(RunFolder(tmp_path), constants={"data/share": 0.5})
+    recorder.on_fit_start(trainer, algorithm)
+    recorder.on_train_start(trainer, algorithm)
+    for start, stop, seconds in ((-20, -10, 5.0), (0, 10, 2.0)):
+        recorder.on_train_batch_start(trainer, algorithm, (start, stop), 0)
+        now += seconds
+        algorithm.history = [(start + k, {"q": torch.tensor([1.0, 3.0]) + 4 * k}) for k in range(2)]
+        recorder.on_train_batch_end(trainer, algorithm, None, (start, stop), 0)
+    numbers = {"return_std": 0.0, "return_worst": 0.0, "return_cvar": 0.0, "length": 1.0, "value_gap": None}
+    recorder.add_evaluation(trainer, [RolloutSummary(k, 10, 3.0 + k, None, **numbers) for k in (0, 1)])
+    scalars, steps = trainer.log.scalars, trainer.log.steps
+    assert (scalars["pretrain/q"], steps["pretrain/q"], scalars["pretrain/speed/updates_per_second"]) == (4.0, [10], 2.0)
+    assert (scalars["q"], steps["q"], scalars["speed/updates_per_second"]) == (4.0, [10], 5.0)
+    assert (scalars["evaluation/return_mean"], scalars["evaluation_by_seed/return_mean/1"]) == (3.5, 4.0)
+    assert not {"evaluation/score", "evaluation/value_gap"} & set(scalars)
+    assert [(row["updates_per_second"], row["wall_seconds"]) for row in recorder.rows] == [(5.0, 7.0)] * 2
+    assert steps["data/share"] == [0]
+
+    state, now = recorder.state_dict(), 200.0
+    resumed = Recorder(RunFolder(tmp_path), constants={"data/share": 0.5})
+    resumed.load_state_dict(state)
+    now += 3.0
+    resumed.on_fit_start(trainer, algorithm)
+    resumed.on_train_start(trainer, algorithm)
+    assert (resumed.train_seconds, resumed.wall_seconds()) == (2.0, 10.0)
+    assert (resumed.rows, len(resumed.parts), steps["data/share"]) == (recorder.rows, 2, [0])
+
+
 def make_evaluate(recorder: Recorder, signals: Signals) -> Evaluate:
     evaluator = RolloutEvaluator(Rollouts(Countdown, 2, 2, seed=3), "mean")
     batch = random_batch(seeds=2, spec=SPEC, dtype=torch.float32)
@@ -234,6 +291,9 @@ def test_evaluation_is_made_once_for_each_update_and_given_up_on_a_signal(tmp_pa
     recorder.episodes = 2  # a resumed run may judge in another way: what it has evaluated last gets a row of that kind
     callback.on_train_start(trainer, algorithm)
     assert [row["episodes"] for row in recorder.rows] == [2, 2]
+    algorithm.update_count = 15  # stopped between two evaluations
+    callback.on_train_start(trainer, algorithm)
+    assert [row["update"] for row in recorder.rows] == [10, 10]
     callback.teardown(trainer, algorithm, "fit")
 
 
