@@ -129,6 +129,15 @@ def test_a_run_without_checkpoints_is_taken_as_finished_or_starts_anew(here: Pat
     assert resume.resume_in(folder).updates == -1
 
 
+def test_a_pretraining_counts_from_below_zero(here: Path) -> None:
+    """15 of 20 updates were made, and the held-out rows looked at after 10; what was logged once at step 0 stays."""
+    checkpoint = {"brpo": {"updates": -5, "pretrained": 15}, "callbacks": {"Evaluate": {"evaluated": -10}}}
+    found = resume.Resumption.at(runs.RunFolder(here), here, checkpoint)
+    assert (found.updates, found.ends["pretrain"], found.ends["pretrain/heldout"]) == (0, 15, 10)
+    assert {found.ends[tag] for tag in ("evaluation", "evaluation_by_seed", "heldout")} == {-10}
+    assert "from pre-training update 15" in found.notice
+
+
 def test_resume_from_paths(here: Path) -> None:
     folder = started(compose_config(), "here")
     assert resume.resume_from(Path("here")).updates == 10
@@ -230,7 +239,9 @@ def test_taking_up_a_run_reads_the_checkpoint_anew_and_moves_a_damaged_one_away(
     # a checkpoint that was named is the one that is taken, though there is a newer one
     chosen = resume.resume_from(folder.checkpoints / "previous.ckpt")
     assert runs.RunFolder(Path("here")) == chosen.folder
+    folder.result.write_text("{}")
     taken = resume.take_up(chosen, spec, config, [])
+    assert not folder.result.exists()  # of an end that is none any more
     assert (taken.checkpoint, taken.updates) == (folder.checkpoints / "last.ckpt", 10)
     # and the one that a later resume takes, should this one be killed before it saves; the other is kept aside
     assert resume.resume_in(folder).updates == 10
