@@ -182,6 +182,8 @@ def check_config(config: dict[str, Any]) -> None:
             names = ", ".join(f"{group}{name}" for name in known)
             elsewhere = meant(f"{group}{key}", flatten(config))
             raise UserError(f"{group}{key} is no option. Known: {names}.{elsewhere}")
+        if lacking := [f"{group}{key}" for key in known if key not in node]:
+            raise UserError(f"{lacking[0]} cannot be left out: give it a value, or take ~{lacking[0]} away.")
     for key in ("seeds", "max_updates", "spec"):  # what an algorithm is given beside its node
         if key in config["algo"]:
             typed = f"{key}={config['algo'][key]}".replace(" ", "")

@@ -262,7 +262,8 @@ def _build(
     trainer = make_trainer(config, folder, [*callbacks, checkpoints], ranks, _users_own(config, "loggers"))
     device = trainer.strategy.root_device
     precision = config["trainer"]["precision"]
-    engine, reason = choose(config["engine"]["name"], algorithm, device, config["data"]["storage"], precision)
+    storage, most = config["data"]["storage"], ranks.most(len(seeds))
+    engine, reason = choose(config["engine"]["name"], algorithm, device, storage, precision, most)
     group = f", {ranks.world} processes with parallel={ranks.mode}" if ranks.world > 1 else ""
     print(f"engine: {engine} on {device.type} ({reason}){group}", flush=True)
     return Parts(datamodule, algorithm, recorder, pretraining, checkpoints, trainer, engine)

@@ -147,6 +147,8 @@ def test_seed_list_refuses(given: Any) -> None:
         ("dataset=3", "dataset=3 is not allowed; it must be a Minari id"),
         ("+max_updats=3", "max_updats is no option. Known: algo, data, engine"),
         ("+eval.evry=3", "eval.evry is no option. Known: eval.every, eval.episodes"),
+        ("~eval.every", "eval.every cannot be left out: give it a value, or take ~eval.every away."),
+        ("~seeds", "seeds cannot be left out"),
         ("+engine.chunks=3", "engine.chunks is no option. Known: engine.name"),
         ("+data.foo=1", "data.foo is no option. Known: data.storage, data.normalize_observations"),
         ("+expectile=0.8", "loggers, profile, debug. Did you mean algo.expectile?"),

@@ -18,7 +18,12 @@ MOST_SEEDS = 4  # a compiled graph on a CPU has the networks of every seed in it
 
 
 def choose(
-    name: str, algorithm: OfflineAlgorithm, device: torch.device, storage: str, precision: str = "32-true"
+    name: str,
+    algorithm: OfflineAlgorithm,
+    device: torch.device,
+    storage: str,
+    precision: str = "32-true",
+    seeds: int | None = None,
 ) -> tuple[str, str]:
     """The engine and why.
 
@@ -28,6 +33,7 @@ def choose(
         device: where it will train.
         storage: where the data lie, `device` or `memmap`.
         precision: Lightning's.
+        seeds: the most that a rank has, so that all ranks choose alike; None: the algorithm's.
 
     Raises:
         UserError: it cannot run here.
@@ -51,7 +57,7 @@ def choose(
     if shutil.which("g++") is None:
         return "eager", "there is no g++ to compile with"
     # By the whole run and not by what is left of it: a part that was resumed is to repeat the roundings of the first.
-    if _updates(algorithm) < WORTH_COMPILING or len(algorithm.seeds) > MOST_SEEDS:
+    if _updates(algorithm) < WORTH_COMPILING or (seeds or len(algorithm.seeds)) > MOST_SEEDS:
         return "eager", f"compiling pays from {WORTH_COMPILING} updates on, with at most {MOST_SEEDS} seeds"
     return "compile", "compiled updates are a fifth faster or more, once they are compiled"
 

@@ -10,7 +10,7 @@ from brpo.evaluation.kinds import ROLLOUTS, SAMPLES
 RULES = {
     "final": "the policy after the last update; the primary number",
     "best": "the evaluation with the best mean over the seeds of the run; chosen by the numbers that judge it, so too good",
-    "auc": "mean over all evaluations of the run: the area under its learning curve over its length",
+    "auc": "mean over all evaluations of the run; at equal intervals, the area under its learning curve over its length",
 }
 
 

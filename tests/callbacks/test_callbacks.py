@@ -244,7 +244,14 @@ def test_numbers_of_a_run_and_its_clocks(tmp_path: Path, monkeypatch: pytest.Mon
         now += seconds
         algorithm.history = [(start + k, {"q": torch.tensor([1.0, 3.0]) + 4 * k}) for k in range(2)]
         recorder.on_train_batch_end(trainer, algorithm, None, (start, stop), 0)
-    numbers = {"return_std": 0.0, "return_worst": 0.0, "return_cvar": 0.0, "length": 1.0, "value_gap": None}
+    numbers = {
+        "return_std": 0.0,
+        "return_worst": 0.0,
+        "return_cvar": 0.0,
+        "return_discounted": 0.0,
+        "length": 1.0,
+        "value_gap": None,
+    }
     recorder.add_evaluation(trainer, [RolloutSummary(k, 10, 3.0 + k, None, **numbers) for k in (0, 1)])
     scalars, steps = trainer.log.scalars, trainer.log.steps
     assert (scalars["pretrain/q"], steps["pretrain/q"], scalars["pretrain/speed/updates_per_second"]) == (4.0, [10], 2.0)

@@ -45,6 +45,13 @@ def test_every_seed_belongs_to_one_rank(seeds: int, world: int) -> None:
     assert Ranks(1, world, "data").share(seeds) == slice(0, seeds)
 
 
+def test_most_seeds_of_a_rank() -> None:
+    for world, count in ((1, 5), (2, 9), (3, 9), (4, 6)):
+        shares = [Ranks(rank, world).share(count) for rank in range(world)]
+        assert {Ranks(rank, world).most(count) for rank in range(world)} == {max(s.stop - s.start for s in shares)}
+    assert Ranks(1, 2, "data").most(9) == 9
+
+
 def test_auto_shares_seeds_where_there_are_enough() -> None:
     assert choose_mode("auto", 4, 2) == "seeds"
     assert choose_mode("auto", 1, 2) == "data"
