@@ -39,8 +39,8 @@ def rows(run: Path, updates: int, discount: float, episodes: int) -> list[dict[s
     score = normalized(rolled.returns.mean(-1), algorithm.spec.reference_min, algorithm.spec.reference_max)
     return [
         {
-            **row,
             "run": run_folders.label(run),
+            **row,
             "value": round(row["value"], 2),
             "data_return": round(row["data_return"], 2),
             "achieved": round(float(rolled.discounted[k].mean()), 2),
@@ -64,21 +64,23 @@ def table(found: list[dict[str, Any]]) -> str:
             numbers = [spread([float(row[name]) for row in seeds]) for name in ("value", "achieved", "score")]
             lines.append(f"| {' | '.join([seeds[0]['algo'], *numbers])} |")
             means.append(tuple(_mean(own, run, name) for name in ("value", "achieved", "score")))
-        lines += ["", agreement(means), ""]
+        policies = [tuple(float(row[name]) for name in ("value", "achieved")) for row in own]
+        lines += ["", agreement(means, policies), ""]
     return "\n".join(lines)
 
 
-def agreement(means: list[tuple[float, ...]]) -> str:
-    """Of the means of several runs, (estimated, achieved, score)."""
+def agreement(means: list[tuple[float, ...]], policies: list[tuple[float, ...]]) -> str:
+    """Of the means of several runs, (estimated, achieved, score), and of each policy, (estimated, achieved)."""
     if len(means) < 3:
         return ""
     value, achieved, score = zip(*means, strict=True)
     error = fmean(abs(v - a) / abs(a) for v, a in zip(value, achieved, strict=True))
     chosen = means[max(range(len(means)), key=lambda k: value[k])]
     return (
-        f"Rank correlation of the estimate with what is achieved {_rank(value, achieved)}, with the score "
-        f"{_rank(value, score)}; mean error {100 * error:.0f} %. The run with the largest estimate achieves {chosen[1]:.1f} "
-        f"of at most {max(achieved):.1f}, and scores {chosen[2]:.1f} of at most {max(score):.1f}."
+        f"Rank correlation of the estimate with what is achieved {_rank(value, achieved)} (of single policies "
+        f"{_rank(*zip(*policies, strict=True))}), with the score {_rank(value, score)}; of what is achieved with the score "
+        f"{_rank(achieved, score)}. Mean error {100 * error:.0f} %. The run with the largest estimate achieves "
+        f"{chosen[1]:.1f} of at most {max(achieved):.1f}, and scores {chosen[2]:.1f} of at most {max(score):.1f}."
     )
 
 
