@@ -303,9 +303,15 @@ def report_runs(
         raise UserError(
             f"{out} holds runs ({holding}); a report in it would be read in their place. Give a folder of its own."
         )
+    made = out is not None and not out.exists()
     if out is not None:  # before the reading, which takes long
         _make_folder(out)
-    found = report(runs)
+    try:
+        found = report(runs)
+    except UserError:
+        if out is not None and made:
+            out.rmdir()  # which is empty
+        raise
     print(found.markdown(with_published=published))
     if out is not None:
         found.write(out, with_published=published)

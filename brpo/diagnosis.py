@@ -145,15 +145,16 @@ class Diagnosis:
         return np.array([[piece.mean(), *np.quantile(piece, (0.25, 0.75))] for piece in pieces])
 
 
-def diagnose(path: Path) -> Diagnosis:
+def diagnose(path: Path | str) -> Diagnosis:
     """Take the quantities of a checkpoint on its held-out episodes, and what its run recorded over time.
 
     Args:
-        path: a checkpoint inside a run folder.
+        path: a checkpoint inside a run folder; of the folder the last one.
 
     Raises:
         UserError: it is not inside a run folder, cannot be used, its data set is not here or has changed.
     """
+    path = saved_runs.checkpoint_of(path, "last")
     folder = saved_runs.folder_of(path)
     if not folder.holds_run():
         raise UserError(

@@ -70,7 +70,7 @@ class Estimate:
 
 
 def estimate(
-    path: Path,
+    path: Path | str,
     *,
     updates: int = 20_000,
     mode: str | None = None,
@@ -80,7 +80,7 @@ def estimate(
     """Fit Q of a checkpoint's policies to the data that they were trained on, held-out episodes included.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint; of a run folder the last one.
         updates: of the fit.
         mode: `mean` or `sampled`, how the policies act; None: as in the run's own evaluations.
         discount: in [0, 1).
@@ -94,6 +94,7 @@ def estimate(
     require_number("discount", discount, "in [0, 1)", lambda v: 0 <= v < 1)
     if mode is not None:
         require_one_of(MODES, mode=mode)
+    path = saved_runs.checkpoint_of(path, "last")
     evaluated, config = saved_runs.load_algorithm(path)
     if is_toy(evaluated.spec.dataset_id):
         raise UserError(f"{evaluated.spec.dataset_id} needs no estimate: brpo evaluate compares samples with its target.")

@@ -71,11 +71,13 @@ class Exported(NamedTuple):
     difference: float
 
 
-def export(checkpoint: Path, target: Path, *, seed: int | None = None, acting: Mapping[str, Any] | None = None) -> Exported:
+def export(
+    checkpoint: Path | str, target: Path | str, *, seed: int | None = None, acting: Mapping[str, Any] | None = None
+) -> Exported:
     """Export the policy of a checkpoint, compare what was exported with the policy, and write it to a file.
 
     Args:
-        checkpoint: of a run.
+        checkpoint: of a run; of a run folder the last one.
         target: `.onnx` or `.pt2`.
         seed: one of the run's; None: its first.
         acting: options of `algo.acting` other than the run's own.
@@ -84,6 +86,7 @@ def export(checkpoint: Path, target: Path, *, seed: int | None = None, acting: M
         UserError: the checkpoint cannot be used, the policy draws random numbers to act, the file's kind is unknown or
             cannot be written, or the file acts otherwise than the policy.
     """
+    checkpoint, target = saved_runs.checkpoint_of(checkpoint, "last"), Path(target)
     if target.suffix not in FORMATS:
         raise UserError(f"{target} has no ending that says what to write. Allowed are {' and '.join(FORMATS)}.")
     write, read = FORMATS[target.suffix]

@@ -207,11 +207,12 @@ def key_of(override: str) -> str:
 
 def report(result: dict[str, Any]) -> None:
     """The last lines that a user sees."""
-    kind = kind_of(result["dataset"]["id"])
+    kind, scored = kind_of(result["dataset"]["id"]), False
     for name in ("final", "best"):
         numbers = {key: result[name][key] for key in kind.reported if result[name][key] is not None}
         if not numbers:
             continue
+        scored = True
         text = f"{name}: " + ", ".join(f"{kind.words[k]} {_over_seeds(v, kind.digits)}" for k, v in numbers.items())
         if name == "best":
             text += f" (at update {result['best']['update']})"
@@ -219,7 +220,7 @@ def report(result: dict[str, Any]) -> None:
     print(
         f"{result['updates_per_second'] or 0:.0f} updates/s, {result['wall_seconds']:.0f} s; {result['run_dir']}/result.json"
     )
-    if all(value is None for value in result["final"].values()):
+    if not scored:
         run = result["run_dir"]
         print(f"no scores; what was learned: brpo diagnose {run}; what it may be worth: brpo estimate {run}")
 

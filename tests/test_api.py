@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import brpo
-from brpo import api, saved_runs
+from brpo import api, diagnosis, estimates, export, saved_runs
 from brpo.errors import UserError
+from brpo.reports.report import report
 
 TINY = ("dataset=tests/pendulum/tiny-v0", "trainer=smoke")
 
@@ -22,6 +23,12 @@ def test_train_resume_and_take_up_the_run(datasets: Path, tmp_path: Path) -> Non
     again = api.train(f"resume={run}")
     assert again == first  # finished: the same file
     assert saved_runs.load_algorithm(str(run))[0].seeds.tolist() == [4, 7]
+    evaluated = saved_runs.evaluate_checkpoint(str(run), episodes=1, mode="sampled")
+    assert [row.seed for row in evaluated["rows"]] == [4, 7]
+    assert len(estimates.estimate(str(run), updates=2).points[-1]) == 2
+    assert export.export(str(run), str(tmp_path / "policy.pt2"), seed=7).provenance["seed"] == 7
+    assert diagnosis.diagnose(str(run)).seeds == [4, 7]
+    assert "tests/pendulum/tiny-v0" in report([str(run)]).markdown()
     with pytest.raises(UserError, match="checkpoint=final is not allowed; it must be last or best"):
         saved_runs.checkpoint_of(run, "final")
     with pytest.raises(UserError, match="mode=deterministic is not allowed; it must be mean or sampled"):

@@ -46,6 +46,16 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_runs_are_read(
     assert capsys.readouterr().err.splitlines() == [says]
 
 
+def test_a_refused_report_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr("sys.argv", ["brpo", "report", str(tmp_path / "runs"), "--out", str(tmp_path / "new")])
+    assert exit_code_of_command(cli.app) == 2
+    assert "holds no results" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("name", ["toy", "fit"])
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 def test_the_experiments_have_names_of_their_own(

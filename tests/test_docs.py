@@ -117,7 +117,7 @@ def test_a_table_becomes_a_data_set_as_the_page_says(tmp_path: Path, monkeypatch
 @pytest.mark.filterwarnings("ignore")  # Minari's: of fields that need not be given
 def test_own_data_and_a_trained_policy_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs" / "use.md").read_text()
-    _, making, training, acting, from_file = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    _, making, training, using, acting, from_file = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "sets"))
     exec(making, {})
     (dataset_id,) = set(re.findall(r"mylab/[\w-]+", text))
@@ -128,6 +128,9 @@ def test_own_data_and_a_trained_policy_as_the_page_says(tmp_path: Path, monkeypa
     names: dict = {"__name__": "__main__"}
     exec(short.replace("runs/mine", str(tmp_path / "mine")), names)
     assert (names["result"]["updates"], len(names["result"]["final"]["score"])) == (3, 2)
+    quick = using.replace("runs/mine", str(tmp_path / "mine")).replace("20_000", "2").replace("episodes=20", "episodes=1")
+    exec(quick.replace("policy.pt2", str(tmp_path / "policy.pt2")), names)
+    assert (len(names["rows"]), len(names["found"]), (tmp_path / "policy.pt2").exists()) == (2, 2, True)
 
     spec = make_spec(observation=3, action=1, action_low=(-2.0,), action_high=(2.0,))
     algorithm, config = make_algorithm("iql", spec=spec, dtype=torch.float32), compose_config("algo=iql")
