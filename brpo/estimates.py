@@ -34,6 +34,7 @@ OPTIONS = {
 }
 ENGINE = {"name": "auto", "chunk": 100, "backend": "inductor", "compiled": "auto"}
 POINTS = 5  # estimates on the way, which show whether it has settled
+BATCH = 256
 PIECE = 4096  # starts that go through the networks at once
 WHAT = ("algo", "dataset", "digest", "checkpoint", "update", "mode", "discount")
 COLUMNS = (*WHAT, "updates", "seed", "value", "data_return")  # of a table of estimates
@@ -116,7 +117,7 @@ def estimate(
     fqe.configure_optimizers()
     transitions = datamodule.train_transitions.to(device)
     engine, _ = choose("auto", fqe, device, config["data"]["storage"])
-    runner = make_runner(engine, fqe, transitions, ENGINE, config["batch_size"])
+    runner = make_runner(engine, fqe, transitions, ENGINE, BATCH)
     begins, data_return = starts(datamodule, discount)
     points = {round(updates * k / POINTS) for k in range(1, POINTS + 1)} - {0}
     stops = sorted(points | set(range(ENGINE["chunk"], updates, ENGINE["chunk"])))
