@@ -43,6 +43,7 @@ def rows(run: Path, updates: int, discount: float, episodes: int) -> list[dict[s
             **row,
             "value": round(row["value"], 2),
             "data_return": round(row["data_return"], 2),
+            "data_best": round(row["data_best"], 2),
             "achieved": round(float(rolled.discounted[k].mean()), 2),
             "episodes": episodes,
             "score": None if score is None else round(float(score[k]), 2),
@@ -56,7 +57,8 @@ def table(found: list[dict[str, Any]]) -> str:
     lines = []
     for dataset in dict.fromkeys(row["dataset"] for row in found):
         own = [row for row in found if row["dataset"] == dataset]
-        lines += [f"`{dataset}` (its data: {float(own[0]['data_return']):.1f})", ""]
+        earned = [float(own[0][name]) for name in ("data_return", "data_best")]
+        lines += [f"`{dataset}` (its data: {earned[0]:.1f}, at most {earned[1]:.1f})", ""]
         lines += ["| method | estimated | achieved | normalized score |", "|---|---|---|---|"]
         means = []
         for run in sorted(dict.fromkeys(row["run"] for row in own), key=lambda run: -_mean(own, run, "achieved")):

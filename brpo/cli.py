@@ -235,9 +235,13 @@ def _print_estimates(found: Sequence[tuple[Path, "Estimate"]], discount: float) 
         for run, each in sorted(own, key=lambda pair: -fmean(pair[1].points[-1])):
             earlier = spread(each.points[-2], 2) if len(each.points) > 1 else ""
             table.add_row(*map(Text, (str(run), each.what["algo"], spread(each.points[-1], 2), earlier)))
-        title = f"{first.what['dataset']}: discounted return ({discount:g}), estimated; of the data {first.data_return:.2f}"
+        data = f"of the data {first.data_return:.2f}, at most {first.data_best:.2f}"
+        title = f"{first.what['dataset']}: discounted return ({discount:g}), estimated; {data}"
         console.print(title, markup=False, highlight=False, soft_wrap=True)
         console.print(table)
+        for run, each in own:
+            if max(each.points[-1]) > each.data_best:
+                print(f"note: {run} is above every episode of the data: an extrapolation, not to be believed")
 
 
 @app.command()

@@ -24,7 +24,7 @@ from brpo.options import require_number, require_one_of, require_whole
 
 # The same for every run, whatever its own units and networks: estimates are there to be compared.
 DATA = {"normalize_observations": True, "reward_scale": "return_range", "reward_shift": 0.0, "heldout": 0.0}
-CRITIC = partial(QEnsemble, critics=1, hidden=[256, 256], activation="relu")
+CRITIC = partial(QEnsemble, critics=1, hidden=[256, 256], activation="relu", layer_norm=True)
 # Q moves towards its target by 1/(1 - discount) steps of the average: 20,000 updates are some ten times as many at 0.99.
 OPTIONS = {
     "optimizer": partial(torch.optim.Adam, lr=1e-3, fused=True),
@@ -37,7 +37,7 @@ POINTS = 5  # estimates on the way, which show whether it has settled
 BATCH = 256
 PIECE = 4096  # starts that go through the networks at once
 WHAT = ("algo", "dataset", "digest", "checkpoint", "update", "mode", "discount")
-COLUMNS = (*WHAT, "updates", "seed", "value", "data_return")  # of a table of estimates
+COLUMNS = (*WHAT, "updates", "seed", "value", "data_return", "data_best")  # of a table of estimates
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,14 @@ class Estimate:
         values: by the number of updates of the fit, for each seed.
         seeds: their names.
         data_return: mean discounted return of the episodes in the data, each as far as it was recorded.
+        data_best: the largest of them. An estimate above it is an extrapolation beyond all that the data show.
     """
 
     what: dict[str, Any]
     values: dict[int, list[float]]
     seeds: list[int]
     data_return: float
+    data_best: float
 
     @property
     def points(self) -> list[list[float]]:
@@ -63,8 +65,9 @@ class Estimate:
 
     def rows(self) -> list[dict[str, Any]]:
         """For a table: each seed at each point."""
+        data = {"data_return": self.data_return, "data_best": self.data_best}
         return [
-            {**self.what, "updates": updates, "seed": seed, "value": value, "data_return": self.data_return}
+            {**self.what, "updates": updates, "seed": seed, "value": value, **data}
             for updates, values in self.values.items()
             for seed, value in zip(self.seeds, values, strict=True)
         ]
@@ -118,7 +121,7 @@ def estimate(
     transitions = datamodule.train_transitions.to(device)
     engine, _ = choose("auto", fqe, device, config["data"]["storage"])
     runner = make_runner(engine, fqe, transitions, ENGINE, BATCH)
-    begins, data_return = starts(datamodule, discount)
+    begins, returns = starts(datamodule, discount)
     points = {round(updates * k / POINTS) for k in range(1, POINTS + 1)} - {0}
     stops = sorted(points | set(range(ENGINE["chunk"], updates, ENGINE["chunk"])))
     values: dict[int, list[float]] = {}
@@ -137,17 +140,17 @@ def estimate(
         "mode": mode,
         "discount": discount,
     }
-    return Estimate(what, values, seeds, data_return)
+    return Estimate(what, values, seeds, float(returns.mean()), float(returns.max()))
 
 
-def starts(datamodule: OfflineDataModule, discount: float) -> tuple[Tensor, float]:
-    """Index of the first transition of each episode, and the episodes' mean discounted return in the data's rewards."""
+def starts(datamodule: OfflineDataModule, discount: float) -> tuple[Tensor, np.ndarray]:
+    """Index of the first transition of each episode, and the episodes' discounted returns in the data's rewards."""
     transitions, lengths = datamodule.train_transitions, datamodule.flat.lengths
-    begins, total = np.cumsum(lengths) - lengths, 0.0
+    begins, returns = np.cumsum(lengths) - lengths, []
     for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True):
         rewards = transitions.gather(torch.arange(begin, begin + length)[None]).rewards[0].double()
-        total += float(rewards @ discount ** torch.arange(length, dtype=torch.float64))
-    return torch.from_numpy(begins), total / len(lengths) / datamodule.spec.reward_scale
+        returns.append(float(rewards @ discount ** torch.arange(length, dtype=torch.float64)))
+    return torch.from_numpy(begins), np.array(returns) / datamodule.spec.reward_scale
 
 
 def start_values(fqe: FQE, transitions: Transitions, begins: Tensor) -> list[float]:

@@ -24,10 +24,10 @@ LAST = "checkpoints/last.ckpt"
 def test_starts_and_what_the_data_earn(datasets: Path) -> None:
     config = compose_config(f"dataset={DATASET}")
     datamodule = make_datamodule({**config, "data": {**config["data"], **estimates.DATA}})
-    begins, data_return = estimates.starts(datamodule, 0.5)
+    begins, returns = estimates.starts(datamodule, 0.5)
     assert begins.tolist() == list(range(0, 240, 20))
     rewards = [episode.rewards for episode in minari.load_dataset(DATASET).iterate_episodes()]
-    assert data_return == pytest.approx(np.mean([r @ 0.5 ** np.arange(len(r)) for r in rewards]), rel=1e-5)
+    assert returns == pytest.approx([r @ 0.5 ** np.arange(len(r)) for r in rewards], rel=1e-5)
 
 
 def test_values_are_in_the_rewards_of_the_data(datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,15 +78,28 @@ def test_command(datasets: Path, tmp_path: Path) -> None:
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 20
-    assert rows[0] | {"value": "", "data_return": "", "digest": ""} == {
+    assert rows[0] | {"value": "", "data_return": "", "data_best": "", "digest": ""} == {
         "run": runs[0], "algo": "bc", "dataset": DATASET, "digest": "", "checkpoint": "last.ckpt", "update": "3",
         "mode": "sampled", "discount": "0.99", "updates": "1", "seed": "0", "value": "", "data_return": "",
+        "data_best": "",
     }  # fmt: skip
     last = {row["algo"]: float(row["value"]) for row in rows if row["updates"] == "5"}
     lines = said.output.splitlines()
     order = [next(n for n, line in enumerate(lines) if f" {algo} " in line) for algo in sorted(last, key=lambda a: -last[a])]
     assert order == sorted(order)
     assert f"{last['bc']:.2f}" in said.output
+
+
+def test_what_lies_beyond_the_data_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    what = {"dataset": "a/b-v0", "digest": "0", "algo": "bc"}
+    found = [
+        (Path(name), estimates.Estimate(what, {1: [2.0, best]}, [0, 1], 2.0, 3.0)) for name, best in (("x", 2.9), ("y", 3.1))
+    ]
+    cli._print_estimates(found, 0.9)
+    said = capsys.readouterr().out
+    assert "a/b-v0: discounted return (0.9), estimated; of the data 2.00, at most 3.00" in said
+    assert said.splitlines()[-1] == "note: y is above every episode of the data: an extrapolation, not to be believed"
+    assert said.count("note") == 1
 
 
 def refusal(*arguments: str) -> str:

@@ -14,7 +14,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 def row(algo: str, seed: int, value: float, achieved: float, score: float) -> dict[str, Any]:
     return {
         "run": f"runs/{algo}", "algo": algo, "dataset": "a/b-v0", "seed": seed, "value": value, "achieved": achieved,
-        "score": score, "data_return": 3.0,
+        "score": score, "data_return": 3.0, "data_best": 4.0,
     }  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def test_table_by_hand() -> None:
         row("z", 0, 24.0, 40.0, 1.0),
     ]
     lines = benchmark.table(found).splitlines()
-    assert lines[0] == "`a/b-v0` (its data: 3.0)"
+    assert lines[0] == "`a/b-v0` (its data: 3.0, at most 4.0)"
     assert lines[4:7] == [
         "| z | 24.0 | 40.0 | 1.0 |",
         "| y | 22.0 | 20.0 | 4.0 |",
@@ -47,6 +47,8 @@ def test_the_page_has_the_stored_table() -> None:
     page = (DOCS / "estimate.md").read_text()
     lines = benchmark.table(found).splitlines()
     rows = [line for line in lines if line.startswith("| ") and "±" in line]
-    assert len(rows) == 8
+    assert len(rows) == 14
     assert all(line in page for line in rows)
-    assert "0.90 (of single policies 0.74), with the score 0.19; of what is achieved with the score 0.24" in lines[-1]
+    said = [line for line in lines if line.startswith("Rank")]
+    assert "0.95 (of single policies 0.60), with the score 0.17; of what is achieved with the score 0.24" in said[0]
+    assert "-0.77" in said[1]
