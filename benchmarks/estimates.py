@@ -3,7 +3,7 @@
     python benchmarks/estimates.py runs/grid/comparison/*/brpo-walker2d-medium-v0 --output docs/results/estimates.csv
 
 Of each run Q is fitted to the data, and its policies are rolled out. Runs that the file has already, fitted alike, are left
-out; the table is of all rows in it. Both sides are discounted returns in the rewards of the data, at the same discount: the
+out; the table is of all rows in it. Both sides are discounted returns in the rewards of the data, at the run's discount: the
 estimate from the starts of the data's episodes, what is achieved from new starts of the environment.
 """
 
@@ -12,43 +12,32 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
-import torch
 import typer
 from scipy.stats import spearmanr
 
 from brpo import estimates, saved_runs
-from brpo.evaluation.make import make_evaluator
-from brpo.evaluation.scores import normalized, spread
+from brpo.evaluation.evaluate import DISCOUNT
+from brpo.evaluation.scores import spread
 from brpo.files import write_records
 from brpo.reports import run_folders
 
-FIT = ("run", "checkpoint", "mode", "discount", "updates")  # what a row is known by
 
-
-def rows(run: Path, updates: int, discount: float, episodes: int) -> list[dict[str, Any]]:
+def rows(run: Path, updates: int, episodes: int) -> list[dict[str, Any]]:
     """A row for each seed of a run, of its mean action."""
     path = saved_runs.checkpoint_of(run, "last")
+    discount = saved_runs.load_algorithm(path)[1]["algo"].get("discount", DISCOUNT)  # that of the rollouts
     fitted = estimates.estimate(path, updates=updates, discount=discount, mode="mean")
-    algorithm, _ = saved_runs.load_algorithm(path)
-    evaluator: Any = make_evaluator(algorithm.spec, len(fitted.seeds), episodes=episodes, mode="mean", eta=0.0)
-    rolled = evaluator.rollouts.run(
-        lambda observations, step: algorithm.act(torch.as_tensor(observations, dtype=torch.float32), step=step).numpy(),
-        discount=discount,
-    )
-    evaluator.close()
-    score = normalized(rolled.returns.mean(-1), algorithm.spec.reference_min, algorithm.spec.reference_max)
+    rolled = saved_runs.evaluate_checkpoint(path, episodes=episodes, mode="mean")["rows"]
     return [
         {
             "run": run_folders.label(run),
             **row,
-            "value": round(row["value"], 2),
-            "data_return": round(row["data_return"], 2),
-            "data_best": round(row["data_best"], 2),
-            "achieved": round(float(rolled.discounted[k].mean()), 2),
+            **{name: round(row[name], 2) for name in ("value", "data_return", "data_best")},
+            "achieved": round(achieved.return_discounted, 2),
             "episodes": episodes,
-            "score": None if score is None else round(float(score[k]), 2),
+            "score": None if achieved.score is None else round(achieved.score, 2),
         }
-        for k, row in enumerate(fitted.rows()[-len(fitted.seeds) :])
+        for row, achieved in zip(fitted.rows()[-len(rolled) :], rolled, strict=True)
     ]
 
 
@@ -99,7 +88,6 @@ def main(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
     output: Annotated[Path, typer.Option(help="The rows, as CSV: read if it is there, and added to.")],
     updates: Annotated[int, typer.Option(help="Of each fit.")] = 20_000,
-    discount: Annotated[float, typer.Option(help="In [0, 1).")] = 0.99,
     episodes: Annotated[int, typer.Option(help="Of each seed.")] = 10,
 ) -> None:
     """Estimate, roll out, and print the table."""
@@ -107,13 +95,13 @@ def main(
     if output.exists():
         with output.open(newline="") as file:
             found = list(csv.DictReader(file))
-    there = {tuple(str(row[name]) for name in FIT) for row in found}
+    there = {(row["run"], row["updates"]) for row in found}
     for run in runs:
-        if (run_folders.label(run), "last.ckpt", "mean", str(discount), str(updates)) not in there:
-            found += rows(run, updates, discount, episodes)
+        if (run_folders.label(run), str(updates)) not in there:
+            found += rows(run, updates, episodes)
             write_records(output, found)
             print(f"{run}: done", flush=True)
-    print(table([row for row in found if (str(row["discount"]), str(row["updates"])) == (str(discount), str(updates))]))
+    print(table([row for row in found if str(row["updates"]) == str(updates)]))
 
 
 if __name__ == "__main__":

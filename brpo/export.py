@@ -23,6 +23,7 @@ from brpo.datasets.ids import is_toy
 from brpo.errors import UserError
 from brpo.evaluation import environments
 from brpo.files import write_atomically
+from brpo.functional import units
 from brpo.runs import versions
 
 INPUT, OUTPUT = "observations", "actions"
@@ -52,9 +53,7 @@ class Policy(nn.Module):
     def forward(self, observations: Tensor) -> Tensor:
         """Actions for a batch of any size."""
         normalized = (observations - self.observation_mean) / self.observation_std
-        actions = self.network.mode(normalized.unsqueeze(0)).squeeze(0)
-        actions = self.action_low + (actions + 1.0) * 0.5 * (self.action_high - self.action_low)
-        return actions.clamp(self.action_low, self.action_high)
+        return units.to_bounds(self.network.mode(normalized.unsqueeze(0)).squeeze(0), self.action_low, self.action_high)
 
 
 class Exported(NamedTuple):

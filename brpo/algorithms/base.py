@@ -13,7 +13,7 @@ from brpo.engine import records
 from brpo.engine.optimizers import FusedAdamStep, check_optimizers
 from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import UserError
-from brpo.functional import gradients, streams
+from brpo.functional import gradients, streams, units
 from brpo.functional.schedules import SCHEDULES
 from brpo.modules.mlp import draw_others, initialize
 from brpo.options import (
@@ -420,9 +420,8 @@ class OfflineAlgorithm(lightning.LightningModule):
         return (observations - self.observation_mean) / self.observation_std
 
     def to_environment(self, actions: Tensor) -> Tensor:
-        """Actions from [-1, 1] to environment units; rounding leads none out of its bounds: environments may check."""
-        actions = self.action_low + (actions + 1.0) * 0.5 * (self.action_high - self.action_low)
-        return actions.clamp(self.action_low, self.action_high)
+        """Actions from [-1, 1] to environment units."""
+        return units.to_bounds(actions, self.action_low, self.action_high)
 
     def from_environment(self, actions: Tensor) -> Tensor:
         """Actions from environment units to [-1, 1]."""
