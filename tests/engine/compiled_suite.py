@@ -18,6 +18,7 @@ from brpo.engine.runner import EagerRunner
 from brpo.errors import UserError
 from brpo.types import Batch
 from tests.algorithms.test_contract import state, transitions
+from tests.algorithms.test_fqe import make_fqe
 from tests.helpers import ALGORITHMS, PRETRAINING, make_algorithm
 
 SCHEDULED = ["++algo.schedule.actor=cosine"]
@@ -79,6 +80,15 @@ def test_update_is_one_graph(algo: str, overrides: list[str], compilations: Coun
     combinations = {tuple(eager.what_is_due(update).values()) for update in range(1, 5)}
     assert compilations["unique_graphs"] == len(combinations)
     assert "compile_attempt_1" not in compilation_time_metrics  # nothing is traced a second time
+    assert_equal(eager, compiled, 1e-12)
+
+
+@pytest.mark.parametrize("algo", ["sfac", "bdpo"])
+def test_estimating_a_sampling_policy_is_one_graph(algo: str) -> None:
+    """`brpo estimate`: the policy of another algorithm inside the update."""
+    eager, compiled = (make_fqe(make_algorithm(algo, seeds=(0, 5)), deterministic=False) for _ in range(2))
+    compile_update(compiled, "aot_eager")
+    run_both(eager, compiled, 3)
     assert_equal(eager, compiled, 1e-12)
 
 
