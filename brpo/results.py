@@ -64,7 +64,7 @@ def summarize(
 
     return {
         "algo": configuration.algorithm_name(config),
-        "dataset": {"id": spec.dataset_id, "digest": spec.digest},
+        "dataset": {"id": spec.dataset_id, "digest": spec.digest, "references": [spec.reference_min, spec.reference_max]},
         "env": {"id": environment, "version": runs.versions().get("gymnasium")},
         "seeds": seeds,
         "updates": updates_made,

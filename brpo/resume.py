@@ -127,11 +127,21 @@ def check_data(path: Path, spec: DataSpec, stored: DataSpec, advice: str) -> Non
         )
 
 
+def _check_references(path: Path, spec: DataSpec, stored: DataSpec) -> None:
+    """Refuse other reference scores than those that the run's scores are in; where there were none, some may come."""
+    now, then = ((each.reference_min, each.reference_max) for each in (spec, stored))
+    if now != then and None not in (*now, *then):
+        raise UserError(
+            f"The reference returns of {spec.dataset_id} have changed since {path} was written ({now} score 0 and 100, then "
+            f"{then}): the scores of the run would be in two units. Restore them, or start a new run."
+        )
+
+
 def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], overrides: list[str]) -> Resumption:
     """Under the lock, bring the folder back to the checkpoint that is continued; read it anew, it may have moved on.
 
     Raises:
-        UserError: the data set is not the one that the checkpoint was trained on.
+        UserError: the data set is not the one that the checkpoint was trained on, or its reference returns are others.
     """
     folder = resumption.folder
     if not resumption.chosen:
@@ -139,6 +149,7 @@ def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], over
     if resumption.checkpoint is not None:
         stored = DataSpec.from_dict(checkpoint_io.read(resumption.checkpoint)["brpo"]["spec"])
         check_data(resumption.checkpoint, spec, stored, ", or start a new run")
+        _check_references(resumption.checkpoint, spec, stored)
     if not resumption.chosen and resumption.checkpoint not in (None, folder.checkpoints / "last.ckpt"):
         # Out of the way: the next save keeps what stands as last.ckpt, and must not keep a damaged one.
         with contextlib.suppress(FileNotFoundError):

@@ -264,6 +264,23 @@ def test_taking_up_a_run_reads_the_checkpoint_anew_and_moves_a_damaged_one_away(
         resume.take_up(found, other, config, [])
 
 
+def test_a_run_keeps_its_reference_returns(here: Path) -> None:
+    """Else its scores would be in two units. Where there were none, they may come."""
+    config = compose_config()
+    folder = started(config, "here", updates=None)
+
+    def take_up(stored: tuple[float | None, float | None], now: tuple[float | None, float | None]) -> None:
+        specs = [make_spec(reference_min=low, reference_max=high) for low, high in (stored, now)]
+        content = {"state_dict": {}, "brpo": {"updates": 10, "spec": specs[0].to_dict()}}
+        (folder.checkpoints / "last.ckpt").write_bytes(encode(content))
+        resume.take_up(resume.resume_in(folder), specs[1], config, [])
+
+    take_up((0.0, 1.0), (0.0, 1.0))
+    take_up((None, None), (0.0, 1.0))
+    with pytest.raises(UserError, match=r"The reference returns of .*\(\(0.0, 2.0\) score 0 and 100, then \(0.0, 1.0\)"):
+        take_up((0.0, 1.0), (0.0, 2.0))
+
+
 def test_versions_and_result(here: Path) -> None:
     found = runs.versions()
     assert {"python", "torch", "lightning", "gymnasium", "minari"} <= set(found)

@@ -22,7 +22,7 @@ _TEXTS = ("run", "algo", "dataset", "digest", "environment", "engine", "versions
 _NUMBERS = ("worst_episode", "cvar", "wall_seconds", "updates_per_second")
 _HEADER = (
     "row", "run", "algo", "dataset", "digest", "environment", "seed", "mode", "episodes", "updates", "every", *_VALUES,
-    "best_update", *_NUMBERS, "together", "engine", "versions", "git", "config",
+    "best_update", *_NUMBERS, "together", "engine", "versions", "git", "config", "reference_min", "reference_max",
 )  # fmt: skip
 
 
@@ -48,6 +48,7 @@ def _fingerprint(options: Any) -> str:
 
 def _row(number: int, result: SeedResult) -> list[Any]:
     protocol = result.protocol
+    reference_min, reference_max = result.references or (None, None)
     cells = {
         "row": number,
         "seed": result.seed,
@@ -58,6 +59,8 @@ def _row(number: int, result: SeedResult) -> list[Any]:
         "best_update": result.best_update,
         "together": result.together,
         "config": _fingerprint(result.options),
+        "reference_min": reference_min,
+        "reference_max": reference_max,
         **result.values,
         **{name: getattr(result, name) for name in (*_TEXTS, *_NUMBERS)},
     }
@@ -120,6 +123,7 @@ def _count(text: str) -> int | None:
 
 
 def _result(row: dict[str, str], options: dict[str, Any], curve: Curve) -> SeedResult:
+    low, high = (_number(row.get(name) or "") for name in ("reference_min", "reference_max"))  # absent from older files
     same: dict[str, Any] = {name: row[name] for name in _TEXTS} | {name: _number(row[name]) for name in _NUMBERS}
     return SeedResult(
         **same,
@@ -129,5 +133,6 @@ def _result(row: dict[str, str], options: dict[str, Any], curve: Curve) -> SeedR
         best_update=_count(row["best_update"]),
         together=int(row["together"]),
         options={"processes": 1, **options},  # what was written before this was an option does not have it
+        references=None if low is None or high is None else (low, high),
         curve=curve,
     )

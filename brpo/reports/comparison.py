@@ -85,9 +85,10 @@ def compare(results: Sequence[SeedResult]) -> tuple[list[Comparison], list[str]]
     """Comparisons, one for each protocol, and notes about the names of the methods.
 
     Raises:
-        UserError: an id stands for two data sets, or a seed of a method is there twice with different numbers.
+        UserError: an id stands for two data sets or has two pairs of reference returns, or a seed of a method is there twice
+            with different numbers.
     """
-    _refuse_two_digests(results)
+    _refuse_two_data_sets(results)
     known = naming(results)
     order = sorted(results, key=lambda result: (result.algo, known[result.algo].place(result)))
     names = list(dict.fromkeys((known[result.algo].name(result), result.algo) for result in order))
@@ -127,7 +128,7 @@ def _each_seed_once(method: Method, results: Sequence[SeedResult]) -> list[SeedR
     return list(kept.values())
 
 
-def _refuse_two_digests(results: Sequence[SeedResult]) -> None:
+def _refuse_two_data_sets(results: Sequence[SeedResult]) -> None:
     for dataset, group in grouped(results, lambda result: result.dataset).items():
         first, *others = grouped(group, lambda result: result.digest).values()
         if others:
@@ -135,6 +136,14 @@ def _refuse_two_digests(results: Sequence[SeedResult]) -> None:
             raise UserError(
                 f"{dataset} stands for two data sets, which cannot share a column: {left.digest[:12]} in {_runs(first)} and "
                 f"{right.digest[:12]} in {_runs(others[0])}. Report them one after another, or train again on one of them."
+            )
+        scored = [result for result in group if result.references]
+        units = list(grouped(scored, lambda result: result.references).items())
+        if len(units) > 1:
+            (these, first), (those, second) = units[:2]
+            raise UserError(
+                f"Scores on {dataset} are in two units, which cannot share a column: returns of {these} score 0 and 100 in "
+                f"{_runs(first)}, returns of {those} in {_runs(second)}. Report them one after another."
             )
 
 

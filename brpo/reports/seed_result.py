@@ -96,6 +96,7 @@ class SeedResult:
         versions: of Python and the packages.
         git: commit.
         options: dotted keys of the configuration that say what the method is, and their values.
+        references: the returns that score 0 and 100; None without, and in results from before they were kept.
         curve: its evaluations.
     """
 
@@ -117,6 +118,7 @@ class SeedResult:
     versions: str
     git: str | None
     options: Mapping[str, Any] = field(repr=False)
+    references: tuple[float, float] | None = None
     curve: Curve = field(default=(), repr=False)
 
     @property
@@ -163,6 +165,9 @@ def from_result(run: str, result: Mapping[str, Any]) -> list[SeedResult]:
     averaged = _whole(engine["processes"]) if engine.get("parallel") == "data" else 1
     options = {**method_options(result["config"]), "processes": averaged}
 
+    low, high = map(_number, result["dataset"].get("references", (None, None)))
+    references = None if low is None or high is None else (low, high)
+
     def at(values: list[float] | None, place: int) -> float | None:
         return None if values is None else _number(values[place])
 
@@ -186,6 +191,7 @@ def from_result(run: str, result: Mapping[str, Any]) -> list[SeedResult]:
             versions=", ".join(f"{name} {version}" for name, version in result["versions"].items()),
             git=result["git"],
             options=options,
+            references=references,
         )
         for place, seed in enumerate(seeds)
     ]

@@ -21,6 +21,7 @@ def make_run(
     dataset: str = "tests/one-v0",
     digest: str = DIGEST,
     scored: bool = True,
+    references: tuple[float, float] | None = None,
     mode: str = "mean",
     episodes: int = 3,
     every: int = 10,
@@ -35,7 +36,8 @@ def make_run(
         algo: name of the algorithm.
         dataset: id of the data set.
         digest: of the data set.
-        scored: whether the data set has reference scores.
+        scored: whether the evaluations have scores.
+        references: the returns that score 0 and 100, of which the numbers know nothing; None as in older results.
         mode: of the evaluations.
         episodes: of an evaluation.
         every: updates between evaluations.
@@ -67,7 +69,8 @@ def make_run(
     ]  # fmt: skip
     recorder.train_seconds = updates / 50
     write_metrics(folder.metrics, recorder.rows)
-    spec = make_spec(dataset_id=dataset, digest=digest)
+    low, high = references or (None, None)
+    spec = make_spec(dataset_id=dataset, digest=digest, reference_min=low, reference_max=high)
     engine = {"name": "eager", "device": "cpu, 1 thread(s)"}
     write_json(folder.result, summarize(config, spec, recorder, updates, engine, "c" * 40))
     return path

@@ -288,6 +288,20 @@ def test_two_digests_are_refused(tmp_path: Path) -> None:
         report([tmp_path])
 
 
+def test_scores_in_two_units_are_refused(tmp_path: Path) -> None:
+    """The references are no part of the digest; a run from before they were kept stands beside either."""
+    make_run(tmp_path / "older", {2: [1.0]}, algo="awac")
+    make_run(tmp_path / "a", {0: [1.0]}, references=(0.0, 1000.0))
+    make_run(tmp_path / "same", {1: [1.0]}, references=(0.0, 1000.0))
+    assert len(report([tmp_path]).comparisons) == 1
+    make_run(tmp_path / "b", {0: [1.0]}, algo="iql", references=(0.0, 2000.0))
+    units = (
+        r"Scores on tests/one-v0 are in two units.*\(0.0, 1000.0\) score.*/a, .*/same, returns of \(0.0, 2000.0\) in .*/b"
+    )
+    with pytest.raises(UserError, match=units):
+        report([tmp_path])
+
+
 def test_a_seed_counts_once(tmp_path: Path) -> None:
     make_run(tmp_path / "a", {0: [1.0]})
     make_run(tmp_path / "copy", {0: [1.0]})
