@@ -83,7 +83,7 @@ class Checkpoints(Callback):
         self._stop_if(self.signals.received, pl_module)
 
     def _save_best(self, trainer: lightning.Trainer, algorithm: Any) -> None:
-        if algorithm.update_count and self.recorder.best_update == algorithm.update_count:
+        if self.recorder.best_update == algorithm.update_count:
             self._write(trainer, self.folder / "best.ckpt")
 
     def _save(self, trainer: lightning.Trainer) -> None:
