@@ -1,7 +1,8 @@
 """Implicit Q-Learning (IQL).
 
 Source: Kostrikov, Nair, Levine (2022), arXiv:2110.06169. Equation numbers are theirs.
-Differs from the authors' code: weights start as torch's linear layers do, theirs are orthogonal.
+Differs from the authors' code: weights start as torch's linear layers do, theirs are orthogonal; they scale the rewards of
+HalfCheetah, Hopper and Walker2d alone; on Kitchen their actor has dropout 0.1.
 """
 
 from collections.abc import Callable

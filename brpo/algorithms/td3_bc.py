@@ -7,8 +7,9 @@ Differs from the authors' code:
 - the delayed step is made in updates 0, 2, 4, ..., theirs in 1, 3, 5, ...;
 - actions are scaled to [-1, 1], theirs are in environment units (the same thing in their locomotion tasks);
 - the moments that normalize observations are those of all episodes, held-out ones included;
+- 1e-3 is added to standard deviations of observations of 0.01 and more, theirs to all; constant columns are only shifted;
 - on AntMaze, which the paper does not have, rewards are shifted by -1 as for the other algorithms.
-Initial weights and the 1e-3 added to the standard deviation of observations are as theirs.
+Initial weights are as theirs.
 """
 
 import math

@@ -23,7 +23,7 @@ from brpo.sweeps.folder import Job, Status, SweepFolder
 
 @dataclass(frozen=True)
 class Row:
-    """One job, or several that differ in their seeds alone.
+    """One job.
 
     Attributes:
         jobs: their numbers.
