@@ -10,7 +10,7 @@ import torch
 from brpo.errors import Interrupted
 from brpo.evaluation import scores
 from brpo.evaluation.kinds import MODES
-from brpo.evaluation.rollout import Act, Episodes, Rollouts
+from brpo.evaluation.rollout import MAX_STEPS, Act, Episodes, Rollouts
 from brpo.options import require_one_of
 from brpo.types import DataSpec
 
@@ -30,7 +30,7 @@ class RolloutSummary:
     return_cvar: float  # mean of the worst tenth of the episodes, one at least
     return_discounted: float  # mean, at the discount of the algorithm (`DISCOUNT` where it has none)
     length: float  # mean number of steps
-    value_gap: float | None  # critic's value at the start less the discounted return, in scaled rewards
+    value_gap: float | None  # critic's value at the start less the discounted return, in scaled rewards: `_value_gaps`
 
     def numbers(self) -> dict[str, float | None]:
         """All but seed and update."""
@@ -103,10 +103,22 @@ class RolloutEvaluator:
 
 
 def _value_gaps(algorithm: Any, episodes: Episodes, act: Act) -> np.ndarray | None:
-    """Mean over episodes of `Q(s_0, pi(s_0)) - discounted return`, (seeds,): over-estimation is positive."""
-    observations = torch.as_tensor(episodes.first_observations, dtype=torch.float32, device=algorithm.device)
-    actions = torch.as_tensor(act(episodes.first_observations, 0), dtype=torch.float32, device=algorithm.device)
-    estimate = algorithm.value_estimate(observations, algorithm.from_environment(actions))
+    """Mean over episodes of `Q(s_0, pi(s_0)) - discounted return`, (seeds,): over-estimation is positive.
+
+    What would follow an episode that was cut off is no part of its return, but of Q: it counts as Q has it there.
+    """
+
+    def estimate(observations: np.ndarray, step: int) -> np.ndarray | None:
+        states, actions = (
+            torch.as_tensor(each, dtype=torch.float32, device=algorithm.device)
+            for each in (observations, act(observations, step))
+        )
+        found = algorithm.value_estimate(states, algorithm.from_environment(actions))
+        return None if found is None else found.cpu().numpy()
+
+    start, end = estimate(episodes.first_observations, 0), estimate(episodes.last_observations, MAX_STEPS)
+    if start is None or end is None:
+        return None
     spec: DataSpec = algorithm.spec
     achieved = spec.reward_scale * episodes.discounted + spec.reward_shift * episodes.discounts  # in the critic's units
-    return None if estimate is None else estimate.cpu().numpy().mean(-1) - achieved.mean(-1)
+    return (start - achieved - episodes.following * end).mean(-1)

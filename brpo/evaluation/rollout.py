@@ -22,6 +22,8 @@ class Episodes:
     discounts: np.ndarray  # sum of discount^k: what a reward of 1 would have given
     lengths: np.ndarray
     first_observations: np.ndarray  # (seeds, episodes, observation)
+    last_observations: np.ndarray  # what followed the last action
+    following: np.ndarray  # discount^length where the episode was cut off there, 0 where it terminated
 
 
 class Rollouts:
@@ -57,10 +59,12 @@ class Rollouts:
         shape, count = (self.seeds, self.episodes), self.seeds * self.episodes
         observations, _ = self.envs.reset(seed=[self.seed + k for _ in range(self.seeds) for k in range(self.episodes)])
         first = observations.reshape(*shape, -1).copy()
+        last = first.reshape(count, -1).copy()
         returns, discounted, discounts = np.zeros((3, count))
+        following = np.zeros(count)
         lengths = np.zeros(count, np.int64)
         running, step, factor = np.ones(count, bool), 0, 1.0
-        while running.any() and step < MAX_STEPS:
+        while running.any():
             actions = act(observations.reshape(*shape, -1), step)
             observations, rewards, terminated, truncated, _ = self.envs.step(actions.reshape(count, -1))
             # A finished environment starts again by itself; its further episodes do not count.
@@ -68,10 +72,14 @@ class Rollouts:
             discounted += np.where(running, factor * rewards, 0.0)
             discounts += np.where(running, factor, 0.0)
             lengths += running
-            running &= ~(terminated | truncated)
             step, factor = step + 1, factor * discount
+            ended = running & (terminated | truncated | (step == MAX_STEPS))
+            last[ended] = observations.reshape(count, -1)[ended]
+            following[ended & ~terminated] = factor
+            running &= ~ended
         found = (each.reshape(shape) for each in (returns, discounted, discounts, lengths))
-        return Episodes(*found, first_observations=first)
+        last, following = last.reshape(first.shape), following.reshape(shape)
+        return Episodes(*found, first_observations=first, last_observations=last, following=following)
 
     def close(self) -> None:
         """Close the environments."""

@@ -327,7 +327,10 @@ def test_the_pretraining_is_looked_at_once_for_each_interval(tmp_path: Path) -> 
 
 
 def test_value_gap_by_hand() -> None:
-    """Q is 9 and half the action, whose mode is 2; three and four rewards of 2 * 1 + 1 at discount 0.5: 5.25 and 5.625."""
+    """Q is 9 and half the action, whose mode is 2; three and four rewards of 2 * 1 + 1 at discount 0.5: 5.25 and 5.625.
+
+    The episode of three steps is cut off: an eighth of Q there is what would have followed.
+    """
 
     class Policy:
         spec = make_spec(observation=1, action=1, reward_scale=2.0, reward_shift=1.0, reference_min=0.0, reference_max=7.0)
@@ -340,13 +343,13 @@ def test_value_gap_by_hand() -> None:
             return actions / 2
 
         def value_estimate(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-            assert (observations == 0).all()  # the first ones
-            return 9.0 + actions.squeeze(-1)
+            assert observations.squeeze(-1).tolist() in ([[0, 0]], [[3, 4]])  # the first ones, the last ones
+            return 9.0 + actions.squeeze(-1) + 4 * observations.squeeze(-1)
 
     rollouts = Rollouts(Countdown, 1, 2, seed=3)
-    for mode, value in (("mean", 10.0), ("sampled", 9.0)):
+    for mode, value, following in (("mean", 10.0, 22 / 8), ("sampled", 9.0, 21 / 8)):
         (summary,) = RolloutEvaluator(rollouts, mode).evaluate(Policy(), [7], 10)
-        assert summary.value_gap == pytest.approx(value - (5.25 + 5.625) / 2)
+        assert summary.value_gap == pytest.approx(value - (5.25 + following + 5.625) / 2)
         assert summary.return_discounted == pytest.approx((1.75 + 1.875) / 2)
         assert (summary.seed, summary.return_mean, summary.return_worst, summary.return_cvar) == (7, 3.5, 3.0, 3.0)
         assert (summary.score, summary.return_std, summary.length) == (50.0, 0.5, 3.5)

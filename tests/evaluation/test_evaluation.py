@@ -50,6 +50,8 @@ def test_rollouts_count_first_episodes_only_and_share_their_starts() -> None:
     assert seen == [0, 1, 2, 3, 4]
     # a reward of 1 in each step: 1 + 1/2 + 1/4
     assert episodes.discounted[0].tolist() == episodes.discounts[0].tolist() == pytest.approx([1.75, 1.875, 1.9375])
+    assert episodes.last_observations.tolist() == [[[3], [4], [5]]] * 2
+    assert episodes.following.tolist() == [[1 / 8, 0, 1 / 32]] * 2  # an even number of steps terminates, others are cut off
     assert rollouts.run(act).returns.tolist() == episodes.returns.tolist()  # the next evaluation starts alike
     rollouts.close()
 
@@ -171,7 +173,8 @@ def test_an_environment_of_other_sizes_is_unavailable() -> None:
 def test_an_episode_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout, "MAX_STEPS", 7)
     rollouts = Rollouts(Countdown, seeds=1, episodes=1, seed=1000)
-    assert rollouts.run(lambda observations, step: np.zeros((1, 1, 1), np.float32)).lengths.tolist() == [[7]]
+    episodes = rollouts.run(lambda observations, step: np.zeros((1, 1, 1), np.float32), discount=0.5)
+    assert (episodes.lengths.tolist(), episodes.following.tolist()) == ([[7]], [[1 / 128]])
     rollouts.close()
 
 
