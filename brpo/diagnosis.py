@@ -22,7 +22,7 @@ from brpo.datasets.transitions import Transitions
 from brpo.errors import UserError
 from brpo.functional import series, weights
 from brpo.modules.divergence import SeriesDivergence
-from brpo.runs import RunFolder
+from brpo.runs import RunFolder, comparable
 
 MOST_TRANSITIONS = 50_000  # whole episodes up to this number; a network of the papers' size takes some seconds for them
 PIECE = 4096  # transitions that go through the networks at once
@@ -237,7 +237,7 @@ def read_curves(folder: RunFolder) -> dict[str, Curve]:
 
 
 def read_value_gaps(folder: RunFolder) -> dict[int, Curve]:
-    """The value gap of each seed at each evaluation, from `metrics.csv`; empty without rollouts or without a critic.
+    """The value gap of each seed at each evaluation like the last one, from `metrics.csv`; empty without any.
 
     Raises:
         UserError: `metrics.csv` is not one of ours.
@@ -247,7 +247,7 @@ def read_value_gaps(folder: RunFolder) -> dict[int, Curve]:
     points: dict[int, list[tuple[float, float]]] = {}
     try:
         with folder.metrics.open(newline="") as file:
-            for row in csv.DictReader(file):
+            for row in comparable(csv.DictReader(file)):
                 if row.get("value_gap"):  # a toy task has no such column
                     points.setdefault(int(row["seed"]), []).append((float(row["update"]), float(row["value_gap"])))
     except (KeyError, TypeError, ValueError) as error:

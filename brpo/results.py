@@ -1,7 +1,6 @@
 """What a run leaves for readers: the content of `result.json`, and the page of hyper-parameters."""
 
 import contextlib
-import time
 from typing import Any
 
 import numpy as np
@@ -78,7 +77,7 @@ def summarize(
         "engine": engine,
         "updates_per_second": updates_made / recorder.train_seconds if recorder.train_seconds else None,
         "wall_seconds": recorder.wall_seconds(),
-        "cpu_seconds": time.process_time(),  # of this process alone: of a resumed run, its last part
+        "cpu_seconds": recorder.cpu_seconds(),
         "parts": recorder.parts,
         "versions": runs.versions(),
         "git": commit,

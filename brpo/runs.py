@@ -9,7 +9,7 @@ import platform
 import secrets
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,13 @@ def write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
         path.unlink(missing_ok=True)
         return
     write_records(path, rows)
+
+
+def comparable(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of the rows of `metrics.csv` that were evaluated as the last one: a resumed run may have changed how."""
+    found = list(rows)
+    last = found[-1] if found else {}
+    return [row for row in found if all(row.get(key) == last.get(key) for key in ("mode", "episodes"))]
 
 
 def cut_events(folder: Path, update: int, ends: Mapping[str, int]) -> None:

@@ -284,6 +284,9 @@ def test_what_cannot_be_diagnosed_is_one_line(
     assert "is not inside a run folder" in says(stray)
     (path / "metrics.csv").write_text("update,seed\n1,0\n")
     assert diagnosis.read_value_gaps(RunFolder(path)) == {}  # as of a toy task
+    rows = "update,seed,mode,episodes,value_gap\n1,0,sampled,3,-5\n2,0,mean,3,30\n3,0,mean,3,31\n"
+    (path / "metrics.csv").write_text(rows)
+    assert diagnosis.read_value_gaps(RunFolder(path))[0].values.tolist() == [30, 31]  # as the last one was evaluated
     (path / "metrics.csv").write_text("update,seed,value_gap\n1,0,x\n")
     assert "metrics.csv is not a table of ours: ValueError" in says(path)
     other = tmp_path / "data"

@@ -191,6 +191,15 @@ def test_the_end_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFix
     assert out.splitlines() == ["1 of 6 jobs done", f"brpo collect {folder.path}"]
 
 
+def test_only_a_cluster_goes_on_without_the_leading_process() -> None:
+    for launcher in ("local", "basic"):
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            hydra = compose("train", overrides=[f"hydra/launcher={launcher}"], return_hydra_config=True).hydra
+        assert plan.ends_with_its_leader(hydra)
+    hydra.launcher = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"}
+    assert not plan.ends_with_its_leader(hydra)
+
+
 def test_exit_code_of_a_sweep(tmp_path: Path) -> None:
     folder = sweep_of(tmp_path, job(0, Status.done), planned=1)
     sweep = sweeps.Sweep(folder, folder.read_plan()[0], local=True)

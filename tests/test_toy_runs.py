@@ -137,6 +137,13 @@ def test_bdpo_draws_its_paths_and_knows_what_its_start_is_worth(tmp_path: Path, 
         experiment.table([tmp_path], tmp_path / "none.csv")
 
 
+@pytest.mark.parametrize("eta", ["0", "-0.06", "nan"])
+def test_a_target_has_a_temperature_above_zero(eta: str, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(experiment.app, ["tasks", "--eta", eta, "--out", str(tmp_path / "x.png")])
+    assert "it must be positive and finite" in str(refused.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_table_holds_bdpo_against_three_limits() -> None:
     """By hand: 0.06 / (1.5 x 0.02 + 0.05) = 0.75, 0.06 / (0.2 / 2) = 0.6, and 0.84 is 4.5 % below 0.88."""
 

@@ -77,13 +77,18 @@ class Recorder(Callback):
         self.heldout: dict[str, float] = {}  # means of the newest held-out quantities
         self.train_seconds = 0.0  # without the pre-training
         self.earlier_seconds = 0.0  # wall time of the parts before this one
-        self.start = time.monotonic()
+        self.earlier_cpu_seconds = 0.0
+        self.start, self.cpu_start = time.monotonic(), time.process_time()
         self.chunk_rate = 0.0  # updates per second of the last chunk
         self._chunk_start = self.start
 
     def wall_seconds(self) -> float:
         """Wall time of all parts of the run."""
         return self.earlier_seconds + time.monotonic() - self.start
+
+    def cpu_seconds(self) -> float:
+        """Processor time of this process in all parts of the run; not of those that step environments."""
+        return self.earlier_cpu_seconds + time.process_time() - self.cpu_start
 
     def state_dict(self) -> dict[str, Any]:
         """Rows, parts and clocks."""
@@ -92,12 +97,14 @@ class Recorder(Callback):
             "parts": self.parts,
             "train_seconds": self.train_seconds,
             "wall_seconds": self.wall_seconds(),
+            "cpu_seconds": self.cpu_seconds(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.rows, self.parts = list(state_dict["rows"]), list(state_dict.get("parts", []))
         self.train_seconds, self.earlier_seconds = state_dict["train_seconds"], state_dict["wall_seconds"]
+        self.earlier_cpu_seconds = state_dict.get("cpu_seconds", 0.0)
 
     @property
     def comparable(self) -> list[dict[str, Any]]:

@@ -57,16 +57,21 @@ class ProcessEnvs:
                 connection.send(request)
             received = [connection.recv() for connection in self.connections]
         except (EOFError, OSError):  # it may have died since its last answer, too
+            self._raise_last_words()
             raise RuntimeError(
                 "a process with evaluation environments has ended. It imports the program anew: in a script of your own, "
                 "train under `if __name__ == '__main__':`, or with eval.processes=1"
             ) from None
-        answers = []
         for answer in received:
-            if isinstance(answer, str):
-                raise RuntimeError(f"an evaluation environment failed: {answer}")
-            answers.append(answer)
-        return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
+            _refuse(answer)
+        return [np.concatenate(parts) for parts in zip(*received, strict=True)]
+
+    def _raise_last_words(self) -> None:
+        """The error that a process sent before it ended, where there is one: it may have failed before it was asked."""
+        for connection in self.connections:
+            with contextlib.suppress(EOFError, OSError):
+                while connection.poll():
+                    _refuse(connection.recv())
 
     def close(self) -> None:
         """End the processes."""
@@ -79,6 +84,11 @@ class ProcessEnvs:
             process.join(timeout=5)
             process.kill()
         self.connections, self.processes = [], []
+
+
+def _refuse(answer: Any) -> None:
+    if isinstance(answer, str):
+        raise RuntimeError(f"an evaluation environment failed: {answer}")
 
 
 def _serve(connection: Connection, make: bytes, count: int) -> None:

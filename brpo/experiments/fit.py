@@ -57,13 +57,12 @@ def run(
             seconds = time.monotonic() - begin
             print(f"{task.dimension}-D {family}: {len(results[-1].chosen)} fits, {seconds:.0f} s so far", flush=True)
     write_records(out / "fit.csv", mixture_fits.rows(results))
-    print(out / "fit.csv")
-    files: dict[str, str | bytes] = {"fit.md": mixture_fits.table(results)}
+    write_atomically(out / "fit.md", mixture_fits.table(results))
+    print(out / "fit.csv", out / "fit.md", sep="\n")
     for dimension in (1, 2):
-        files[f"fit_{dimension}d.png"] = fit_pictures.draw([f for f in results if f.task.dimension == dimension])
-    for name, content in files.items():
-        write_atomically(out / name, content)
-        print(out / name)
+        picture = out / f"fit_{dimension}d.png"
+        write_atomically(picture, fit_pictures.draw([f for f in results if f.task.dimension == dimension]))
+        print(picture)
 
 
 if __name__ == "__main__":

@@ -65,13 +65,16 @@ def legend(fits: Fits) -> tuple[list[Any], list[str]]:
 
 
 def panel(axes: Axes, fits: Fits, name: str) -> None:
-    """The target and all fits of one divergence, the exact one on top."""
+    """The target and all fits of one divergence, the exact one on top; without those that became NaN."""
     show = show_line if fits.task.dimension == 1 else show_plane
     show(axes, fits.task.measure, fits.task.target, None)
     indices = {o.label: k for k, o in enumerate(fits.chosen) if o.divergence.name == name}
     for label, style in styles(fits).items():
-        if label in indices:
-            show(axes, fits.task.measure, fits.found[indices[label],], style)
+        if label not in indices:
+            continue
+        density = fits.found[indices[label],]
+        if density.log_density(fits.task.measure.points).isfinite().all():
+            show(axes, fits.task.measure, density, style)
 
 
 def show_line(axes: Axes, grid: Grid, density: Mixture, style: dict[str, Any] | None) -> None:

@@ -24,7 +24,8 @@ from brpo.evaluation import toy_pictures
 from brpo.evaluation.toy import Target, draw
 from brpo.exits import exit_code_of_command
 from brpo.files import write_atomically, write_records
-from brpo.runs import RunFolder
+from brpo.options import require_positive
+from brpo.runs import RunFolder, comparable
 
 ETA = 0.06  # of the targets, arXiv:2502.04778
 SUBJECT = "bdpo"  # the algorithm that the table is about
@@ -38,6 +39,7 @@ def tasks(
     eta: Annotated[float, typer.Option(help="Temperature of the targets.")] = ETA,
 ) -> None:
     """Draw data and re-weighted data of every task; a column for each, a row for each of the two."""
+    require_positive(eta=eta)
     rows = [toy_pictures.Row.of(Target.of(dataset_id, eta), {}) for dataset_id in toy.ids()]
     _write(out, rows, across=True)
 
@@ -122,7 +124,7 @@ def numbers_of(run: Path) -> dict[str, Any]:
     try:
         result = json.loads(folder.result.read_text())
         with folder.metrics.open() as file:
-            rows = [row for row in csv.DictReader(file) if int(row["update"]) == result["updates"]]
+            rows = [row for row in comparable(csv.DictReader(file)) if int(row["update"]) == result["updates"]]
     except OSError as error:
         raise UserError(f"{run} is not the folder of a finished run: {error.strerror}: {error.filename}.") from error
     if not is_toy(result["dataset"]["id"]) or not rows:

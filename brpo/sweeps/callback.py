@@ -23,7 +23,7 @@ from brpo.config import RESUME_MAY_CHANGE, resume_may_change
 from brpo.errors import UserError
 from brpo.exits import DONE, INTERRUPTED, WRONG_INPUT, exit_code_of, in_one_line
 from brpo.sweeps.folder import Job, Status, SweepFolder
-from brpo.sweeps.plan import AT_A_TIME, LEADER, devices_for, is_local, planned_jobs
+from brpo.sweeps.plan import AT_A_TIME, LEADER, devices_for, ends_with_its_leader, is_local, planned_jobs
 
 _INSTALL = {  # what brings a launcher's plugin
     "joblib": "pip install -c constraints.txt -e .",
@@ -40,7 +40,7 @@ class Sweep:
     Args:
         folder: its files.
         jobs: overrides of each job; none where they are not known beforehand.
-        local: whether its jobs are processes of this machine, which end with the sweep.
+        local: whether no job goes on without this process.
     """
 
     def __init__(self, folder: SweepFolder, jobs: list[list[str]], local: bool) -> None:
@@ -135,8 +135,8 @@ class SweepCallback(Callback):
             sys.exit(code)  # of an exception Hydra would only warn
 
     def _begin(self, config: DictConfig) -> None:
-        local = is_local(config.hydra)
-        sweep = Sweep(SweepFolder(Path(config.hydra.sweep.dir)), planned_jobs(config), local)
+        folder, local = SweepFolder(Path(config.hydra.sweep.dir)), is_local(config.hydra)
+        sweep = Sweep(folder, planned_jobs(config), ends_with_its_leader(config.hydra))
         _refuse_misunderstandings(sweep.jobs)
         _refuse_twins(sweep.jobs)
         sweep.folder.create(sweep.jobs, devices_for(config) if local else [])
@@ -144,7 +144,7 @@ class SweepCallback(Callback):
         print(f"sweep: {_count(len(sweep.jobs)) if sweep.jobs else 'jobs'} in {sweep.folder.path}", flush=True)
         os.environ.pop(LEADER, None)
         os.environ.pop(AT_A_TIME, None)
-        if local:  # elsewhere the jobs are the cluster's, and go on when the one who waits for them has gone
+        if local:  # elsewhere there is one job, in this process, or the cluster's, which go on when the leader has gone
             from joblib import effective_n_jobs
 
             os.environ[LEADER] = str(os.getpid())  # its workers inherit them

@@ -65,3 +65,8 @@ def jobs_at_a_time() -> int:
 def is_local(hydra: Any) -> bool:
     """Whether the jobs run in processes of this machine that share its devices and its terminal."""
     return str(hydra.launcher.get("_target_")).endswith(".JoblibLauncher")
+
+
+def ends_with_its_leader(hydra: Any) -> bool:
+    """Whether no job goes on without the process that leads: those of a cluster do."""
+    return is_local(hydra) or str(hydra.launcher.get("_target_")).endswith(".BasicLauncher")

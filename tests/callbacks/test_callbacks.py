@@ -232,7 +232,10 @@ def test_what_is_saved_when_and_in_which_order(tmp_path: Path, monkeypatch: pyte
 def test_numbers_of_a_run_and_its_clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Means over the updates of a chunk and over the seeds; the pre-training's time is no part of the speed."""
     now = 100.0
-    monkeypatch.setattr("brpo.callbacks.recorder.time", SimpleNamespace(monotonic=lambda: now))
+    clocks = SimpleNamespace(
+        monotonic=lambda: now, process_time=lambda: 1000.0 + now / 2
+    )  # of which much was before the run
+    monkeypatch.setattr("brpo.callbacks.recorder.time", clocks)
     trainer: Any = FakeTrainer()
     algorithm = make_algorithm("bc", seeds=(0, 1))
     algorithm.pretrain_updates = 20
@@ -267,7 +270,7 @@ def test_numbers_of_a_run_and_its_clocks(tmp_path: Path, monkeypatch: pytest.Mon
     now += 3.0
     resumed.on_fit_start(trainer, algorithm)
     resumed.on_train_start(trainer, algorithm)
-    assert (resumed.train_seconds, resumed.wall_seconds()) == (2.0, 10.0)
+    assert (resumed.train_seconds, resumed.wall_seconds(), resumed.cpu_seconds()) == (2.0, 10.0, 5.0)
     assert (resumed.rows, len(resumed.parts), steps["data/share"]) == (recorder.rows, 2, [0])
 
 

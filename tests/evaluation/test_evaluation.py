@@ -83,6 +83,21 @@ def test_processes_roll_out_as_one() -> None:
     failing.close()
 
 
+def test_a_process_that_failed_at_its_start_says_why() -> None:
+    """Minutes before it is asked for the first time; its connection is closed by then."""
+
+    def make() -> gymnasium.Env:
+        raise LookupError("no such simulator")
+
+    envs = ProcessEnvs(make, 2, 2)
+    for process in envs.processes:
+        process.join()
+    with pytest.raises(RuntimeError, match="an evaluation environment failed: LookupError: no such simulator"):
+        for _ in range(2):  # the first request may still find room in the pipe
+            envs.reset([0, 1])
+    envs.close()
+
+
 def test_a_process_that_died_since_its_last_answer_is_named() -> None:
     envs = ProcessEnvs(Countdown, 2, 2)
     envs.reset([0, 1])

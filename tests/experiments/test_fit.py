@@ -109,6 +109,10 @@ def test_tables_and_pictures_are_complete_and_the_same_again(monkeypatch: pytest
         assert mixture_fits.table(again[0]).count("| `") == 2 * len(names)
         if task.dimension == 1:
             assert fit_pictures.draw(again[0]).startswith(b"\x89PNG")
+            continue
+        fits = mixture_fits.fit_family(small, "gaussian", clip=1.0, updates=2, seed=1, also=["alpha:-20"])  # overflows
+        assert not all(math.isfinite(float(row["loss"])) for row in mixture_fits.rows([fits]))
+        assert fit_pictures.draw([fits]).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
