@@ -21,6 +21,8 @@ from brpo.evaluation.scores import spread
 from brpo.files import write_records
 from brpo.reports import run_folders
 
+EMPTY = (None, "")  # a number that there is not, here and in a file
+
 
 def rows(run: Path, updates: int, episodes: int) -> list[dict[str, Any]]:
     """A row for each seed of a run, of its mean action."""
@@ -32,13 +34,18 @@ def rows(run: Path, updates: int, episodes: int) -> list[dict[str, Any]]:
         {
             "run": run_folders.label(run),
             **row,
-            **{name: round(row[name], 2) for name in ("value", "data_return", "data_best")},
+            **{name: rounded(row[name]) for name in ("value", "missing", "data_return", "data_best")},
             "achieved": round(achieved.return_discounted, 2),
             "episodes": episodes,
-            "score": None if achieved.score is None else round(achieved.score, 2),
+            "score": rounded(achieved.score),
         }
         for row, achieved in zip(fitted.rows()[-len(rolled) :], rolled, strict=True)
     ]
+
+
+def rounded(value: float | None) -> float | None:
+    """To two digits, where there is one."""
+    return None if value is None else round(value, 2)
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -46,33 +53,38 @@ def table(found: list[dict[str, Any]]) -> str:
     lines = []
     for dataset in dict.fromkeys(row["dataset"] for row in found):
         own = [row for row in found if row["dataset"] == dataset]
-        earned = [float(own[0][name]) for name in ("data_return", "data_best")]
-        lines += [f"`{dataset}` (its data: {earned[0]:.1f}, at most {earned[1]:.1f})", ""]
-        lines += ["| method | estimated | achieved | normalized score |", "|---|---|---|---|"]
+        best = _numbers(own[:1], "data_best")
+        earned = "".join([f"{_numbers(own, 'data_return')[0]:.1f}", *(f", at most {value:.1f}" for value in best)])
+        lines += [f"`{dataset}` (its data: {earned})", ""]
+        shown = ["value", "achieved"] + ["score"] * all(row["score"] not in EMPTY for row in own)
+        titles = {"value": "estimated", "achieved": "achieved", "score": "normalized score"}
+        lines += [f"| method | {' | '.join(titles[name] for name in shown)} |", f"|---|{'---|' * len(shown)}"]
         means = []
         for run in sorted(dict.fromkeys(row["run"] for row in own), key=lambda run: -_mean(own, run, "achieved")):
             seeds = [row for row in own if row["run"] == run]
-            numbers = [spread([float(row[name]) for row in seeds]) for name in ("value", "achieved", "score")]
-            lines.append(f"| {' | '.join([seeds[0]['algo'], *numbers])} |")
-            means.append(tuple(_mean(own, run, name) for name in ("value", "achieved", "score")))
+            lines.append(f"| {' | '.join([seeds[0]['algo'], *(spread(_numbers(seeds, name)) for name in shown)])} |")
+            means.append(tuple(_mean(own, run, name) for name in shown))
         policies = [tuple(float(row[name]) for name in ("value", "achieved")) for row in own]
         lines += ["", agreement(means, policies), ""]
     return "\n".join(lines)
 
 
 def agreement(means: list[tuple[float, ...]], policies: list[tuple[float, ...]]) -> str:
-    """Of the means of several runs, (estimated, achieved, score), and of each policy, (estimated, achieved)."""
+    """Of the means of several runs, (estimated, achieved, and score if any), and of each policy, (estimated, achieved)."""
     if len(means) < 3:
         return ""
-    value, achieved, score = zip(*means, strict=True)
+    value, achieved, *scores = zip(*means, strict=True)
     error = fmean(abs(v - a) / abs(a) for v, a in zip(value, achieved, strict=True))
-    chosen = means[max(range(len(means)), key=lambda k: value[k])]
-    return (
+    chosen = max(range(len(means)), key=lambda k: value[k])
+    ranks = [f"with the score {_rank(value, score)}; of what is achieved with the score {_rank(achieved, score)}"
+             for score in scores]  # fmt: skip
+    reached = [f"scores {score[chosen]:.1f} of at most {max(score):.1f}" for score in scores]
+    first = (
         f"Rank correlation of the estimate with what is achieved {_rank(value, achieved)} (of single policies "
-        f"{_rank(*zip(*policies, strict=True))}), with the score {_rank(value, score)}; of what is achieved with the score "
-        f"{_rank(achieved, score)}. Mean error {100 * error:.0f} %. The run with the largest estimate achieves "
-        f"{chosen[1]:.1f} of at most {max(achieved):.1f}, and scores {chosen[2]:.1f} of at most {max(score):.1f}."
+        f"{_rank(*zip(*policies, strict=True))})"
     )
+    largest = f"The run with the largest estimate achieves {achieved[chosen]:.1f} of at most {max(achieved):.1f}"
+    return f"{', '.join([first, *ranks])}. Mean error {100 * error:.0f} %. {', and '.join([largest, *reached])}."
 
 
 def _rank(left: tuple[float, ...], right: tuple[float, ...]) -> str:
@@ -81,7 +93,11 @@ def _rank(left: tuple[float, ...], right: tuple[float, ...]) -> str:
 
 
 def _mean(found: list[dict[str, Any]], run: str, name: str) -> float:
-    return fmean(float(row[name]) for row in found if row["run"] == run)
+    return fmean(_numbers([row for row in found if row["run"] == run], name))
+
+
+def _numbers(found: list[dict[str, Any]], name: str) -> list[float]:
+    return [float(row[name]) for row in found if row[name] not in EMPTY]
 
 
 def main(
@@ -95,13 +111,14 @@ def main(
     if output.exists():
         with output.open(newline="") as file:
             found = list(csv.DictReader(file))
-    there = {(row["run"], row["updates"]) for row in found}
+    wanted = str(updates), str(episodes)
+    there = {(row["run"], row["updates"], row["episodes"]) for row in found}
     for run in runs:
-        if (run_folders.label(run), str(updates)) not in there:
+        if (run_folders.label(run), *wanted) not in there:
             found += rows(run, updates, episodes)
             write_records(output, found)
             print(f"{run}: done", flush=True)
-    print(table([row for row in found if str(row["updates"]) == str(updates)]))
+    print(table([row for row in found if (str(row["updates"]), str(row["episodes"])) == wanted]))
 
 
 if __name__ == "__main__":

@@ -42,17 +42,18 @@ def rows(run: Path, candidates: list[int], episodes: int) -> list[dict[str, Any]
         shared = {key: evaluated[key] for key in ("algo", "dataset", "digest", "update")}
         shared |= {"run": run_folders.label(run), "mode": way, "episodes": episodes}
         for row in evaluated["rows"]:
-            found.append({**shared, "seed": row.seed, "return": round(row.return_mean, 2), "score": round(row.score, 2)})
+            score = None if row.score is None else round(row.score, 2)
+            found.append({**shared, "seed": row.seed, "return": round(row.return_mean, 2), "score": score})
     return found
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: a line for each run, mean ± standard deviation over its seeds."""
+    """Markdown: a line for each run, mean ± standard deviation of the scores over its seeds; a dash where there are none."""
     modes = list(dict.fromkeys(row["mode"] for row in results))
     lines = [f"| data set | method | updates | {' | '.join(modes)} |", f"|---|---|---|{'---|' * len(modes)}"]
     for run in dict.fromkeys(row["run"] for row in results):
         own = [row for row in results if row["run"] == run]
-        scores = [[row["score"] for row in own if row["mode"] == mode] for mode in modes]
+        scores = [[row["score"] for row in own if row["mode"] == mode and row["score"] is not None] for mode in modes]
         cells = [f"`{own[0]['dataset']}`", own[0]["algo"], str(own[0]["update"])]
         lines.append(f"| {' | '.join(cells + [spread(found) if found else '-' for found in scores])} |")
     return "\n".join(lines)

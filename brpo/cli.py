@@ -189,7 +189,7 @@ def _add_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 @app.command()
 def estimate(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or checkpoints inside them.")],
-    updates: Annotated[int, typer.Option(min=1, help="Of the fit: enough where the last two numbers agree.")] = 20_000,
+    updates: Annotated[int, typer.Option(min=1, help="Of the fit; more where much is still missing.")] = 20_000,
     discount: Annotated[float, typer.Option(help="Of the rewards, per step, in [0, 1).")] = 0.99,
     mode: Annotated[Mode | None, typer.Option(help="The policy's mode or a sample; the run's own unless given.")] = None,
     checkpoint: CheckpointRule = Rule.last,
@@ -219,7 +219,8 @@ def estimate(
                 _add_rows(table, [{"run": str(run), **row} for row in each.rows()])
     except KeyboardInterrupt:
         raise Interrupted("the estimation was given up") from None
-    _print_estimates(found, discount)
+    finally:  # also of those before one that fails
+        _print_estimates(found, discount)
 
 
 def _print_estimates(found: Sequence[tuple[Path, "Estimate"]], discount: float) -> None:
@@ -230,17 +231,23 @@ def _print_estimates(found: Sequence[tuple[Path, "Estimate"]], discount: float) 
         own = [(run, each) for run, each in found if each.what["digest"] == digest]
         first = own[0][1]
         table = Table()
-        for column, number in (("run", False), ("algo", False), ("value", True), ("a fifth earlier", True)):
+        for column, number in (("run", False), ("algo", False), ("value", True), ("still missing", True)):
             table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
         for run, each in sorted(own, key=lambda pair: -fmean(pair[1].points[-1])):
-            earlier = spread(each.points[-2], 2) if len(each.points) > 1 else ""
-            table.add_row(*map(Text, (str(run), each.what["algo"], spread(each.points[-1], 2), earlier)))
-        data = f"of the data {first.data_return:.2f}, at most {first.data_best:.2f}"
+            values, missing = spread(each.points[-1], 2), spread(each.missing, 2)
+            table.add_row(*map(Text, (str(run), each.what["algo"], values, missing)))
+        best = "" if first.data_best is None else f", at most {first.data_best:.2f}"
+        data = f"of the data {first.data_return:.2f}{best}"
         title = f"{first.what['dataset']}: discounted return ({discount:g}), estimated; {data}"
         console.print(title, markup=False, highlight=False, soft_wrap=True)
         console.print(table)
+        if first.data_best is None:
+            print(
+                "note: every episode of the data was cut off where a hundredth of its discounted return or more may follow: "
+                "none says how large an estimate may be"
+            )
         for run, each in own:
-            if max(each.points[-1]) > each.data_best:
+            if each.data_best is not None and max(each.points[-1]) > each.data_best:
                 print(f"note: {run} is above every episode of the data: an extrapolation, not to be believed")
 
 

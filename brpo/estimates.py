@@ -33,11 +33,18 @@ OPTIONS = {
     "polyak": 0.05,
 }
 ENGINE = {"name": "auto", "chunk": 100, "backend": "inductor", "compiled": "auto"}
-POINTS = 5  # estimates on the way, which show whether it has settled
+SIZES = (
+    10.0,
+    1000.0,
+)  # of Q: with much larger ones 20,000 updates do not reach it, with much smaller ones it is their noise
+POINTS = 5  # estimates on the way
 BATCH = 256
-PIECE = 4096  # starts that go through the networks at once
+PIECE = 4096  # transitions that go through the networks at once
+READ = 262_144  # transitions that are read at once, and of which the fit is judged
+TERMINATED = 2  # of `flat.ended`
+LEFT_OUT = 0.01  # share of a discounted return that an episode's end may leave out
 WHAT = ("algo", "dataset", "digest", "checkpoint", "update", "mode", "discount")
-COLUMNS = (*WHAT, "updates", "seed", "value", "data_return", "data_best")  # of a table of estimates
+COLUMNS = (*WHAT, "updates", "seed", "value", "missing", "data_return", "data_best")  # of a table of estimates
 
 
 @dataclass(frozen=True)
@@ -48,15 +55,18 @@ class Estimate:
         what: of which policies, and how they act: `WHAT`.
         values: by the number of updates of the fit, for each seed.
         seeds: their names.
+        missing: what the last values are still below their own equation, for each seed: `still_missing`.
         data_return: mean discounted return of the episodes in the data, each as far as it was recorded.
-        data_best: the largest of them. An estimate above it is an extrapolation beyond all that the data show.
+        data_best: the largest one among those that were recorded to their end (`bounded_by`). An estimate above it is an
+            extrapolation beyond all that the data show. None where there are none.
     """
 
     what: dict[str, Any]
     values: dict[int, list[float]]
     seeds: list[int]
+    missing: list[float]
     data_return: float
-    data_best: float
+    data_best: float | None
 
     @property
     def points(self) -> list[list[float]]:
@@ -66,10 +76,18 @@ class Estimate:
     def rows(self) -> list[dict[str, Any]]:
         """For a table: each seed at each point."""
         data = {"data_return": self.data_return, "data_best": self.data_best}
+        last = max(self.values)
         return [
-            {**self.what, "updates": updates, "seed": seed, "value": value, **data}
+            {
+                **self.what,
+                "updates": updates,
+                "seed": seed,
+                "value": value,
+                "missing": lacks if updates == last else None,
+                **data,
+            }
             for updates, values in self.values.items()
-            for seed, value in zip(self.seeds, values, strict=True)
+            for seed, value, lacks in zip(self.seeds, values, self.missing, strict=True)
         ]
 
 
@@ -107,21 +125,23 @@ def estimate(
     resume.check_data(path, datamodule.spec, evaluated.spec, " to estimate this run")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seeds = evaluated.seeds.tolist()
+    transitions = datamodule.train_transitions.to(device)
+    begins, returns = starts(datamodule, discount)
+    largest = float(np.abs(returns).max()) * datamodule.spec.reward_scale
     fqe = FQE(
         datamodule.spec,
         evaluated=evaluated,
         deterministic=mode == "mean",
         critic=CRITIC,
+        reward_factor=factor_for(transitions, discount, largest),
         seeds=seeds,
         max_updates=updates,
         discount=discount,
         **OPTIONS,
     ).to(device)
     fqe.configure_optimizers()
-    transitions = datamodule.train_transitions.to(device)
     engine, _ = choose("auto", fqe, device, config["data"]["storage"])
     runner = make_runner(engine, fqe, transitions, ENGINE, BATCH)
-    begins, returns = starts(datamodule, discount)
     points = {round(updates * k / POINTS) for k in range(1, POINTS + 1)} - {0}
     stops = sorted(points | set(range(ENGINE["chunk"], updates, ENGINE["chunk"])))
     values: dict[int, list[float]] = {}
@@ -140,23 +160,67 @@ def estimate(
         "mode": mode,
         "discount": discount,
     }
-    return Estimate(what, values, seeds, float(returns.mean()), float(returns.max()))
+    best = bounded_by(datamodule, discount, returns)
+    return Estimate(what, values, seeds, still_missing(fqe, transitions), float(returns.mean()), best)
 
 
 def starts(datamodule: OfflineDataModule, discount: float) -> tuple[Tensor, np.ndarray]:
     """Index of the first transition of each episode, and the episodes' discounted returns in the data's rewards."""
     transitions, lengths = datamodule.train_transitions, datamodule.flat.lengths
-    begins, returns = np.cumsum(lengths) - lengths, []
-    for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True):
-        rewards = transitions.gather(torch.arange(begin, begin + length)[None]).rewards[0].double()
-        returns.append(float(rewards @ discount ** torch.arange(length, dtype=torch.float64)))
-    return torch.from_numpy(begins), np.array(returns) / datamodule.spec.reward_scale
+    begins = np.cumsum(lengths) - lengths
+    rewards = torch.cat([transitions.gather(rows[None]).rewards[0] for rows in torch.arange(len(transitions)).split(READ)])
+    steps = np.arange(len(transitions)) - np.repeat(begins, lengths)  # from the start of the episode
+    returns = np.add.reduceat(rewards.double().cpu().numpy() * discount**steps, begins)
+    return torch.from_numpy(begins), returns / datamodule.spec.reward_scale
+
+
+def bounded_by(datamodule: OfflineDataModule, discount: float, returns: np.ndarray) -> float | None:
+    """The largest discounted return among the episodes that were recorded until hardly anything could follow; None of none.
+
+    They terminated, or what came after counts less than `LEFT_OUT`.
+    """
+    flat = datamodule.flat
+    whole = (flat.ended == TERMINATED) | (discount**flat.lengths < LEFT_OUT)
+    return float(returns[whole].max()) if whole.any() else None
+
+
+def factor_for(transitions: Transitions, discount: float, largest: float) -> float:
+    """Factor on the rewards with which the size of Q is in `SIZES`, as far as one can tell: else 1.
+
+    Rewards are in units of the spread of the returns. Where these hardly differ Q would be far beyond what the optimizer
+    reaches in its updates.
+
+    Args:
+        transitions: all of them.
+        discount: of the rewards, per step.
+        largest: discounted return of an episode by its magnitude, in the rewards of the transitions.
+    """
+    chosen = torch.linspace(0, len(transitions) - 1, min(len(transitions), READ)).long()
+    rewards = transitions.gather(chosen[None].to(transitions.index_device)).rewards
+    size = max(largest, rewards.abs().mean().item() / (1.0 - discount))
+    return min(max(size, SIZES[0]), SIZES[1]) / size if size > 0 else 1.0
 
 
 def start_values(fqe: FQE, transitions: Transitions, begins: Tensor) -> list[float]:
     """Mean of `Q(s, pi(s))` over the first observations of the episodes, for each seed, in the data's rewards."""
     total = torch.zeros(len(fqe.seeds), dtype=torch.float64)
-    for piece in begins.split(PIECE):
+    for number, piece in enumerate(begins.split(PIECE)):
         batch = transitions.gather(piece.expand(len(fqe.seeds), -1).to(transitions.index_device))
-        total += fqe.policy_value(batch.observations).double().sum(-1).cpu()
-    return (total / len(begins) / fqe.spec.reward_scale).tolist()
+        total += fqe.policy_value(batch.observations, number).double().sum(-1).cpu()
+    return (total / len(begins) / fqe.spec.reward_scale / fqe.reward_factor).tolist()
+
+
+def still_missing(fqe: FQE, transitions: Transitions) -> list[float]:
+    """What Q is still below its own equation, for each seed, in the data's rewards: an estimate moves by as much, roughly.
+
+    The mean over the data of `r + discount (1 - terminated) Q(s', pi(s')) - Q(s, a)` times the steps that count from there
+    on: each step of an episode adds its own.
+    """
+    chosen = torch.linspace(0, len(transitions) - 1, min(len(transitions), READ)).long()
+    total, ended = torch.zeros(len(fqe.seeds), dtype=torch.float64), 0.0
+    for number, piece in enumerate(chosen.split(PIECE)):
+        batch = transitions.gather(piece.expand(len(fqe.seeds), -1).to(transitions.index_device))
+        total += fqe.residual(batch, number).double().sum(-1).cpu()
+        ended += batch.terminated[0].double().sum().item()
+    steps = 1.0 / (1.0 - fqe.discount * (1.0 - ended / len(chosen)))
+    return (steps * total / len(chosen) / fqe.spec.reward_scale / fqe.reward_factor).tolist()

@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import minari
@@ -11,6 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 from brpo import cli, estimates
+from brpo.datasets.minari_io import Columns
+from brpo.datasets.transitions import Transitions
 from brpo.errors import UserError
 from brpo.exits import exit_code_of
 from brpo.training import make_datamodule
@@ -30,23 +33,67 @@ def test_starts_and_what_the_data_earn(datasets: Path) -> None:
     assert returns == pytest.approx([r @ 0.5 ** np.arange(len(r)) for r in rewards], rel=1e-5)
 
 
+def test_episodes_that_were_cut_off_say_nothing_of_how_large_a_value_may_be() -> None:
+    """Those that terminated do, and those after which less than a hundredth can follow."""
+    datamodule: Any = SimpleNamespace(flat=SimpleNamespace(ended=np.array([1, 2, 0, 1]), lengths=np.array([3, 2, 3, 7])))
+    returns = np.array([5.0, 3.0, 6.0, 4.0])
+    assert estimates.bounded_by(datamodule, 0.5, returns) == 4.0  # 0.5^7 is less, 0.5^3 is not
+    assert estimates.bounded_by(datamodule, 0.9, returns) == 3.0
+    datamodule.flat.ended[1] = 1
+    assert estimates.bounded_by(datamodule, 0.9, returns) is None
+
+
+def test_the_size_of_q_suits_the_optimizer() -> None:
+    """Rewards of 0.1 at discount 0.99: 10 with no end, or what an episode has; in [10, 1000] nothing is changed."""
+    columns = Columns(1, 1)
+
+    def factor(reward: float, largest: float) -> float:
+        rows = torch.zeros(5, sum(columns.widths))
+        rows[:, columns.slices[2]] = torch.tensor([reward, -reward, reward, -reward, reward])[:, None]
+        return estimates.factor_for(Transitions(rows, columns), 0.99, largest)
+
+    assert [factor(0.1, largest) for largest in (1.0, 999.0, 4000.0)] == pytest.approx([1.0, 1.0, 0.25])
+    assert factor(100.0, 1.0) == pytest.approx(0.1)
+    assert factor(0.01, 0.5) == pytest.approx(10.0)
+    assert factor(0.0, 0.0) == 1.0
+
+
+def test_what_a_fit_still_misses(datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a unit in each of the steps that count, in the data's rewards; none of the data's episodes terminates."""
+    seen: list[Any] = []
+
+    def residual(self: Any, batch: Any, piece: int) -> torch.Tensor:
+        seen.append((self, len(batch.rewards[0])))
+        return torch.full(batch.rewards.shape, 0.5) * torch.tensor([[1.0], [3.0]])
+
+    monkeypatch.setattr(estimates.FQE, "residual", residual)
+    monkeypatch.setattr(estimates, "PIECE", 100)  # of 240
+    found = estimates.estimate(saved_run(tmp_path / "run", "iql") / LAST, updates=1, discount=0.9)
+    scale = seen[0][0].spec.reward_scale * seen[0][0].reward_factor
+    assert [count for _, count in seen] == [100, 100, 40]
+    assert found.missing == pytest.approx([0.5 * 10 / scale, 1.5 * 10 / scale])
+
+
 def test_values_are_in_the_rewards_of_the_data(datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in those that the fit is made in; of the first observation of each episode, for each seed."""
     seen: list[tuple[Any, torch.Tensor]] = []
 
-    def policy_value(self: Any, observations: torch.Tensor) -> torch.Tensor:
+    def policy_value(self: Any, observations: torch.Tensor, piece: int) -> torch.Tensor:
+        assert piece == len(seen)  # names the random numbers of a policy that samples
         seen.append((self, observations))
         return observations[..., 0] * torch.tensor([[1.0], [3.0]])
 
     monkeypatch.setattr(estimates.FQE, "policy_value", policy_value)
     monkeypatch.setattr(estimates, "PIECE", 5)  # of 12
+    monkeypatch.setattr(estimates, "factor_for", lambda *_: 0.5)
     found = estimates.estimate(saved_run(tmp_path / "run", "iql") / LAST, updates=1)
     fqe = seen[0][0]
     starts = torch.cat([observations[0] for _, observations in seen])
     first = np.array([episode.observations[0] for episode in minari.load_dataset(DATASET).iterate_episodes()])
     torch.testing.assert_close(starts * fqe.observation_std + fqe.observation_mean, torch.from_numpy(first).float())
-    mean = starts[:, 0].double().mean().item() / fqe.spec.reward_scale
+    mean = starts[:, 0].double().mean().item() / (0.5 * fqe.spec.reward_scale)
     assert fqe.spec.reward_scale > 10
+    assert fqe.reward_factor == 0.5
     assert found.values == {1: [pytest.approx(mean, rel=1e-5), pytest.approx(3 * mean, rel=1e-5)]}
 
 
@@ -62,10 +109,12 @@ def test_points_rows_and_both_storages(datasets: Path, tmp_path: Path) -> None:
     assert len({value for values in first.values.values() for value in values}) == 10
     rows = first.rows()
     assert [tuple(row) for row in rows] == [estimates.COLUMNS] * 10
-    assert [(row["updates"], row["seed"], row["value"]) for row in rows[-2:]] == [
-        (7, 4, first.values[7][0]),
-        (7, 0, first.values[7][1]),
+    assert [(row["updates"], row["seed"], row["value"], row["missing"]) for row in rows[-2:]] == [
+        (7, 4, first.values[7][0], first.missing[0]),
+        (7, 0, first.values[7][1], first.missing[1]),
     ]
+    assert {row["missing"] for row in rows[:-2]} == {None}
+    assert first.missing == second.missing
 
 
 def test_command(datasets: Path, tmp_path: Path) -> None:
@@ -78,9 +127,9 @@ def test_command(datasets: Path, tmp_path: Path) -> None:
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 20
-    assert rows[0] | {"value": "", "data_return": "", "data_best": "", "digest": ""} == {
+    assert rows[0] | {"value": "", "data_return": "", "digest": ""} == {
         "run": runs[0], "algo": "bc", "dataset": DATASET, "digest": "", "checkpoint": "last.ckpt", "update": "3",
-        "mode": "sampled", "discount": "0.99", "updates": "1", "seed": "0", "value": "", "data_return": "",
+        "mode": "sampled", "discount": "0.99", "updates": "1", "seed": "0", "value": "", "missing": "", "data_return": "",
         "data_best": "",
     }  # fmt: skip
     last = {row["algo"]: float(row["value"]) for row in rows if row["updates"] == "5"}
@@ -92,14 +141,20 @@ def test_command(datasets: Path, tmp_path: Path) -> None:
 
 def test_what_lies_beyond_the_data_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     what = {"dataset": "a/b-v0", "digest": "0", "algo": "bc"}
-    found = [
-        (Path(name), estimates.Estimate(what, {1: [2.0, best]}, [0, 1], 2.0, 3.0)) for name, best in (("x", 2.9), ("y", 3.1))
-    ]
-    cli._print_estimates(found, 0.9)
+
+    def estimated(name: str, value: float, data_best: float | None) -> tuple[Path, estimates.Estimate]:
+        return Path(name), estimates.Estimate(what, {1: [2.0, value]}, [0, 1], [0.25, 0.75], 2.0, data_best)
+
+    cli._print_estimates([estimated("x", 2.9, None)], 0.9)
+    said = capsys.readouterr().out
+    assert "estimated; of the data 2.00\n" in said
+    assert said.splitlines()[-1].startswith("note: every episode of the data was cut off where a hundredth")
+    cli._print_estimates([estimated("x", 2.9, 3.0), estimated("y", 3.1, 3.0)], 0.9)
     said = capsys.readouterr().out
     assert "a/b-v0: discounted return (0.9), estimated; of the data 2.00, at most 3.00" in said
     assert said.splitlines()[-1] == "note: y is above every episode of the data: an extrapolation, not to be believed"
     assert said.count("note") == 1
+    assert "0.50 ± 0.25" in said  # still missing
 
 
 def refusal(*arguments: str) -> str:
@@ -126,8 +181,10 @@ def test_toy_tasks_are_refused(tmp_path: Path) -> None:
         estimates.estimate(run / LAST)
 
 
-def test_interrupted(datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """130, and the rows of the runs that are through stay."""
+def test_interrupted(
+    datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """130, and what is known of the runs that are through is shown and stays."""
     runs, table = [saved_run(tmp_path / name, "bc") for name in "ab"], tmp_path / "table.csv"
     original = estimates.estimate
 
@@ -138,5 +195,6 @@ def test_interrupted(datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(estimates, "estimate", interrupted)
     arguments = ["estimate", *map(str, runs), "--updates", "5", "--csv", str(table)]
-    assert exit_code_of(lambda: CliRunner().invoke(cli.app, arguments, catch_exceptions=False)) == 130
+    assert exit_code_of(lambda: cli.app(arguments, standalone_mode=False)) == 130
     assert len(table.read_text().splitlines()) == 11
+    assert f"{DATASET}: discounted return (0.99), estimated" in capsys.readouterr().out

@@ -25,6 +25,7 @@ class FQE(OfflineAlgorithm):
         evaluated: the algorithm whose policy is evaluated, with the same seeds; its units may be others.
         deterministic: the policy acts by its mode; else it samples.
         critic: builds the Q ensemble, each member of which bootstraps from itself.
+        reward_factor: on the rewards of the batches, so that Q has a size that the optimizer reaches.
         common: options of `OfflineAlgorithm`.
     """
 
@@ -37,10 +38,12 @@ class FQE(OfflineAlgorithm):
         evaluated: OfflineAlgorithm,
         deterministic: bool,
         critic: Callable[..., nn.Module],
+        reward_factor: float = 1.0,
         **common: Any,
     ) -> None:
         super().__init__(spec, **common)
         self.evaluated, self.deterministic = evaluated.requires_grad_(False), deterministic
+        self.reward_factor = reward_factor
         self.critic = self.build("critic", critic)
         self.critic_target = Target(self.critic)
 
@@ -60,8 +63,13 @@ class FQE(OfflineAlgorithm):
     def q_target(self, batch: Batch) -> Tensor:
         """`r + discount (1 - terminated) Q'(s', pi(s'))`, (seeds, critics, batch)."""
         keys = streams.key(self.stream_seeds, streams.purpose("next_action"), self.updates)
-        next_q = self.critic_target(batch.next_observations, self.policy_actions(batch.next_observations, keys))
-        return batch.rewards.unsqueeze(1) + self.discount * (1.0 - batch.terminated.unsqueeze(1)) * next_q
+        return self.backup(self.critic_target, batch, keys)
+
+    def backup(self, critic: nn.Module, batch: Batch, keys: Tensor) -> Tensor:
+        """`r + discount (1 - terminated) Q(s', pi(s'))` by a critic, (seeds, critics, batch)."""
+        next_q = critic(batch.next_observations, self.policy_actions(batch.next_observations, keys))
+        rewards, going_on = self.reward_factor * batch.rewards.unsqueeze(1), 1.0 - batch.terminated.unsqueeze(1)
+        return rewards + self.discount * going_on * next_q
 
     @torch.no_grad()
     def policy_actions(self, observations: Tensor, keys: Tensor) -> Tensor:
@@ -70,7 +78,16 @@ class FQE(OfflineAlgorithm):
         return self.evaluated.choose(self.evaluated.normalize(in_environment), self.deterministic, keys)
 
     @torch.no_grad()
-    def policy_value(self, observations: Tensor) -> Tensor:
-        """Mean over the critics of `Q(s, pi(s))` (seeds, n) for observations in this module's units, in scaled rewards."""
-        keys = streams.key(self.seeds, streams.purpose("policy_value"), self.updates)
+    def policy_value(self, observations: Tensor, piece: int = 0) -> Tensor:
+        """Mean over the critics of `Q(s, pi(s))` (seeds, n) for observations in this module's units, in its rewards.
+
+        `piece` names the random numbers of a sampling policy, beside the update.
+        """
+        keys = streams.key(self.seeds, streams.purpose("policy_value"), self.updates, piece)
         return self.critic(observations, self.policy_actions(observations, keys)).mean(1)
+
+    @torch.no_grad()
+    def residual(self, batch: Batch, piece: int = 0) -> Tensor:
+        """Mean over the critics of `r + discount (1 - terminated) Q(s', pi(s')) - Q(s, a)`, (seeds, n)."""
+        keys = streams.key(self.seeds, streams.purpose("residual"), self.updates, piece)
+        return (self.backup(self.critic, batch, keys) - self.critic(batch.observations, batch.actions)).mean(1)

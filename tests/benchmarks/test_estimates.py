@@ -40,6 +40,19 @@ def test_table_by_hand() -> None:
     )
 
 
+def test_without_reference_scores() -> None:
+    """As they come from a fit (None) and from a file (empty); nor need any episode of the data be whole."""
+    found = [{**row("abc"[k], 0, 10.0 + k, 20.0 + k, 0.0), "score": (None, "")[k % 2], "data_best": ""} for k in range(3)]
+    lines = benchmark.table(found).splitlines()
+    assert lines[0] == "`a/b-v0` (its data: 3.0)"
+    assert lines[2] == "| method | estimated | achieved |"
+    assert lines[4] == "| c | 12.0 | 22.0 |"
+    assert lines[8] == (
+        "Rank correlation of the estimate with what is achieved 1.00 (of single policies 1.00). Mean error 48 %. The run "
+        "with the largest estimate achieves 22.0 of at most 22.0."
+    )
+
+
 def test_the_page_has_the_stored_table() -> None:
     with (DOCS / "results" / "estimates.csv").open(newline="") as file:
         found = list(csv.DictReader(file))

@@ -26,7 +26,12 @@ def test_table_leaves_open_what_was_not_evaluated() -> None:
     """A line for each run: two recordings, or budgets, of one id are not averaged."""
     results = [
         {"run": run, "dataset": "a/b-v0", "algo": "BDPO", "update": 7, "mode": mode, "score": score}
-        for run, mode, score in (("r", "best of 2", 3.0), ("r", "best of 2", 5.0), ("other", "sampled", 1.0))
+        for run, mode, score in [
+            ("r", "best of 2", 3.0),
+            ("r", "best of 2", 5.0),
+            ("other", "sampled", 1.0),
+            ("other", "best of 2", None),
+        ]
     ]
     assert modes.table(results).splitlines() == [
         "| data set | method | updates | best of 2 | sampled |",
