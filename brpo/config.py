@@ -53,12 +53,14 @@ TRUSTED_MODULES = ("brpo", "torch.optim")
 def by_family(table: Any, *, _root_: Any) -> Any:
     """The value of the data set's family: of the first key that is a word of `data.family`, else of the data set id.
 
+    A key of several words, `toy/rings`, is that of data sets with all of them.
+
     Raises:
         UserError: the family is not in the table, which has no `default` either.
     """
-    words = family_words(str(_root_.dataset), _root_.data.family)
+    words = set(family_words(str(_root_.dataset), _root_.data.family))
     for key in table:
-        if str(key) in words:
+        if words.issuperset(_words(str(key))):
             return _value(table[key])
     if "default" not in table:
         raise UserError(f"No value for the family of {_root_.dataset}; known: {', '.join(map(str, table))}.")
