@@ -83,6 +83,12 @@ def test_toy_tasks_are_those_whose_id_begins_so() -> None:
     assert compose_config("dataset=mylab/car-v0", "data.family=toy")["eval"]["mode"] == "sampled"
 
 
+def test_a_key_of_several_words_wants_them_all() -> None:
+    """BDPO takes more updates on one of the toy tasks; rings that are none are not meant."""
+    ids = ("toy/rings", "toy/moons", "mylab/rings-v0")
+    assert [compose_config("algo=bdpo", f"dataset={dataset}")["max_updates"] for dataset in ids] == [15000, 5000, 20000]
+
+
 def test_a_family_in_several_words() -> None:
     """BDPO's weight of the KL goes by the body and by the size of the maze."""
     for family, eta in (("mujoco/hopper", 0.2), ("halfcheetah", 0.05), ("antmaze/umaze", 0.5), ("antmaze", 0.2)):

@@ -10,7 +10,7 @@ import torch
 from brpo.errors import Interrupted
 from brpo.evaluation import scores
 from brpo.evaluation.kinds import MODES
-from brpo.evaluation.rollout import MAX_STEPS, Act, Episodes, Rollouts
+from brpo.evaluation.rollout import Act, Episodes, Rollouts
 from brpo.options import require_one_of
 from brpo.types import DataSpec
 
@@ -116,7 +116,7 @@ def _value_gaps(algorithm: Any, episodes: Episodes, act: Act) -> np.ndarray | No
         found = algorithm.value_estimate(states, algorithm.from_environment(actions))
         return None if found is None else found.cpu().numpy()
 
-    start, end = estimate(episodes.first_observations, 0), estimate(episodes.last_observations, MAX_STEPS)
+    start, end = estimate(episodes.first_observations, 0), estimate(episodes.last_observations, -1)
     if start is None or end is None:
         return None
     spec: DataSpec = algorithm.spec

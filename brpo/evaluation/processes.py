@@ -3,7 +3,7 @@
 import atexit
 import contextlib
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -11,9 +11,11 @@ import cloudpickle
 import gymnasium
 import numpy as np
 
+from brpo.evaluation.group import EnvGroup
+
 
 class ProcessEnvs:
-    """As `gymnasium.vector.SyncVectorEnv`, for what rollouts use of it, with the environments shared out to processes.
+    """As `EnvGroup`, with the environments shared out to processes.
 
     Gymnasium's AsyncVectorEnv has a process and a message for each environment; a step of a small simulator takes less time
     than a message. Here a message carries the actions of a group.
@@ -42,16 +44,17 @@ class ProcessEnvs:
             self.connections.append(here)
             self.processes.append(process)
 
-    def reset(self, seed: list[int]) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, seeds: Sequence[int]) -> np.ndarray:
         """First observations (count, ...) for a seed each."""
-        return self._ask([("reset", [seed[k] for k in group]) for group in self.groups])[0], {}
+        return self._ask([("reset", ([seeds[k] for k in group],)) for group in self.groups])[0]
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Observations, rewards, terminated and truncated for actions (count, ...)."""
-        observations, rewards, terminated, truncated = self._ask([("step", actions[group]) for group in self.groups])
-        return observations, rewards, terminated, truncated, {}
+    def step(self, actions: np.ndarray, running: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Observations, rewards, terminated and truncated (count, ...) for actions (count, ...); see `EnvGroup`."""
+        observations, *rest = self._ask([("step", (actions[group], running[group])) for group in self.groups])
+        rewards, terminated, truncated = rest
+        return observations, rewards, terminated, truncated
 
-    def _ask(self, requests: list[tuple[str, Any]]) -> list[np.ndarray]:
+    def _ask(self, requests: list[tuple[str, tuple[Any, ...]]]) -> list[np.ndarray]:
         try:
             for connection, request in zip(self.connections, requests, strict=True):
                 connection.send(request)
@@ -78,7 +81,7 @@ class ProcessEnvs:
         atexit.unregister(self.close)
         for connection in self.connections:
             with contextlib.suppress(OSError):
-                connection.send(("close", None))
+                connection.send(("close", ()))
                 connection.close()
         for process in self.processes:
             process.join(timeout=5)
@@ -98,12 +101,12 @@ def _serve(connection: Connection, make: bytes, count: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and SLURM reach all; the leading process decides
         signal.signal(number, signal.SIG_IGN)
     try:
-        envs = gymnasium.vector.SyncVectorEnv([cloudpickle.loads(make)] * count, copy=False)
+        envs = EnvGroup(cloudpickle.loads(make), count)
         while True:
-            kind, value = connection.recv()
+            kind, arguments = connection.recv()
             if kind == "close":
                 return
-            connection.send(envs.reset(seed=value)[:1] if kind == "reset" else envs.step(value)[:4])
+            connection.send((envs.reset(*arguments),) if kind == "reset" else envs.step(*arguments))
     except (EOFError, ConnectionError):
         return
     except Exception as error:

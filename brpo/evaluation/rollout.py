@@ -1,15 +1,16 @@
 """Rollouts of all seeds at once. Needs only `act(observations, step) -> actions`; no network, no Lightning."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
 
 import gymnasium
 import numpy as np
 
+from brpo.evaluation.group import EnvGroup
 from brpo.evaluation.processes import ProcessEnvs
 
 MAX_STEPS = 100_000  # an environment without a step limit may never end
+MOST = 512  # environments at once: a simulator takes a megabyte and more
 Act = Callable[[np.ndarray, int], np.ndarray]
 
 
@@ -27,7 +28,7 @@ class Episodes:
 
 
 class Rollouts:
-    """`seeds x episodes` environments side by side, reset with the same fixed seeds at each evaluation.
+    """`seeds x episodes` episodes, `MOST` environments side by side at most, from the same fixed seeds at each evaluation.
 
     Args:
         make: makes one environment.
@@ -41,45 +42,46 @@ class Rollouts:
         self, make: Callable[[], gymnasium.Env], seeds: int, episodes: int, seed: int = 10_000, processes: int = 1
     ) -> None:
         self.seeds, self.episodes, self.seed = seeds, episodes, seed
-        count = seeds * episodes
-        self.envs: Any = (
-            ProcessEnvs(make, count, min(processes, count))
-            if processes > 1
-            else gymnasium.vector.SyncVectorEnv([make] * count, copy=False)
-        )
+        self.at_once = min(episodes, max(1, MOST // seeds))  # episodes of each policy
+        count = seeds * self.at_once
+        self.envs = ProcessEnvs(make, count, min(processes, count)) if processes > 1 else EnvGroup(make, count)
 
     def run(self, act: Act, *, discount: float = 1.0) -> Episodes:
-        """Run every environment to the end of its first episode.
+        """Run every episode to its end.
 
         Args:
-            act: actions (seeds, episodes, action) in environment units for observations (seeds, episodes, observation)
-                and the number of the step.
+            act: actions (seeds, n, action) in environment units for observations (seeds, n, observation) of some episodes,
+                and a number of the step that no other step has.
             discount: of the rewards, per step.
         """
-        shape, count = (self.seeds, self.episodes), self.seeds * self.episodes
-        observations, _ = self.envs.reset(seed=[self.seed + k for _ in range(self.seeds) for k in range(self.episodes)])
-        first = observations.reshape(*shape, -1).copy()
-        last = first.reshape(count, -1).copy()
-        returns, discounted, discounts = np.zeros((3, count))
-        following = np.zeros(count)
+        parts = [self._run(act, discount, first) for first in range(0, self.episodes, self.at_once)]
+        names = [field.name for field in fields(Episodes)]
+        return Episodes(**{name: np.concatenate([getattr(part, name) for part in parts], 1) for name in names})
+
+    def _run(self, act: Act, discount: float, start: int) -> Episodes:
+        """The episodes from number `start` on that the environments have room for."""
+        shape, count = (self.seeds, self.at_once), self.seeds * self.at_once
+        numbers = np.broadcast_to(np.arange(start, start + self.at_once), shape).flatten()
+        observations = self.envs.reset([self.seed + int(number) for number in numbers])
+        first = observations.reshape(count, -1)
+        last = first.copy()
+        returns, discounted, discounts, following = np.zeros((4, count))
         lengths = np.zeros(count, np.int64)
-        running, step, factor = np.ones(count, bool), 0, 1.0
+        running, step, factor = numbers < self.episodes, 0, 1.0
         while running.any():
-            actions = act(observations.reshape(*shape, -1), step)
-            observations, rewards, terminated, truncated, _ = self.envs.step(actions.reshape(count, -1))
-            # A finished environment starts again by itself; its further episodes do not count.
-            returns += np.where(running, rewards, 0.0)
-            discounted += np.where(running, factor * rewards, 0.0)
-            discounts += np.where(running, factor, 0.0)
+            actions = act(observations.reshape(*shape, -1), start // self.at_once * MAX_STEPS + step)
+            observations, rewards, terminated, truncated = self.envs.step(actions.reshape(count, -1), running)
+            returns += rewards
+            discounted += factor * rewards
+            discounts += factor * running
             lengths += running
             step, factor = step + 1, factor * discount
             ended = running & (terminated | truncated | (step == MAX_STEPS))
             last[ended] = observations.reshape(count, -1)[ended]
             following[ended & ~terminated] = factor
             running &= ~ended
-        found = (each.reshape(shape) for each in (returns, discounted, discounts, lengths))
-        last, following = last.reshape(first.shape), following.reshape(shape)
-        return Episodes(*found, first_observations=first, last_observations=last, following=following)
+        found = (returns, discounted, discounts, lengths, first, last, following)
+        return Episodes(*(each.reshape(*shape, *each.shape[1:])[:, : self.episodes - start] for each in found))
 
     def close(self) -> None:
         """Close the environments."""

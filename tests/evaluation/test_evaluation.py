@@ -56,6 +56,46 @@ def test_rollouts_count_first_episodes_only_and_share_their_starts() -> None:
     rollouts.close()
 
 
+def test_environments_that_are_done_are_left_alone() -> None:
+    """Until the slowest ends; and none of those that have no episode."""
+    stepped: list[int] = []
+
+    class Counted(Countdown):
+        def step(self, action: Any) -> Any:
+            assert self.left > 0
+            stepped.append(self.left)
+            return super().step(action)
+
+    rollouts = Rollouts(Counted, seeds=2, episodes=3, seed=3)
+    rollouts.run(lambda observations, step: np.zeros((2, 3, 1), np.float32))
+    rollouts.close()
+    assert len(stepped) == 2 * (3 + 4 + 5)
+
+
+def test_many_episodes_run_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven of two policies in four environments: the same episodes as in fourteen, and no step's number comes twice."""
+
+    def run(most: int) -> tuple[rollout.Episodes, list[int], int]:
+        monkeypatch.setattr(rollout, "MOST", most)
+        rollouts, steps = Rollouts(Countdown, seeds=2, episodes=7, seed=3), []
+
+        def act(observations: np.ndarray, step: int) -> np.ndarray:
+            assert observations.shape == (2, rollouts.at_once, 1)
+            steps.append(step)
+            return observations.astype(np.float32)
+
+        found = rollouts.run(act, discount=0.5)
+        rollouts.close()
+        return found, steps, len(rollouts.envs.envs)  # pyright: ignore
+
+    (all_at_once, _, fourteen), (some, steps, four) = run(512), run(5)
+    assert (fourteen, four) == (14, 4)
+    for field in dataclasses.fields(some):
+        assert np.array_equal(getattr(some, field.name), getattr(all_at_once, field.name)), field.name
+    assert some.lengths.tolist() == [[3, 4, 5, 6, 7, 8, 9]] * 2
+    assert len(set(steps)) == len(steps) == 4 + 6 + 8 + 9
+
+
 class Failing(Countdown):
     def step(self, action: Any) -> Any:
         raise ValueError("out of order")
@@ -115,7 +155,7 @@ def test_processes_outlive_a_signal_that_reaches_all() -> None:
     envs.reset([3, 3])
     for process in envs.processes:
         os.kill(process.pid, signal.SIGTERM)
-    assert envs.step(np.zeros((2, 1), np.float32))[0].tolist() == [[1.0], [1.0]]
+    assert envs.step(np.zeros((2, 1), np.float32), np.array([True, False]))[0].tolist() == [[1.0], [0.0]]
     started = list(envs.processes)
     envs.close()
     assert not any(process.is_alive() for process in started)
