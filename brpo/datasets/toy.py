@@ -227,15 +227,27 @@ def sample(dataset_id: str, count: int = POINTS, seed: int = SEED) -> np.ndarray
     They are rounded to 6 digits: the last bits of a cosine differ between machines, and the data set should not.
 
     Raises:
-        UserError: there is no such task.
+        UserError: there is no such task, or it draws something else.
     """
     points = task_of(dataset_id).draw(Draws(dataset_id.removeprefix(TOY), count, seed)) / FRAME
+    if points.shape != (count, 2) or not np.isfinite(points).all():
+        raise UserError(f"{dataset_id} must draw finite points ({count}, 2), got {points.shape}.")
     return np.clip(np.round(points, 6), -1.0, 1.0).astype(np.float32)
 
 
 def energy(dataset_id: str, points: np.ndarray) -> np.ndarray:
-    """Energy in [0, 1] of any points (n, 2) in the units of `sample`: float32 (n,)."""
-    return task_of(dataset_id).energy(FRAME * points.astype(np.float64)).astype(np.float32)
+    """Energy in [0, 1] of any points (n, 2) in the units of `sample`: float32 (n,).
+
+    Raises:
+        UserError: there is no such task, or its energies are others.
+    """
+    found = task_of(dataset_id).energy(FRAME * points.astype(np.float64)).astype(np.float32)
+    if found.shape != points.shape[:1] or not ((found >= 0) & (found <= 1)).all():
+        raise UserError(
+            f"The energies of {dataset_id} must be one number in [0, 1] for each of {len(points)} points, got {found.shape}"
+            + (f" from {found.min():g} to {found.max():g}." if found.size else ".")
+        )
+    return found
 
 
 def mode_shares(dataset_id: str, points: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray | None:

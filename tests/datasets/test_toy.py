@@ -1,3 +1,6 @@
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from rich.console import Console
@@ -7,6 +10,8 @@ from brpo import cli
 from brpo.datasets import catalog, minari_io, sources, toy
 from brpo.datasets.datamodule import OfflineDataModule
 from brpo.errors import UserError
+from brpo.evaluation.toy import Target
+from tests.helpers import ROOT
 
 every_task = pytest.mark.parametrize("dataset_id", toy.ids())
 DIGESTS = {  # another one is another data set: runs on it cannot be resumed, nor compared
@@ -93,6 +98,25 @@ def test_an_unknown_task_is_refused_with_the_list() -> None:
     for refuse in (sources.load, sources.check, catalog.find_dataset):
         with pytest.raises(UserError, match=message):
             refuse("toy/9gaussians")
+
+
+def test_a_task_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one of docs/toy.md; and what is refused of others."""
+    monkeypatch.setattr(toy, "TASKS", dict(toy.TASKS))
+    (snippet,) = re.findall(r"```python\n(def _draw_cross.*?)```", (ROOT / "docs" / "toy.md").read_text(), re.DOTALL)
+    exec(snippet, vars(toy).copy())
+    assert "toy/cross" in toy.ids()
+    target = Target.of("toy/cross", 0.06)
+    assert target.points.shape == (toy.POINTS, 2)
+    assert target.energies.mean() == pytest.approx(0.5, abs=0.01)
+    assert target.energy_mean > 0.99999
+    cross = toy.TASKS["cross"]
+    toy.TASKS["far"] = replace(cross, energy=lambda points: points[:, 0])
+    with pytest.raises(UserError, match=r"energies of toy/far must be one number in \[0, 1\] .*\(100000,\) from -2.99"):
+        Target.of("toy/far", 0.06)
+    toy.TASKS["line"] = replace(cross, draw=lambda draws: cross.draw(draws)[:, :1])
+    with pytest.raises(UserError, match=r"toy/line must draw finite points \(100000, 2\), got \(100000, 1\)"):
+        toy.sample("toy/line")
 
 
 def test_files_are_asked_for_in_vain() -> None:
