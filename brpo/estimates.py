@@ -184,6 +184,12 @@ def bounded_by(datamodule: OfflineDataModule, discount: float, returns: np.ndarr
     return float(returns[whole].max()) if whole.any() else None
 
 
+def spread_over(transitions: Transitions) -> Tensor:
+    """Indices of `READ` transitions at equal distances; of all, where there are no more."""
+    count = len(transitions)
+    return torch.arange(min(count, READ)) * count // min(count, READ)
+
+
 def factor_for(transitions: Transitions, discount: float, largest: float) -> float:
     """Factor on the rewards with which the size of Q is in `SIZES`, as far as one can tell: else 1.
 
@@ -195,7 +201,7 @@ def factor_for(transitions: Transitions, discount: float, largest: float) -> flo
         discount: of the rewards, per step.
         largest: discounted return of an episode by its magnitude, in the rewards of the transitions.
     """
-    chosen = torch.linspace(0, len(transitions) - 1, min(len(transitions), READ)).long()
+    chosen = spread_over(transitions)
     rewards = transitions.gather(chosen[None].to(transitions.index_device)).rewards
     size = max(largest, rewards.abs().mean().item() / (1.0 - discount))
     return min(max(size, SIZES[0]), SIZES[1]) / size if size > 0 else 1.0
@@ -216,7 +222,7 @@ def still_missing(fqe: FQE, transitions: Transitions) -> list[float]:
     The mean over the data of `r + discount (1 - terminated) Q(s', pi(s')) - Q(s, a)` times the steps that count from there
     on: each step of an episode adds its own.
     """
-    chosen = torch.linspace(0, len(transitions) - 1, min(len(transitions), READ)).long()
+    chosen = spread_over(transitions)
     total, ended = torch.zeros(len(fqe.seeds), dtype=torch.float64), 0.0
     for number, piece in enumerate(chosen.split(PIECE)):
         batch = transitions.gather(piece.expand(len(fqe.seeds), -1).to(transitions.index_device))

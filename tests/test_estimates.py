@@ -58,6 +58,14 @@ def test_the_size_of_q_suits_the_optimizer() -> None:
     assert factor(0.0, 0.0) == 1.0
 
 
+def test_transitions_that_a_fit_is_judged_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond 2^24, too, where float32 has no odd numbers."""
+    monkeypatch.setattr(estimates, "READ", 4)
+    every: Any = [range(3), range(4), range(10), range(3 * 10**7 + 1)]
+    chosen = [estimates.spread_over(transitions).tolist() for transitions in every]
+    assert chosen == [[0, 1, 2], [0, 1, 2, 3], [0, 2, 5, 7], [0, 7500000, 15000000, 22500000]]
+
+
 def test_what_a_fit_still_misses(datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a unit in each of the steps that count, in the data's rewards; none of the data's episodes terminates."""
     seen: list[Any] = []
