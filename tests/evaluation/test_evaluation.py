@@ -129,7 +129,7 @@ def test_a_process_that_failed_at_its_start_says_why() -> None:
     def make() -> gymnasium.Env:
         raise LookupError("no such simulator")
 
-    envs = ProcessEnvs(make, 2, 2)
+    envs = ProcessEnvs(make, 2, 1)
     for process in envs.processes:
         process.join()
     with pytest.raises(RuntimeError, match="an evaluation environment failed: LookupError: no such simulator"):
@@ -139,7 +139,7 @@ def test_a_process_that_failed_at_its_start_says_why() -> None:
 
 
 def test_a_process_that_died_since_its_last_answer_is_named() -> None:
-    envs = ProcessEnvs(Countdown, 2, 2)
+    envs = ProcessEnvs(Countdown, 2, 1)
     envs.reset([0, 1])
     envs.processes[0].kill()
     envs.processes[0].join()
@@ -151,7 +151,7 @@ def test_a_process_that_died_since_its_last_answer_is_named() -> None:
 
 def test_processes_outlive_a_signal_that_reaches_all() -> None:
     """As SLURM sends it, in the middle of an evaluation: the leading process gives it up in order."""
-    envs = ProcessEnvs(Countdown, 2, 2)
+    envs = ProcessEnvs(Countdown, 2, 1)
     envs.reset([3, 3])
     for process in envs.processes:
         os.kill(process.pid, signal.SIGTERM)
