@@ -1,6 +1,6 @@
 """What the policies of a run are worth, without an environment: fitted Q evaluation on the data of the run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,14 @@ from brpo import resume, saved_runs, training
 from brpo.algorithms.fqe import FQE
 from brpo.datasets.datamodule import OfflineDataModule
 from brpo.datasets.ids import is_toy
+from brpo.datasets.minari_io import TERMINATED
 from brpo.datasets.transitions import Transitions
 from brpo.engine.choose import choose, make_runner
 from brpo.errors import UserError
 from brpo.evaluation.kinds import MODES
 from brpo.modules.critics import QEnsemble
 from brpo.options import require_number, require_one_of, require_whole
+from brpo.types import Batch
 
 # The same for every run, whatever its own units and networks: estimates are there to be compared.
 DATA = {"normalize_observations": True, "reward_scale": "return_range", "reward_shift": 0.0, "heldout": 0.0}
@@ -33,15 +35,11 @@ OPTIONS = {
     "polyak": 0.05,
 }
 ENGINE = {"name": "auto", "chunk": 100, "backend": "inductor", "compiled": "auto"}
-SIZES = (
-    10.0,
-    1000.0,
-)  # of Q: with much larger ones 20,000 updates do not reach it, with much smaller ones it is their noise
+SIZES = (10.0, 1000.0)  # of Q: one that is much larger is not reached in 20,000 updates, one much smaller is lost in noise
 POINTS = 5  # estimates on the way
 BATCH = 256
 PIECE = 4096  # transitions that go through the networks at once
 READ = 262_144  # transitions that are read at once, and of which the fit is judged
-TERMINATED = 2  # of `flat.ended`
 LEFT_OUT = 0.01  # share of a discounted return that an episode's end may leave out
 WHAT = ("algo", "dataset", "digest", "checkpoint", "update", "mode", "discount")
 COLUMNS = (*WHAT, "updates", "seed", "value", "missing", "data_return", "data_best")  # of a table of estimates
@@ -76,18 +74,12 @@ class Estimate:
     def rows(self) -> list[dict[str, Any]]:
         """For a table: each seed at each point."""
         data = {"data_return": self.data_return, "data_best": self.data_best}
-        last = max(self.values)
+        unknown: list[float | None] = [None] * len(self.seeds)
+        missing = {**dict.fromkeys(self.values, unknown), max(self.values): self.missing}
         return [
-            {
-                **self.what,
-                "updates": updates,
-                "seed": seed,
-                "value": value,
-                "missing": lacks if updates == last else None,
-                **data,
-            }
+            {**self.what, "updates": updates, "seed": seed, "value": value, "missing": lacks, **data}
             for updates, values in self.values.items()
-            for seed, value, lacks in zip(self.seeds, values, self.missing, strict=True)
+            for seed, value, lacks in zip(self.seeds, values, missing[updates], strict=True)
         ]
 
 
@@ -207,13 +199,23 @@ def factor_for(transitions: Transitions, discount: float, largest: float) -> flo
     return min(max(size, SIZES[0]), SIZES[1]) / size if size > 0 else 1.0
 
 
+def pieces(fqe: FQE, transitions: Transitions, chosen: Tensor) -> Iterator[tuple[int, Batch]]:
+    """Number and batch of each `PIECE` of the chosen transitions, the same for every seed."""
+    for number, piece in enumerate(chosen.split(PIECE)):
+        yield number, transitions.gather(piece.expand(len(fqe.seeds), -1).to(transitions.index_device))
+
+
+def in_the_datas_rewards(fqe: FQE, values: Tensor) -> list[float]:
+    """Numbers for each seed out of the units that the fit is made in."""
+    return (values / fqe.spec.reward_scale / fqe.reward_factor).tolist()
+
+
 def start_values(fqe: FQE, transitions: Transitions, begins: Tensor) -> list[float]:
     """Mean of `Q(s, pi(s))` over the first observations of the episodes, for each seed, in the data's rewards."""
     total = torch.zeros(len(fqe.seeds), dtype=torch.float64)
-    for number, piece in enumerate(begins.split(PIECE)):
-        batch = transitions.gather(piece.expand(len(fqe.seeds), -1).to(transitions.index_device))
+    for number, batch in pieces(fqe, transitions, begins):
         total += fqe.policy_value(batch.observations, number).double().sum(-1).cpu()
-    return (total / len(begins) / fqe.spec.reward_scale / fqe.reward_factor).tolist()
+    return in_the_datas_rewards(fqe, total / len(begins))
 
 
 def still_missing(fqe: FQE, transitions: Transitions) -> list[float]:
@@ -224,9 +226,8 @@ def still_missing(fqe: FQE, transitions: Transitions) -> list[float]:
     """
     chosen = spread_over(transitions)
     total, ended = torch.zeros(len(fqe.seeds), dtype=torch.float64), 0.0
-    for number, piece in enumerate(chosen.split(PIECE)):
-        batch = transitions.gather(piece.expand(len(fqe.seeds), -1).to(transitions.index_device))
+    for number, batch in pieces(fqe, transitions, chosen):
         total += fqe.residual(batch, number).double().sum(-1).cpu()
         ended += batch.terminated[0].double().sum().item()
     steps = 1.0 / (1.0 - fqe.discount * (1.0 - ended / len(chosen)))
-    return (steps * total / len(chosen) / fqe.spec.reward_scale / fqe.reward_factor).tolist()
+    return in_the_datas_rewards(fqe, steps * total / len(chosen))

@@ -170,7 +170,7 @@ class OfflineDataModule(lightning.LightningDataModule):
             environment=flat.environment,
             transitions=len(flat.rows),
             episodes=len(flat.lengths),
-            one_step=bool((flat.lengths == 1).all() and (flat.ended == 2).all()),
+            one_step=bool((flat.lengths == 1).all() and (flat.ended == minari_io.TERMINATED).all()),
         )
 
     def diagnostic_batch(self, seeds: int, size: int = 2048) -> Batch:

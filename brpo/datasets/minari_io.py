@@ -17,6 +17,7 @@ from brpo.datasets.transforms import Moments
 from brpo.errors import UserError
 
 UNBOUNDED = 1e15  # a bound this far away is none: some spaces have the largest float32
+TERMINATED, TRUNCATED = 2, 1  # how an episode ended, in `ended`; 0: the recording stops
 BOUNDARY = 1e-5  # an action within this share of the half-range of a bound counts as a boundary action
 
 
@@ -48,7 +49,7 @@ class DatasetSummary:
         columns: what the columns of the rows are.
         lengths: transitions of each episode.
         returns: sum of the rewards of each episode.
-        ended: per episode, 2 terminated, 1 truncated, 0 neither (the recording stops).
+        ended: per episode, `TERMINATED`, `TRUNCATED` or 0 for neither (the recording stops).
         action_low: lower bounds in environment units.
         action_high: upper bounds in environment units.
         clipped: number of action entries outside the bounds, which were clipped to them.
@@ -214,7 +215,9 @@ def _action_bounds(
 
 
 def _ending(episode: dict[str, np.ndarray]) -> int:
-    return 2 if episode["terminations"][-1] else int(bool(episode["truncations"][-1]))
+    if episode["terminations"][-1]:
+        return TERMINATED
+    return TRUNCATED if episode["truncations"][-1] else 0
 
 
 def _flatten(episode: dict[str, np.ndarray], actions: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 
 from brpo.datasets import minari_io, toy
 from brpo.datasets.ids import is_toy
-from brpo.datasets.minari_io import BOUNDARY, Columns, DatasetSummary, Flat
+from brpo.datasets.minari_io import BOUNDARY, TERMINATED, Columns, DatasetSummary, Flat
 
 
 def load(dataset_id: str) -> Flat:
@@ -45,7 +45,7 @@ def generate(dataset_id: str) -> Flat:
         rows=rows,
         lengths=np.ones(count, np.int64),
         returns=energies.astype(np.float64),
-        ended=np.full(count, 2),
+        ended=np.full(count, TERMINATED),
         action_low=np.full(2, -1.0),
         action_high=np.full(2, 1.0),
         clipped=0,

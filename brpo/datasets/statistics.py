@@ -5,7 +5,7 @@ import numpy as np
 from brpo.datasets import transforms
 from brpo.datasets.datamodule import OfflineDataModule
 from brpo.datasets.ids import is_toy
-from brpo.datasets.minari_io import Flat
+from brpo.datasets.minari_io import TERMINATED, TRUNCATED, Flat
 from brpo.evaluation import scores
 
 FAR = 30  # mean or standard deviation of an observation that networks, which expect about 1, fit badly
@@ -32,7 +32,7 @@ def offsets(mean: np.ndarray, std: np.ndarray) -> list[str]:
 def describe(flat: Flat) -> dict[str, str]:
     """What `brpo data info` prints, by name."""
     observation, _, reward, _, _, _ = flat.columns.slices
-    terminated, truncated = int((flat.ended == 2).sum()), int((flat.ended == 1).sum())
+    terminated, truncated = int((flat.ended == TERMINATED).sum()), int((flat.ended == TRUNCATED).sum())
     references = flat.references
     normalized = scores.normalized(flat.returns, *references)
     lines = {

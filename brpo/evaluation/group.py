@@ -9,8 +9,8 @@ import numpy as np
 class EnvGroup:
     """Environments that are stepped one after another, each until its episode ends.
 
-    Not Gymnasium's SyncVectorEnv, which starts an environment again when it is done and steps it on until the slowest ends:
-    of policies that fall after a third of the longest episode that is most of an evaluation.
+    Not Gymnasium's SyncVectorEnv, which starts an environment again when it is done, and steps it on for nothing until the
+    slowest ends.
 
     Args:
         make: makes one environment.
