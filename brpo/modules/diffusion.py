@@ -11,7 +11,7 @@ from brpo.functional import diffusion, streams
 from brpo.functional.activations import mish
 from brpo.functional.diffusion import ReverseStep, Schedule
 from brpo.modules.mlp import MLP, StackedLinear
-from brpo.options import require_number, require_positive, require_whole
+from brpo.options import is_number, require, require_number, require_positive, require_whole
 from brpo.types import DataSpec
 
 
@@ -42,6 +42,45 @@ class TimeFeatures(nn.Module):
         rows = positions.expand(self.first.weight.shape[:-2].numel(), -1, -1)
         features = mish(self.second(mish(self.first(rows))))
         return features.view(*self.members, *features.shape[1:])
+
+
+class NoisyInput(nn.Module):
+    """What a network sees of x_n: itself, and the sine and cosine of `pi f` times each entry, for every frequency f.
+
+    Networks of low-dimensional points learn what changes fast last and badly; waves among their inputs change that.
+    Source: Fourier features (arXiv:2006.10739), there without the points themselves.
+
+    Args:
+        action_dim: size of x_n.
+        scale: > 0, factor on x_n.
+        frequencies: > 0 each, half periods in a unit of x_n. None: x_n alone.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    waves: Tensor
+
+    def __init__(self, action_dim: int, scale: float, frequencies: Sequence[float]) -> None:
+        super().__init__()
+        require_positive(input_scale=scale)
+        require(
+            "input_frequencies",
+            frequencies,
+            "a list of positive and finite numbers",
+            lambda v: not isinstance(v, str) and all(is_number(f) and f > 0 for f in v),
+        )
+        self.scale = float(scale)
+        self.size = action_dim * (1 + 2 * len(frequencies))
+        self.register_buffer("waves", torch.pi * torch.tensor([float(f) for f in frequencies]), persistent=False)
+
+    def forward(self, noisy: Float[Tensor, "*rows a"]) -> Float[Tensor, "*rows size"]:
+        """All that is seen, (..., `size`)."""
+        scaled = self.scale * noisy
+        if not len(self.waves):
+            return scaled
+        angles = (noisy.unsqueeze(-1) * self.waves).flatten(-2)
+        return torch.cat([scaled, angles.sin(), angles.cos()], dim=-1)
 
 
 class TimedMLP(nn.Module):
@@ -113,6 +152,7 @@ class DiffusionActor(nn.Module):
         sampler: how `sample` steps: `ddpm` with noise, `ddim` without.
         sampling_steps: in 1..N, how many steps `sample` takes; None takes all.
         input_scale: > 0, factor on x_n as the network sees it; the diffusion itself stays as it is. Ours.
+        input_frequencies: of waves of x_n that the network sees too (`NoisyInput`). Ours.
         variance_interpolation: in [0, 1], of the variance of `ddpm`'s steps: 1 is beta_n, 0 that of the posterior.
 
     Raises:
@@ -135,19 +175,19 @@ class DiffusionActor(nn.Module):
         sampler: str = "ddpm",
         sampling_steps: int | None = None,
         input_scale: float = 1.0,
+        input_frequencies: Sequence[float] = (),
         variance_interpolation: float = 1.0,
     ) -> None:
         super().__init__()
         if clip is not None:
             require_number("clip", clip, "positive and finite or null", lambda v: v > 0)
-        require_positive(input_scale=input_scale)
         require_number("variance_interpolation", variance_interpolation, "in [0, 1]", lambda v: 0 <= v <= 1)
-        self.input_scale = float(input_scale)
+        self.seen = NoisyInput(spec.action_dim, input_scale, input_frequencies)
         self.schedule = Schedule.of(noise_schedule, steps, variance_interpolation)
         self.clip, self.action_dim = clip, spec.action_dim
         self.network = TimedMLP(
             (seeds,),
-            spec.observation_dim + spec.action_dim,
+            spec.observation_dim + self.seen.size,
             spec.action_dim,
             steps=steps,
             time_dim=time_dim,
@@ -165,7 +205,7 @@ class DiffusionActor(nn.Module):
         self, observations: Float[Tensor, "seeds batch o"], noisy: Float[Tensor, "seeds batch a"], n: int | Tensor
     ) -> Float[Tensor, "seeds batch a"]:
         """The noise predicted in x_n; n is one step in 1..N, or (seeds, batch) of them."""
-        return self.network(torch.cat([observations, self.input_scale * noisy], dim=-1), n)
+        return self.network(torch.cat([observations, self.seen(noisy)], dim=-1), n)
 
     def steps_at(self, n: Int[Tensor, "seeds batch"]) -> ReverseStep:
         """DDPM's step from each row's n to n - 1."""
@@ -234,6 +274,7 @@ class DiffusionValue(nn.Module):
         activation: name of the activation.
         layer_norm: normalize what goes into each activation.
         input_scale: as the actor's.
+        input_frequencies: as the actor's.
 
     Raises:
         ValueError: an option is out of range.
@@ -251,14 +292,14 @@ class DiffusionValue(nn.Module):
         activation: str,
         layer_norm: bool,
         input_scale: float = 1.0,
+        input_frequencies: Sequence[float] = (),
     ) -> None:
         super().__init__()
         require_whole(1, critics=critics)
-        require_positive(input_scale=input_scale)
-        self.input_scale = float(input_scale)
+        self.seen = NoisyInput(spec.action_dim, input_scale, input_frequencies)
         self.network = TimedMLP(
             (seeds, critics),
-            spec.observation_dim + spec.action_dim,
+            spec.observation_dim + self.seen.size,
             1,
             steps=steps,
             time_dim=time_dim,
@@ -272,4 +313,4 @@ class DiffusionValue(nn.Module):
         self, observations: Float[Tensor, "seeds batch o"], noisy: Float[Tensor, "seeds batch a"], n: int | Tensor
     ) -> Float[Tensor, "seeds critics batch"]:
         """V_n of every critic; n is one step in 0..N, or (seeds, batch) of them."""
-        return self.network(torch.cat([observations, self.input_scale * noisy], dim=-1), n).squeeze(-1)
+        return self.network(torch.cat([observations, self.seen(noisy)], dim=-1), n).squeeze(-1)

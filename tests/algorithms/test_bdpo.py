@@ -369,3 +369,8 @@ def test_optimizers_of_parts_that_are_due_later_have_their_state_from_the_first_
     algorithm.step(random_batch())
     assert algorithm.known_optimizers()
     assert algorithm.optimizers_by_part["actor"].state[next(algorithm.actor.parameters())]["step"] == 0
+
+
+def test_v_sees_the_waves_that_the_actor_sees() -> None:
+    algo = compose_config("algo=bdpo", "dataset=toy/rings", "algo.actor.input_frequencies=[1,2]")["algo"]
+    assert algo["value"]["input_frequencies"] == algo["actor"]["input_frequencies"] == [1, 2]

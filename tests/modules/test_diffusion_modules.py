@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from brpo.modules.critics import QEnsemble
-from brpo.modules.diffusion import DiffusionActor, DiffusionValue, TimedMLP
+from brpo.modules.diffusion import DiffusionActor, DiffusionValue, NoisyInput, TimedMLP
 from brpo.modules.mlp import MLP, initialize
 from tests.helpers import make_spec
 
@@ -126,6 +127,26 @@ def test_the_input_scale_reaches_the_noisy_action_alone() -> None:
     assert torch.equal(scaled_v(observations, noisy, n), v(observations, 4.5 * noisy, n))
 
 
+def test_a_network_sees_waves_of_the_noisy_action_beside_it() -> None:
+    """Sines of all entries by all frequencies, then cosines; the points themselves are scaled, the waves are not."""
+    noisy, frequencies = normal(2, 6, 2), (1.0, 4.0)
+    seen = NoisyInput(2, 4.5, frequencies).double()
+    angles = np.pi * np.stack([entry * f for entry in np.moveaxis(noisy.numpy(), -1, 0) for f in frequencies], axis=-1)
+    wanted = np.concatenate([4.5 * noisy.numpy(), np.sin(angles), np.cos(angles)], axis=-1)
+    assert seen.size == wanted.shape[-1] == 10
+    assert np.allclose(seen(noisy).numpy(), wanted, atol=1e-6)  # pi in float32
+    assert torch.equal(NoisyInput(2, 4.5, ()).double()(noisy), 4.5 * noisy)
+    for network in (
+        make_actor(input_frequencies=frequencies),
+        DiffusionValue(
+            SPEC, 2, critics=3, steps=5, time_dim=8, hidden=(8,), activation="relu", layer_norm=True, input_frequencies=[2]
+        ),
+    ):
+        assert network.network.inputs == 3 + network.seen.size
+        assert network.seen.size == 2 * (1 + 2 * len(network.seen.waves))
+        assert not [name for name in network.state_dict() if "waves" in name]
+
+
 def test_q_sees_actions_times_its_scale() -> None:
     """Every critic, and the first one alone."""
     q, scaled_q = (QEnsemble(SPEC, 2, critics=3, hidden=(8,), activation="mish", input_scale=c).double() for c in (1.0, 4.5))
@@ -140,6 +161,10 @@ def test_q_sees_actions_times_its_scale() -> None:
     ("options", "message"),
     [
         ({"input_scale": 0.0}, "input_scale=0.0 is not allowed; it must be positive and finite"),
+        (
+            {"input_frequencies": [1, 0]},
+            r"input_frequencies=\[1, 0\] is not allowed; it must be a list of positive and finite",
+        ),
         ({"clip": 0.0}, "clip=0.0 is not allowed; it must be positive and finite or null"),
         ({"noise_schedule": "vq"}, "Unknown noise schedule 'vq'. Known: cosine, geometric, linear, vp"),
         ({"sampler": "euler"}, "Unknown sampler 'euler'. Known: ddpm, ddim"),
