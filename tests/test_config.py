@@ -240,7 +240,7 @@ def test_lists_by_family_resolve_in_place() -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         composed = compose("train", overrides=["algo=bdpo", "dataset=toy/rings"])
     OmegaConf.resolve(composed)
-    assert composed.algo.actor.hidden == [64, 64, 64]
+    assert composed.algo.actor.input_frequencies == [1, 2, 4, 8]
 
 
 def test_trusted_targets() -> None:

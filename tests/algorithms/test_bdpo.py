@@ -315,10 +315,16 @@ def test_toy_tasks_have_values_of_their_own() -> None:
     assert (algo["actor"]["noise_schedule"], algo["actor"]["input_scale"]) == ("vp_toy", 4.5)
     assert (algo["value"]["input_scale"], algo["critic"]["input_scale"]) == (4.5, 4.5)
     assert algo["actor"] == cloning["actor"]
+    assert (algo["actor"]["input_frequencies"], algo["samples"]) == ([1, 2, 4, 8], 8)
     assert (composed["batch_size"], composed["eval"]["every"]) == (512, 70)
+    spirals = compose_config("algo=bdpo", "dataset=toy/2spirals")
+    assert (spirals["batch_size"], spirals["max_updates"]) == (1024, 15_000)
+    paper = compose_config("algo=bdpo", "algo/size=paper", "dataset=toy/rings")["algo"]
+    assert (paper["actor"]["input_frequencies"], paper["samples"]) == ([], 10)
     plain, other = compose_config("algo=bdpo"), compose_config("algo=bc")
     actor = plain["algo"]["actor"]
     assert (actor["clip"], actor["noise_schedule"], actor["input_scale"]) == (1.0, "geometric", 1.0)
+    assert (actor["input_frequencies"], plain["algo"]["samples"]) == ([], 1)
     assert all(plain[key] == other[key] for key in ("batch_size", "eval"))
     assert (plain["max_updates"], compose_config("algo=diffusion_bc")["max_updates"]) == (20_000, 50_000)
 
