@@ -2,6 +2,7 @@
 
     python benchmarks/toy_limit.py [TASK...] [--schedule vp_toy] [--steps 50] [--cells 768]
     python benchmarks/toy_limit.py --run RUN        # what the behaviour model of a run allows, re-weighted; no table then
+    python benchmarks/toy_limit.py --run RUN --exchange             # parts of a run of BDPO in the best chain
     python benchmarks/toy_limit.py rings --profile [--run RUN]      # the KL of the best chain (of a run of BDPO) by step
 
 A step of the actor has the variance of the behaviour's and chooses its mean, which is not the form of the exact posterior.
@@ -31,11 +32,12 @@ from brpo.datasets.ids import TOY
 from brpo.evaluation.distances import resample, sliced_wasserstein, tilted_weights
 from brpo.evaluation.toy import Target
 from brpo.experiments.toy import ETA
-from brpo.functional.diffusion import Schedule
+from brpo.functional.diffusion import ReverseStep, Schedule
 
 DENSITY = 2_000_000  # points that the density is made of
 SAMPLES = 10_000  # that are compared
 FIRST = 8  # steps whose KL is shown one by one
+EXCHANGES = 3  # starts of the chains of --exchange
 ROUNDS = 10  # so many times as many samples of a behaviour model are drawn again by their weights; also starts of V_N
 EDGE = 1.3  # the grid of clean actions reaches from -EDGE to EDGE
 Energy = Callable[[np.ndarray], np.ndarray]
@@ -82,8 +84,12 @@ class Step:
     def actor(self, noisy: np.ndarray) -> np.ndarray:
         """The best mean at x_n (n, 2)."""
         mean = self.behavior(noisy)
+        return mean + self.move(mean)
+
+    def move(self, mean: np.ndarray) -> np.ndarray:
+        """What is best added to a behaviour's mean (n, 2)."""
         slopes = [Grid(slope, self.gain.edge).at(mean) for slope in np.gradient(self.gain.values, self.gain.spacing)]
-        return mean + self.shift * np.stack(slopes, axis=-1)
+        return self.shift * np.stack(slopes, axis=-1)
 
 
 def mesh(edge: float, cells: int) -> np.ndarray:
@@ -209,6 +215,37 @@ def reweighted(run: Path) -> tuple[str, float]:
     return target.dataset_id, sliced_wasserstein(chosen, target.draw(SAMPLES, "reference"))
 
 
+@torch.no_grad()
+def exchanged(run: Path, cells: int) -> list[float]:
+    """Distances of four chains to the target, means over EXCHANGES starts.
+
+    The best one, with the behaviour model of a run of BDPO (the first seed's), with its moves from there, and with both.
+    """
+    algorithm, config = saved_runs.load_algorithm(saved_runs.checkpoint_of(run, "last"))
+    target, schedule = Target.of(algorithm.spec.dataset_id, config["data"]["eta"]), algorithm.actor.schedule
+    points = toy.sample(target.dataset_id, DENSITY, seed=toy.SEED + 1).astype(np.float64)
+    steps, _ = solve(points, lambda at: toy.energy(target.dataset_id, at), config["data"]["eta"], schedule, cells)
+    policy, seeds, reference = algorithm.actor_target.module, algorithm.seeds.numel(), target.draw(SAMPLES, "reference")
+    observations = torch.zeros(seeds, SAMPLES, 1)
+
+    def learned(model: torch.nn.Module, noisy: np.ndarray, n: int, step: ReverseStep) -> np.ndarray:
+        rows = torch.as_tensor(noisy, dtype=torch.float32).expand(seeds, -1, -1)
+        return policy.back(rows, model(observations, rows, n), step, None)[0].double().numpy()
+
+    def chain(start: int, its_behavior: bool, its_moves: bool) -> float:
+        noise = np.random.default_rng(start)
+        noisy = noise.standard_normal((SAMPLES, 2))
+        for (n, plan), step in zip(policy.full_path, reversed(steps), strict=True):
+            own = learned(algorithm.behavior_target, noisy, n, plan)
+            mean = own if its_behavior else step.behavior(noisy)
+            move = learned(policy, noisy, n, plan) - own if its_moves else step.move(mean)
+            noisy = mean + move + step.std * noise.standard_normal(noisy.shape)
+        return sliced_wasserstein(noisy, reference)
+
+    parts = [(False, False), (True, False), (False, True), (True, True)]
+    return [float(np.mean([chain(start, *part) for start in range(EXCHANGES)])) for part in parts]
+
+
 def main(
     tasks: Annotated[list[str] | None, typer.Argument(help="All of them, unless given.")] = None,
     schedule: str = "vp_toy",
@@ -217,6 +254,7 @@ def main(
     cells: int = 768,
     run: Annotated[list[Path] | None, typer.Option(help="Run folders of BDPO or diffusion cloning; no table then.")] = None,
     profile: Annotated[bool, typer.Option(help="The KL to the behaviour by step instead.")] = False,
+    exchange: Annotated[bool, typer.Option(help="Parts of the runs in the best chain instead.")] = False,
 ) -> None:
     """Print what is asked for."""
     print(machine())
@@ -230,6 +268,13 @@ def main(
             print(f"| the best chain on {dataset_id} | {shown(found)} |", flush=True)
         for folder in run or []:
             print(f"| {folder.name} | {shown(penalties_of(folder))} |")
+        return
+    if run and exchange:
+        print("| run | best chain | with its behaviour | with its moves | with both |\n|---|---|---|---|---|")
+        for folder in run:
+            print(
+                f"| {folder.name} | {' | '.join(f'{distance:.4f}' for distance in exchanged(folder, cells))} |", flush=True
+            )
         return
     if run:
         print("| run | task | its behaviour model, re-weighted |\n|---|---|---|")
