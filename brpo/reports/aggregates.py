@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from brpo.evaluation.scores import cvar
 from brpo.reports import statistics
 from brpo.reports.comparison import Comparison, Method, Task, Tasks
 from brpo.reports.seed_result import METRICS, RULES
@@ -26,9 +25,9 @@ class Aggregate:
         mean: over tasks of the mean over seeds.
         mean_interval: its 95 % interval; None where a task has one seed.
         std: standard deviation over seeds (population); over tasks its mean.
-        iqm: interquartile mean over all runs.
+        iqm: interquartile mean over all runs, every task counting the same.
         iqm_interval: its 95 % interval.
-        cvar: mean of the worst tenth of all runs, at least of one.
+        cvar: mean of the worst tenth of all runs, rounded up, every task counting the same.
         worst_task: the task with the worst mean, and this mean.
         worst_seed: the task and seed with the worst number, and this number.
     """
@@ -67,7 +66,7 @@ def aggregate(comparison: Comparison, method: Method, tasks: Sequence[Task], rul
         std=float(np.mean([task.std() for task in values])),
         iqm=float(statistics.iqm(*values)),
         iqm_interval=statistics.interval(statistics.iqm, values),
-        cvar=sign * float(cvar(sign * np.concatenate(values))),
+        cvar=sign * float(statistics.worst_tenth(*(sign * task for task in values))),
         worst_task=min(zip(tasks, means, strict=True), key=lambda pair: sign * pair[1]),
         worst_seed=min(seeds, key=lambda triple: sign * triple[2]),
     )

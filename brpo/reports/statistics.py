@@ -4,6 +4,7 @@ Source of the aggregates: Agarwal et al. (2021), "Deep Reinforcement Learning at
 arXiv:2108.13264. Everything that resamples is `scipy.stats.bootstrap` with a fixed seed: a report says the same twice.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from scipy import stats
 
 LEVEL = 0.95
 TRIMMED = 0.25  # share cut off at each end by the interquartile mean
+TAIL = 0.1  # share of the worst runs
 RESAMPLES = 5000
 PROFILE_RESAMPLES = 1000  # a profile is a whole curve of shares
 _SEED = 0
@@ -28,9 +30,33 @@ def mean_of_tasks(*tasks: np.ndarray, axis: int = -1) -> np.ndarray:
 def iqm(*tasks: np.ndarray, axis: int = -1) -> np.ndarray:
     """Interquartile mean: mean of what is left when a quarter of all runs of all tasks is cut off at each end.
 
-    The number that is cut is rounded down: of three runs or fewer none is. Source: arXiv:2108.13264, section 4.
+    The number that is cut is rounded down: of three runs or fewer none is. Where tasks have unlike numbers of runs, each
+    counts the same, its runs as if repeated up to a common number (ours). Source: arXiv:2108.13264, section 4.
     """
-    return stats.trim_mean(np.concatenate(tasks, axis=axis), TRIMMED, axis=axis)
+    count = _common_runs(tasks, axis)
+    cut = int(TRIMMED * count) / count
+    return _mean_between(tasks, cut, 1.0 - cut, axis)
+
+
+def worst_tenth(*tasks: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Conditional value at risk: mean of the lowest tenth of all runs, rounded up; tasks count as in `iqm`."""
+    count = _common_runs(tasks, axis)
+    return _mean_between(tasks, 0.0, math.ceil(TAIL * count - 1e-9) / count, axis)
+
+
+def _common_runs(tasks: Tasks, axis: int) -> int:
+    """Runs of all tasks together, had each as many as the least number that all theirs divide."""
+    return len(tasks) * math.lcm(*(task.shape[axis] for task in tasks))
+
+
+def _mean_between(tasks: Tasks, low: float, high: float, axis: int) -> np.ndarray:
+    """Mean of what lies between two shares of all runs in order, of which every task has the same share."""
+    runs = np.concatenate([np.moveaxis(task, axis, -1) for task in tasks], axis=-1)
+    shares = np.concatenate([np.full(task.shape[axis], 1.0 / (len(tasks) * task.shape[axis])) for task in tasks])
+    order = np.argsort(runs, axis=-1)
+    ends = np.cumsum(shares[order], axis=-1)
+    kept = np.maximum(np.minimum(ends, high) - np.maximum(ends - shares[order], low), 0.0)
+    return (kept * np.take_along_axis(runs, order, axis=-1)).sum(-1) / kept.sum(-1)
 
 
 def interval(statistic: Callable[..., np.ndarray], tasks: Tasks) -> Interval:

@@ -1,11 +1,13 @@
 import copy
 import dataclasses
 import math
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from scipy import optimize
 
 from brpo.errors import UserError
@@ -15,7 +17,7 @@ from brpo.modules.divergence import SeriesDivergence
 from brpo.training import idle_options
 from brpo.types import Batch
 from tests.algorithms.test_iql import constant_output, three_transitions
-from tests.helpers import compose_config, make_algorithm, make_spec, random_batch
+from tests.helpers import ROOT, compose_config, make_algorithm, make_spec, random_batch
 
 
 def prepared(*overrides: str):
@@ -164,6 +166,20 @@ def test_target_and_fit_can_have_divergences_of_their_own() -> None:
     assert sfac.regularizer.coefficients[2:] == pytest.approx((1 / 2, -1 / 3, 1 / 4))
     fit = make_algorithm("sfac", "algo.divergence=alpha:0.5", "algo.regularizer.loss_order=3")  # which leaves the target
     assert (fit.regularizer.divergence.name, fit.target_divergence.name) == ("alpha:0.5", "jeffreys")
+
+
+def test_targets_of_the_ablation_differ_in_more_than_a_temperature() -> None:
+    """At equal slopes at 1 all target divergences have one line at order 2, and each its own curve in the ablation."""
+    jobs = OmegaConf.load(ROOT / "conf" / "sweep" / "target_divergence.yaml").hydra.sweeper.params
+    names, x = jobs["algo.target_divergence"].split(","), torch.tensor([-0.2, 0.3], dtype=torch.float64)
+    found = {}
+    for order in (2, jobs["algo.policy_order"]):
+        slopes = [2 * get_divergence(name).taylor(2)[2] for name in names]  # of 1 / ratio at 1
+        branches = [series.branch(get_divergence(name), order) for name in names]
+        found[order] = [series.target_ratio(branch, x * slope) for branch, slope in zip(branches, slopes, strict=True)]
+    assert all(torch.allclose(ratio, found[2][0]) for ratio in found[2])
+    pairs = combinations(found[jobs["algo.policy_order"]], 2)
+    assert not any(torch.allclose(first, second, rtol=1e-3) for first, second in pairs)
 
 
 def test_clipped_share_of_exponential_weights_by_hand() -> None:

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from brpo.reports import statistics
@@ -21,6 +23,27 @@ def test_iqm_cuts_a_quarter_at_each_end_of_all_runs() -> None:
     assert statistics.iqm(*arrays([8.0, 1.0, 3.0, 4.0], [2.0, 7.0, 5.0, 6.0])) == pytest.approx(4.5)
     assert statistics.iqm(*arrays([-100.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 1000.0])) == pytest.approx(3.5)
     assert statistics.iqm(*arrays([0.0, 1.0, 5.0])) == pytest.approx(2.0)
+
+
+def repeated(tasks: list[np.ndarray]) -> np.ndarray:
+    """Runs of tasks with 2, 3 and 5 of them, repeated to 30 each."""
+    return np.concatenate([np.repeat(task, 30 // len(task)) for task in tasks])
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32 - 1))
+def test_every_task_counts_the_same_in_pooled_statistics(seed: int) -> None:
+    """Against scipy, and a plain mean, on runs that are repeated until all tasks have as many."""
+    rng = np.random.default_rng(seed)
+    tasks = [rng.normal(k, 2.0, size) for k, size in enumerate((2, 3, 5))]
+    assert statistics.iqm(*tasks) == pytest.approx(stats.trim_mean(repeated(tasks), 0.25), abs=1e-12)
+    assert statistics.worst_tenth(*tasks) == pytest.approx(np.sort(repeated(tasks))[:9].mean(), abs=1e-12)
+    equal = [rng.normal(size=7) for _ in range(3)]
+    assert statistics.iqm(*equal) == pytest.approx(stats.trim_mean(np.concatenate(equal), 0.25), abs=1e-12)
+    rows = [rng.normal(size=(4, size)) for size in (3, 5)]  # as the bootstrap calls it
+    assert statistics.iqm(*rows, axis=-1) == pytest.approx(
+        [float(statistics.iqm(*(row[k] for row in rows))) for k in range(4)]
+    )
 
 
 def test_interval_resamples_within_tasks() -> None:
