@@ -6,7 +6,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 from brpo.functional.divergences import DIVERGENCES, Divergence, alpha, get_divergence
 
@@ -171,6 +171,40 @@ def test_closed_forms_between_gaussians() -> None:
         "hellinger": 2 - 2 * overlap, "alpha:0.5": 4 * (1 - overlap),
     }  # fmt: skip
     for name, value in expected.items():
+        assert between_gaussians(get_divergence(name), WIDE, NARROW) == pytest.approx(value, rel=1e-6), name
+
+
+def test_closed_forms_between_shifted_gaussians() -> None:
+    """Of the same width, d standard deviations apart: chi-square exp(d^2) - 1, total variation 2 Phi(d/2) - 1."""
+    p, q = (0.3, 0.8), (-0.2, 0.8)
+    shift = (p[0] - q[0]) / p[1]
+    expected = {
+        "chi2": math.exp(shift**2) - 1,
+        "neyman_chi2": math.exp(shift**2) - 1,
+        "total_variation": 2 * stats.norm.cdf(shift / 2) - 1,
+        "jeffreys": shift**2,
+    }
+    for name, value in expected.items():
+        assert between_gaussians(get_divergence(name), p, q) == pytest.approx(value, rel=1e-5), name
+
+
+def test_divergences_to_the_middle_between_gaussians() -> None:
+    """Jensen-Shannon (twice) as scipy's relative entropies to (p + q) / 2, GAN's the same, Le Cam as (p - q)^2 / (p + q)."""
+
+    def densities(x: float) -> tuple[float, float]:
+        return float(stats.norm.pdf(x, *WIDE)), float(stats.norm.pdf(x, *NARROW))
+
+    def to_middle(x: float) -> float:
+        p, q = densities(x)
+        return float(special.rel_entr(p, (p + q) / 2) + special.rel_entr(q, (p + q) / 2))
+
+    def squares(x: float) -> float:
+        p, q = densities(x)
+        return (p - q) ** 2 / (p + q)
+
+    expected = {"jensen_shannon": to_middle, "gan": to_middle, "le_cam": squares}
+    for name, integrand in expected.items():
+        value = integrate.quad(integrand, -8, 8, limit=200, points=(WIDE[0], NARROW[0]))[0]
         assert between_gaussians(get_divergence(name), WIDE, NARROW) == pytest.approx(value, rel=1e-6), name
 
 
