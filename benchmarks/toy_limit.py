@@ -257,6 +257,8 @@ def main(
     exchange: Annotated[bool, typer.Option(help="Parts of the runs in the best chain instead.")] = False,
 ) -> None:
     """Print what is asked for."""
+    if exchange and not run:
+        raise typer.BadParameter("--exchange puts parts of a run into the best chain: name one with --run")
     print(machine())
     if profile:
         print(f"| KL of | {' | '.join(f'n = {n}' for n in range(1, FIRST + 1))} | further | all |\n|{'---|' * (FIRST + 3)}")
@@ -272,9 +274,8 @@ def main(
     if run and exchange:
         print("| run | best chain | with its behaviour | with its moves | with both |\n|---|---|---|---|---|")
         for folder in run:
-            print(
-                f"| {folder.name} | {' | '.join(f'{distance:.4f}' for distance in exchanged(folder, cells))} |", flush=True
-            )
+            distances = " | ".join(f"{distance:.4f}" for distance in exchanged(folder, cells))
+            print(f"| {folder.name} | {distances} |", flush=True)
         return
     if run:
         print("| run | task | its behaviour model, re-weighted |\n|---|---|---|")

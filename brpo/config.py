@@ -177,7 +177,9 @@ def check_config(config: dict[str, Any]) -> None:
             raise UserError(f"{key}={value} is not allowed; it must be {allowed}.")
 
     for key in ("algo", "data", "engine", "trainer", "eval"):
-        require(key, config[key], isinstance(config[key], dict), f"a group or a mapping, as in {key}.name=value")
+        require(key, config.get(key), isinstance(config.get(key), dict), f"a group or a mapping, as in {key}.name=value")
+    target = config["algo"].get("_target_")
+    require("algo._target_", target, isinstance(target, str), "a class, as that of conf/algo/iql.yaml is")
     for group, known in (("", KEYS), ("data.", DATA), ("eval.", EVALUATION), ("engine.", ENGINE)):
         node = config[group.removesuffix(".")] if group else config
         for key in sorted(set(node) - set(known)):

@@ -147,6 +147,8 @@ def test_seed_list_refuses(given: Any) -> None:
         ("engine.threads=true", "engine.threads=True is not allowed; it must be a whole number >= 1, or null"),
         ("run_dir=1", "run_dir=1 is not allowed; it must be a path"),
         ("eval=5000", "eval=5000 is not allowed"),
+        ("~eval", "eval=None is not allowed; it must be a group or a mapping"),
+        ("~algo._target_", "algo._target_=None is not allowed; it must be a class"),
         ("callbacks=1", "callbacks=1 is not allowed"),
         ("loggers=wandb", "loggers=wandb is not allowed; it must be a mapping of names to loggers"),
         ("+trainer.logger=true", "it must be left out: loggers is for that"),

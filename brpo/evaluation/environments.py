@@ -101,7 +101,6 @@ def maker(
         EnvironmentUnavailable: it is not registered here, or cannot be made.
     """
     wanted = describe(specification)
-    _quiet_mujoco()
     _register_optional()
     if wanted["id"] not in gymnasium.registry:
         raise EnvironmentUnavailable(

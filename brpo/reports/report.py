@@ -104,13 +104,14 @@ def _profiles(comparison: Comparison, number: int) -> dict[str, Tasks]:
     return {picture(names[scope], number): tasks for scope, tasks in comparison.scopes().items()}
 
 
-def report(paths: Sequence[Path | str]) -> Report:
-    """A report on what lies below some paths, see `run_folders.find`.
+def report(paths: Path | str | Sequence[Path | str]) -> Report:
+    """A report on what lies below a path or several, see `run_folders.find`.
 
     Raises:
         UserError: there are no results, or some that cannot stand beside one another, see `comparison.compare`.
     """
-    found = run_folders.find([Path(path) for path in paths])
+    several = [paths] if isinstance(paths, str | Path) else paths  # a string is a sequence too, of letters
+    found = run_folders.find([Path(path) for path in several])
     if not found.results:
         raise UserError(f"No run is finished and evaluated: {'; '.join(found.missing)}.")
     return Report(found, *compare(found.results))

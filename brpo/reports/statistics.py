@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from brpo.evaluation.scores import TAIL
+
 LEVEL = 0.95
 TRIMMED = 0.25  # share cut off at each end by the interquartile mean
-TAIL = 0.1  # share of the worst runs
 RESAMPLES = 5000
 PROFILE_RESAMPLES = 1000  # a profile is a whole curve of shares
 _SEED = 0

@@ -1,12 +1,19 @@
 """The best chain of `benchmarks/toy_limit.py` where a pencil finds it too: Gaussian data, an energy that rises evenly."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import toy_limit
+import typer
 
+from brpo.datasets import toy
+from brpo.evaluation.distances import sliced_wasserstein
+from brpo.evaluation.toy import Target
 from brpo.functional.diffusion import Schedule
+from tests.helpers import SMALL
+from tests.test_diagnosis import saved_run
 
 STD, SLOPE, ETA = 0.2, 0.5, 0.3
 
@@ -66,3 +73,27 @@ def test_penalties_of_the_best_chain(solved: tuple) -> None:
         slope *= float(plan.from_clean) * clean + float(plan.from_noisy)
     found = toy_limit.penalties(steps, np.random.default_rng(2), schedule)
     np.testing.assert_allclose(found, expected, rtol=0.05, atol=1e-3)
+
+
+def test_parts_of_a_run_in_the_best_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was not trained moves nothing: with its moves the best chain is the behaviour's."""
+    for name, value in {"DENSITY": 20_000, "SAMPLES": 500, "EXCHANGES": 1}.items():
+        monkeypatch.setattr(toy_limit, name, value)
+    run = saved_run(tmp_path / "run", "bdpo", "dataset=toy/moons")
+    best, with_behavior, with_moves, with_both = toy_limit.exchanged(run, 65)
+    points = toy.sample("toy/moons", 20_000, seed=toy.SEED + 1).astype(np.float64)
+    steps, _ = toy_limit.solve(
+        points, lambda at: toy.energy("toy/moons", at), 0.06, Schedule.of("vp_toy", SMALL["steps"]), 65
+    )
+    reference, found = Target.of("toy/moons", 0.06).draw(500, "reference"), []
+    for behavior in (False, True):
+        noise = np.random.default_rng(0)
+        drawn = toy_limit.samples(steps, noise.standard_normal((500, 2)), noise, behavior=behavior)
+        found.append(sliced_wasserstein(drawn, reference))
+    assert [best, with_moves] == pytest.approx(found, rel=1e-5)
+    assert min(with_behavior, with_both) > 2 * with_moves  # the behaviour model was not trained either
+
+
+def test_an_exchange_needs_a_run() -> None:
+    with pytest.raises(typer.BadParameter, match="name one with --run"):
+        toy_limit.main(exchange=True)

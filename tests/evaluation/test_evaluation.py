@@ -219,6 +219,20 @@ def test_unavailable_environments(specification: str | None, message: str) -> No
         environments.maker(specification)
 
 
+def test_a_simulator_that_cannot_be_imported_is_no_more_than_an_environment_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As MuJoCo with a MUJOCO_GL that it does not know, or whose library is missing."""
+
+    def import_module(name: str) -> None:
+        raise RuntimeError("invalid value for environment variable MUJOCO_GL: foo")
+
+    monkeypatch.setattr(environments.importlib, "import_module", import_module)
+    environments._quiet_mujoco.cache_clear()
+    with pytest.raises(
+        environments.EnvironmentUnavailable, match="cannot be made .RuntimeError: invalid value .* MUJOCO_GL: foo"
+    ):
+        environments.maker(spec())
+
+
 def test_an_environment_of_other_sizes_is_unavailable() -> None:
     environments.maker(spec(), sizes=(3, 1))
     with pytest.raises(environments.EnvironmentUnavailable, match=r"of sizes \(3, 1\), the data \(5, 1\)"):

@@ -24,6 +24,12 @@ from tests.helpers import ROOT
 from tests.reports.fabricated import make_run
 
 
+def test_a_report_on_one_path(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", {0: [1.0]})
+    for path in (tmp_path, str(tmp_path)):
+        assert [result.seed for result in report(path).found.results] == [0]
+
+
 def names(folder: Path) -> list[str]:
     comparisons, _ = compare(run_folders.find([folder]).results)
     return [method.name for comparison in comparisons for method in comparison.methods]
