@@ -5,10 +5,12 @@ several sittings and machines; `--store` puts there what the report is made of.
 
     python benchmarks/grid.py comparison        # docs/results.md
     python benchmarks/grid.py earlier_defaults  # docs/sfac.md: Sf-AC before its target was a series
-    python benchmarks/grid.py symmetry          # docs/results.md: Sf-AC without its symmetry term
+    python benchmarks/grid.py fit               # docs/results.md: Sf-AC without its symmetry term
+    python benchmarks/grid.py symmetry          # docs/results.md: the exponential target without it
     python benchmarks/grid.py policies          # docs/results.md: mixtures as policy and behaviour model
     python benchmarks/grid.py halfcheetah       # docs/sfac.md: why TD3+BC is better on HalfCheetah replay
     python benchmarks/grid.py hopper_replay     # docs/sfac.md: whether XQL is better on Hopper replay, and why
+    python benchmarks/grid.py hopper_medium_expert      # docs/sfac.md: what keeps Sf-AC below cloning and TD3+BC there
     python benchmarks/grid.py sql_parts         # docs/sfac.md: why SQL was better with the same observations
     python benchmarks/grid.py observations      # docs/results.md: the other methods with normalized observations
     python benchmarks/grid.py modes             # docs/results.md: runs to be evaluated by `brpo evaluate --mode`
@@ -95,7 +97,8 @@ SEARCH = {
 SEARCH_SEED = 100  # not among those of the comparison
 
 
-# What each question changes, beside the defaults of the comparison; of Sf-AC, beside those of then.
+# What each question changes, beside the defaults of the comparison; where EXPONENTIAL stands, beside those of then.
+FIT = {"sfac coefficient 0": ["algo=sfac", "algo.symmetry_coefficient=0"]}
 SYMMETRY = {"coefficient 0": [*EXPONENTIAL, RAW, "algo.symmetry_coefficient=0"]}
 POLICIES = {
     "sfac mixture": [*EXPONENTIAL, RAW, "actor=mixture"],
@@ -175,9 +178,25 @@ SQL_PARTS = {  # asked of the other recordings: why SQL was better with the same
         ],
     }.items()
 }
+HOPPER_MEDIUM_EXPERT = {  # asked of the other recordings: where today's Sf-AC does worst, an option at a time
+    row: [*overrides, "seeds=[100,101,102]", "eval.every=5000"]  # many evaluations: each is of few falls
+    for row, overrides in {
+        "bc": ["algo=bc"],
+        "td3_bc": ["algo=td3_bc"],
+        "sfac": ["algo=sfac"],
+        "sfac T 3": ["algo=sfac", "algo.temperature=3"],
+        "sfac coefficient 0": ["algo=sfac", "algo.symmetry_coefficient=0"],
+        "sfac sampled V": ["algo=sfac", "algo.value_loss=sample"],
+        "sfac epsilon 1": ["algo=sfac", "algo.regularizer.epsilon=1"],
+        "sfac T 1/3": ["algo=sfac", "algo.temperature=0.3333"],
+        "sfac order 4": ["algo=sfac", "algo.policy_order=4"],
+        "sfac exponential": EXPONENTIAL,
+    }.items()
+}
 BUDGET = ["eval.every=10000", "eval.episodes=10"]
 QUESTIONS = {  # rows, data sets, updates; three seeds where a row says nothing else
     "earlier_defaults": (EARLIER_DEFAULTS, (*REPLAY, *MEDIUM), 50000),
+    "fit": (FIT, (REST[0], REPLAY[1], REPLAY[3], REST[2]), 50000),
     "symmetry": (SYMMETRY, REPLAY[1:3], 50000),
     "policies": (POLICIES, REPLAY[1:], 50000),
     "halfcheetah": (HALFCHEETAH, REPLAY[3:], 50000),
@@ -188,6 +207,7 @@ QUESTIONS = {  # rows, data sets, updates; three seeds where a row says nothing 
     "normalization": (NORMALIZATION, (*REPLAY[1:], MEDIUM[0], MEDIUM[2]), 50000),
     "diffusion_setting": (DIFFUSION_SETTING, (*MEDIUM[:2], REST[0], REST[2]), 20000),
     "hopper_replay": (HOPPER_REPLAY, REPLAY[1:2], 50000),
+    "hopper_medium_expert": (HOPPER_MEDIUM_EXPERT, REST[:1], 50000),
     "sql_parts": (SQL_PARTS, (REPLAY[3], REPLAY[1], REPLAY[2]), 50000),
     "diffusion_normalization": (DIFFUSION_NORMALIZATION, (MEDIUM[1], MEDIUM[2], REST[0]), 10000),
 }
@@ -195,6 +215,7 @@ QUESTIONS = {  # rows, data sets, updates; three seeds where a row says nothing 
 # What stands beside them in a report: rows of the comparison, and of earlier defaults.
 BESIDE = {
     "earlier_defaults": ("sfac", "sql"),
+    "fit": ("sfac",),
     "symmetry": ("sfac exponential, raw observations",),
     "policies": ("sfac exponential, raw observations", "bc"),
     "halfcheetah": (*EARLIER_DEFAULTS, "td3_bc"),
