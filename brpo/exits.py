@@ -5,12 +5,13 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from hydra.errors import HydraException
+import yaml
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from brpo.errors import Interrupted, LeftToRankZero, TrainingDiverged, UserError
-from brpo.options import meant
+from brpo.options import classes_above, meant, option_names
 
 DONE, WRONG_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 130
 
@@ -59,7 +60,7 @@ def outcome_of(run: Callable[[], Any], debug: bool = False) -> tuple[int, str | 
         return DONE, None
     except TrainingDiverged as error:
         return _report(f"diverged: {error}", DIVERGED, debug)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         return _report(f"error: {in_one_line(error)}", WRONG_INPUT, debug)
     except OSError as error:  # a full disk, a folder that cannot be written
         return _report(f"error: {disk_error(error)}", WRONG_INPUT, debug)
@@ -80,6 +81,8 @@ def _report(message: str, code: int, debug: bool) -> tuple[int, str]:
 
 def in_one_line(error: BaseException) -> str:
     """The error's own words; for Hydra's wrappers, those of what they wrap. OmegaConf's details stay behind --debug."""
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
+        return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}."
     while isinstance(error, HydraException | OmegaConfBaseException) and isinstance(
         error.__cause__, UserError | OmegaConfBaseException
     ):
@@ -88,21 +91,29 @@ def in_one_line(error: BaseException) -> str:
     details = (
         "full_key:", "object_type=", "reference_type=", "Set the environment variable", "Config search path:", "provider=",
     )  # fmt: skip
-    return " ".join(line for line in lines if not line.startswith(details)) + _known_keys(error)
+    said = " ".join(line for line in lines if not line.startswith(details)) + _known_keys(error)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read: {said}. In a shell, an argument with spaces or braces wants quotes."
+    return said
 
 
 def _known_keys(error: BaseException) -> str:
     """What stands beside a key that is not there, and where else a key of that name stands."""
-    from brpo.config import flatten  # which needs this module
+    from brpo.config import class_of, flatten  # which needs this module
 
     parent = getattr(error, "parent_node", None)
     if not (isinstance(error, ConfigAttributeError | ConfigKeyError) and isinstance(parent, DictConfig)):
         return ""
     names = sorted(str(key) for key in parent if not str(key).startswith("_") and key != "hydra")
-    where = str(error.full_key or "").rpartition(".")[0] or "the configuration"
+    place, _, key = str(error.full_key or "").rpartition(".")
+    where = place or "the configuration"
     if names:
         root: Any = OmegaConf.to_container(parent._get_root(), resolve=False)
-        elsewhere = meant(str(error.full_key), flatten({key: root[key] for key in root if key != "hydra"}))
+        beside = [f"{place}.{name}" if place else name for name in names]
+        elsewhere = meant(str(error.full_key), [*flatten({key: root[key] for key in root if key != "hydra"}), *beside])
+        owner = classes_above(class_of(str(parent.get("_target_", ""))))
+        if key in option_names(owner):
+            elsewhere = f" {owner[0].__name__} takes it, with a plus before it: +{error.full_key}."
         return f": {where} has {', '.join(names)}.{elsewhere}"
     follows = where == "algo.behavior"  # an interpolation has no keys
     return f": {where} follows algo.actor. Give it a kind of its own first: actor@{where}=gaussian." if follows else ""

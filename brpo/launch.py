@@ -1,7 +1,6 @@
 """What `train.py` does with a composed configuration: check, find what to resume, train, say what came out."""
 
 import functools
-import json
 import os
 import re
 import sys
@@ -85,7 +84,7 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
             print(f"already finished: {resumption.folder.path} ({resumption.folder.result})", flush=True)
             if on_folder is not None:
                 on_folder(resumption.folder.path)
-            return {**json.loads(resumption.folder.result.read_text()), "run_dir": str(resumption.folder.path)}
+            return {**resumption.folder.read_result(), "run_dir": str(resumption.folder.path)}
         if resumption.checkpoint is None and resumption.updates >= 0:
             raise UserError(
                 f"{resumption.folder.path} ended after {resumption.updates} updates and has no whole checkpoint to go on "

@@ -1,7 +1,6 @@
 """Finding the checkpoint that a run continues from, and bringing its folder back to it."""
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -73,7 +72,9 @@ def resume_in(folder: RunFolder) -> Resumption:
     path, checkpoint, notice = newest_checkpoint(folder)
     if path is None or checkpoint is None:
         if folder.result.exists():
-            return Resumption(folder, None, _updates_of(folder), f"{notice} {folder.path} has no whole checkpoint.".strip())
+            return Resumption(
+                folder, None, folder.read_result()["updates"], f"{notice} {folder.path} has no whole checkpoint.".strip()
+            )
         if any((folder.checkpoints / name).exists() for name in CHECKPOINTS):
             raise UserError(
                 f"{notice.replace(' Trying another one.', '')} {folder.path} has no whole checkpoint to continue from. "
@@ -81,13 +82,6 @@ def resume_in(folder: RunFolder) -> Resumption:
             )
         return Resumption(folder, None, -1, f"{folder.path} has no checkpoint yet: it starts anew.")
     return Resumption.at(folder, path, checkpoint, notice)
-
-
-def _updates_of(folder: RunFolder) -> int:
-    try:
-        return int(json.loads(folder.result.read_text())["updates"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder.result} is not a result file of ours. Delete {folder.path} to start anew.") from error
 
 
 def resume_from(path: Path) -> Resumption:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import io
+import json
 import os
 import platform
 import secrets
@@ -62,6 +63,24 @@ class RunFolder:
     def holds_run(self) -> bool:
         """Whether a run was started here."""
         return self.config.exists()
+
+    def read_result(self) -> dict[str, Any]:
+        """The result of the finished run.
+
+        Raises:
+            UserError: there is none, or it is not one of ours.
+        """
+        try:
+            result = json.loads(self.result.read_text())
+        except OSError as error:
+            raise UserError(
+                f"{self.path} is not the folder of a finished run: {error.strerror}: {error.filename}."
+            ) from error
+        except ValueError as error:
+            raise UserError(f"{self.result} is not a result file of ours: {type(error).__name__} {error}.") from error
+        if not isinstance(result, dict) or "updates" not in result:
+            raise UserError(f"{self.result} is not a result file of ours: it lacks updates.")
+        return result
 
     def create(self, config: dict[str, Any], overrides: list[str]) -> None:
         """Make the folder with its configuration.

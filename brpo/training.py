@@ -30,6 +30,7 @@ from brpo.datasets.datamodule import OfflineDataModule
 from brpo.engine import memory, strategy
 from brpo.engine.checkpoint_io import DigestCheckpointIO
 from brpo.engine.choose import choose, make_runner
+from brpo.engine.compiled import require_backend
 from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import TrainingDiverged, UserError
 from brpo.evaluation import environments
@@ -256,22 +257,29 @@ def _build(
     checkpoints = Checkpoints(folder.checkpoints, recorder, signals, ranks)
     pretraining = Pretraining(config, algorithm, ranks)
     callbacks: list[Callback] = [signals, recorder, pretraining, evaluate, progress]
-    callbacks += _users_own(config, "callbacks")
+    callbacks += _users_own(config, "callbacks", Callback)
     if config["profile"]:
         callbacks.append(Profile(folder.path / "profile"))
-    trainer = make_trainer(config, folder, [*callbacks, checkpoints], ranks, _users_own(config, "loggers"))
+    trainer = make_trainer(config, folder, [*callbacks, checkpoints], ranks, _users_own(config, "loggers", Logger))
     device = trainer.strategy.root_device
     precision = config["trainer"]["precision"]
     storage, most = config["data"]["storage"], ranks.most(len(seeds))
     engine, reason = choose(config["engine"]["name"], algorithm, device, storage, precision, most)
+    if engine != "eager":
+        require_backend(config["engine"]["backend"])
     group = f", {ranks.world} processes with parallel={ranks.mode}" if ranks.world > 1 else ""
     print(f"engine: {engine} on {device.type} ({reason}){group}", flush=True)
     return Parts(datamodule, algorithm, recorder, pretraining, checkpoints, trainer, engine)
 
 
-def _users_own(config: dict[str, Any], key: str) -> list[Any]:
+def _users_own(config: dict[str, Any], key: str, kind: type) -> list[Any]:
     """The callbacks or loggers that were typed."""
-    return [configuration.build(node, place=f"{key}.{name}") for name, node in (config[key] or {}).items()]
+    typed = {f"{key}.{name}": node for name, node in (config[key] or {}).items()}
+    built = {place: configuration.build(node, place=place) for place, node in typed.items()}
+    for place, found in built.items():
+        if not isinstance(found, kind):
+            raise UserError(f"{place} is of {type(found).__name__}, which is no {kind.__name__} of Lightning's.")
+    return list(built.values())
 
 
 def idle_options(algorithm: OfflineAlgorithm, overrides: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Training from Python, and the mistakes that are made there."""
 
+import shutil
 import threading
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,12 @@ def test_train_resume_and_take_up_the_run(datasets: Path, tmp_path: Path) -> Non
     assert len(first["final"]["score"]) == 2
     again = api.train(f"resume={run}")
     assert again == first  # finished: the same file
+    for damaged in ('{"updates": 2', "[]"):
+        (tmp_path / "copy").mkdir(exist_ok=True)
+        shutil.copytree(run, tmp_path / "copy", dirs_exist_ok=True)
+        (tmp_path / "copy" / "result.json").write_text(damaged)
+        with pytest.raises(UserError, match="result.json is not a result file of ours"):
+            api.train(f"resume={tmp_path / 'copy'}")
     assert saved_runs.load_algorithm(str(run))[0].seeds.tolist() == [4, 7]
     evaluated = saved_runs.evaluate_checkpoint(str(run), episodes=1, mode="sampled")
     assert [row.seed for row in evaluated["rows"]] == [4, 7]
@@ -46,11 +53,20 @@ def test_train_resume_and_take_up_the_run(datasets: Path, tmp_path: Path) -> Non
         ("-m", "is not for one run"),
         ("hydra.verbose=true", "is not for one run"),
         ("resume=none/such", "none/such"),
+        ("+callbacks.mine._target_=collections.OrderedDict", "callbacks.mine is of OrderedDict, which is no Callback of"),
+        ("+loggers.mine._target_=collections.OrderedDict", "loggers.mine is of OrderedDict, which is no Logger of"),
     ],
 )
 def test_refusals_are_errors_of_the_user(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         api.train("trainer=smoke", override)
+
+
+def test_a_backend_is_refused_before_there_is_a_folder(datasets: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match="engine.backend=foo is unknown"):
+        api.train("algo=bc", "engine=compile", "engine.backend=foo", f"run_dir={folder}", *TINY)
+    assert not (folder / "config.yaml").exists()
 
 
 def test_a_run_may_be_made_in_a_thread(datasets: Path, tmp_path: Path) -> None:

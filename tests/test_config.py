@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -279,6 +280,10 @@ def test_a_wrong_name_comes_with_the_right_ones(overrides: list[str], line: str,
         ("algo.lr=1e-3", "algo.optimizer.lr"),
         ("chunk=5", "engine.chunk"),
         ("hidden=[8]", "algo.actor.hidden or algo.critic.hidden or algo.value.hidden"),
+        ("algo.actor.hiden=[8]", "algo.actor.hidden"),
+        ("algo.optimzer.lr=1", "algo.optimizer"),
+        ("dataste=toy/moons", "dataset"),
+        ("evry=5", "eval.every"),
     ],
 )
 def test_a_key_in_the_wrong_place_comes_with_the_right_one(
@@ -286,6 +291,31 @@ def test_a_key_in_the_wrong_place_comes_with_the_right_one(
 ) -> None:
     assert exit_code_of(lambda: compose_config(typed)) == 2
     assert capsys.readouterr().err.endswith(f". Did you mean {places}?\n")
+
+
+def test_an_option_that_wants_a_plus(capsys: pytest.CaptureFixture[str]) -> None:
+    """The algorithm's file does not name it, but its class takes it."""
+    assert exit_code_of(lambda: compose_config("algo=iql", "algo.learning_rates.actor=1")) == 2
+    assert capsys.readouterr().err.endswith(". IQL takes it, with a plus before it: +algo.learning_rates.\n")
+
+
+def test_an_argument_that_cannot_be_read_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code_of(lambda: compose_config("algo.actor.hidden=[8,")) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: algo.actor.hidden=[8, cannot be read: no viable alternative at input '[8,'")
+    assert said.endswith("an argument with spaces or braces wants quotes.")
+
+
+def test_a_slip_in_a_file_is_named_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "slip.yaml").write_text("algo:\n  discount: 0.9\n   polyak: 1\n")
+
+    def read() -> None:
+        with initialize_config_dir(str(tmp_path), version_base="1.3"):
+            compose("slip")
+
+    assert exit_code_of(read) == 2
+    place = f"{tmp_path / 'slip.yaml'}, line 3, column 10"
+    assert capsys.readouterr().err == f"error: {place}: mapping values are not allowed here.\n"
 
 
 def test_options_lists_what_can_be_typed() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,12 @@ def test_bdpo_draws_its_paths_and_knows_what_its_start_is_worth(tmp_path: Path, 
     assert float(line["cpu_minutes"]) >= 0
     with pytest.raises(UserError, match="is not the folder of a finished run"):
         experiment.table([tmp_path], tmp_path / "none.csv")
+    shutil.copytree(folder, tmp_path / "other")
+    result = json.loads((folder / "result.json").read_text())
+    result["config"]["data"]["eta"] = 0.1
+    (tmp_path / "other" / "result.json").write_text(json.dumps(result))
+    with pytest.raises(UserError, match="other targets: toy/8gaussians with 0.06, toy/8gaussians with 0.1. Give runs of one"):
+        experiment.table([folder, tmp_path / "other"], tmp_path / "none.csv")
 
 
 @pytest.mark.parametrize("eta", ["0", "-0.06", "nan"])

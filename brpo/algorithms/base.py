@@ -208,11 +208,11 @@ class OfflineAlgorithm(lightning.LightningModule):
 
     def update(self, batch: Batch) -> None:
         """One update of every part that is due."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} lacks update(self, batch): brpo/algorithms/bc.py is the shortest example.")
 
     def pretrain(self, batch: Batch) -> None:
         """One update of the `pretrained` parts, before the training. It is to read nothing of the rewards."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} lacks pretrain(self, batch), which pretrain_updates asks for.")
 
     def after_pretraining(self) -> None:
         """Once, when the pre-trained parts are there, trained or taken from a file: what starts from them, in place."""

@@ -21,6 +21,18 @@ _FAILURES = (TorchDynamoException, InductorError)  # before anything has run
 _TOGETHER = {"force_non_lazy_backward_lowering": True}
 
 
+def require_backend(backend: str) -> None:
+    """Refuse a backend that torch.compile does not know.
+
+    Raises:
+        UserError: names it.
+    """
+    try:
+        lookup_backend(backend)
+    except TorchDynamoException as error:
+        raise UserError(f"engine.backend={backend} is unknown to torch.compile; inductor is the usual one.") from error
+
+
 def compile_update(algorithm: OfflineAlgorithm, backend: str = "inductor", or_eager: bool = False) -> None:
     """Put a compiled version in the place of the update, for this object alone, and another in that of `pretrain`.
 
@@ -36,10 +48,7 @@ def compile_update(algorithm: OfflineAlgorithm, backend: str = "inductor", or_ea
     Raises:
         UserError: the backend is unknown; or, in the first compiled update, it cannot be compiled.
     """
-    try:
-        lookup_backend(backend)
-    except TorchDynamoException as error:
-        raise UserError(f"engine.backend={backend} is unknown to torch.compile; inductor is the usual one.") from error
+    require_backend(backend)
     optimizers = algorithm.optimizers_by_part.values()
     if algorithm.ranks.averages or not all(FusedAdamStep.is_plain(optimizer) for optimizer in optimizers):
         compile_losses(algorithm, backend, or_eager)

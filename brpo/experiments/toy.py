@@ -6,7 +6,6 @@ python -m brpo.experiments.toy table RUN RUN ...      # what they reached, in nu
 """
 
 import csv
-import json
 import math
 import sys
 from pathlib import Path
@@ -63,6 +62,9 @@ def table(
     Prints the comparison of BDPO with the other algorithms as Markdown, where there are runs of both (see `markdown`).
     """
     lines = [numbers_of(run) for run in runs]
+    targets = {(line["task"], line["eta"]) for line in lines}
+    if unlike := sorted(f"{task} with {eta}" for task, eta in targets if sum(task == other for other, _ in targets) > 1):
+        raise UserError(f"data.eta makes other targets: {', '.join(unlike)}. Give runs of one value for each task.")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_records(out, lines)
     print(out)
@@ -121,15 +123,22 @@ def numbers_of(run: Path) -> dict[str, Any]:
         UserError: the run has not ended, or is not one on a toy task.
     """
     folder = RunFolder(run)
+    result = folder.read_result()
     try:
-        result = json.loads(folder.result.read_text())
         with folder.metrics.open() as file:
             rows = [row for row in comparable(csv.DictReader(file)) if int(row["update"]) == result["updates"]]
     except OSError as error:
         raise UserError(f"{run} is not the folder of a finished run: {error.strerror}: {error.filename}.") from error
     if not is_toy(result["dataset"]["id"]) or not rows:
         raise UserError(f"{run} has no evaluation on a toy task at its end. Give runs on {', '.join(toy.ids())}.")
-    line = {"task": result["dataset"]["id"], "algorithm": result["algo"], "seeds": len(rows), "updates": result["updates"]}
+    eta = result["config"]["data"]["eta"]
+    line = {
+        "task": result["dataset"]["id"],
+        "eta": eta,
+        "algorithm": result["algo"],
+        "seeds": len(rows),
+        "updates": result["updates"],
+    }
     line["pretrain_updates"] = result["config"]["algo"].get("pretrain_updates", 0)
     for name in ("sliced_wasserstein", "energy_mean", "mode_error", "start_value"):
         values = [float(row[name]) for row in rows if row.get(name)]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from brpo.errors import UserError
 from brpo.functional import activations, perceptron, products, streams
-from brpo.options import require, require_flag
+from brpo.options import require, require_flag, require_one_of
 
 NORM_EPSILON = 1e-6  # flax's, which BDPO's authors use; torch's own is 1e-5
 
@@ -113,8 +113,7 @@ class MLP(nn.Module):
         layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"Unknown activation {activation!r}. Known: {', '.join(sorted(ACTIVATIONS))}.")
+        require_one_of(ACTIVATIONS, activation=activation)
         require("hidden", hidden, "a list of whole numbers >= 1, as [256,256]",
                 lambda v: isinstance(v, list | tuple) and all(type(size) is int and size >= 1 for size in v))  # fmt: skip
         require_flag(layer_norm=layer_norm)

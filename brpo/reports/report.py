@@ -113,7 +113,7 @@ def report(paths: Path | str | Sequence[Path | str]) -> Report:
     several = [paths] if isinstance(paths, str | Path) else paths  # a string is a sequence too, of letters
     found = run_folders.find([Path(path) for path in several])
     if not found.results:
-        raise UserError(f"No run is finished and evaluated: {'; '.join(found.missing)}.")
+        raise UserError(f"No run is finished and evaluated: {'; '.join(found.missing) or 'no path was given'}.")
     return Report(found, *compare(found.results))
 
 

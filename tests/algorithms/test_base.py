@@ -43,6 +43,14 @@ def test_descend_by_hand() -> None:
     assert (toy.update_count, int(toy.updates)) == (1, 1)
 
 
+def test_an_algorithm_without_an_update_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Toy, "update")
+    toy = Toy()
+    toy.configure_optimizers()
+    with pytest.raises(UserError, match=r"Toy lacks update\(self, batch\): brpo/algorithms/bc.py is the shortest example"):
+        toy.step(None)
+
+
 def test_clipping_is_for_each_seed() -> None:
     """Norms 8 and 6 are clipped to 2: both move by 0.5."""
     toy = Toy(gradient_clip=2.0)
@@ -168,7 +176,7 @@ def test_refusals(options: dict, message: str) -> None:
             "algo.regularizer.loss_order=1",
             "algo.regularizer.loss_order=1 is not allowed",
         ),
-        ("bc", "algo.actor.activation=rellu", "Unknown activation 'rellu'"),
+        ("bc", "algo.actor.activation=rellu", "algo.actor.activation=rellu is not allowed; it must be relu or tanh or gelu"),
         (
             "bc",
             "algo.actor.min_log_std=3.0",

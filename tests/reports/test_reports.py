@@ -28,6 +28,8 @@ def test_a_report_on_one_path(tmp_path: Path) -> None:
     make_run(tmp_path / "a", {0: [1.0]})
     for path in (tmp_path, str(tmp_path)):
         assert [result.seed for result in report(path).found.results] == [0]
+    with pytest.raises(UserError, match="No run is finished and evaluated: no path was given"):
+        report([])
 
 
 def names(folder: Path) -> list[str]:
