@@ -265,7 +265,9 @@ def diagnose(
 
 @app.command()
 def divergences(
-    order: Annotated[int, typer.Option(min=2, help="Of the series in the last column, algo.regularizer.loss_order.")] = 4,
+    order: Annotated[
+        int, typer.Option(min=2, max=1000, help="Of the series in the last column, algo.regularizer.loss_order.")
+    ] = 4,
     epsilon: Annotated[float, typer.Option(help="Of its clip range, algo.regularizer.epsilon; above 0.")] = 0.5,
 ) -> None:
     """Print the known f-divergences with their series, radius and bounds. docs/divergences.md explains the columns."""

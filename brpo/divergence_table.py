@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 
+from brpo.errors import UserError
 from brpo.functional import series
 from brpo.functional.divergences import Divergence
 
@@ -26,9 +27,20 @@ def table(divergences: Iterable[Divergence], order: int, epsilon: float) -> str:
 
 
 def row(divergence: Divergence, order: int, epsilon: float) -> list[str]:
-    """The cells of a divergence; those of its series are empty where it has none."""
+    """The cells of a divergence; those of its series are empty where it has none.
+
+    Raises:
+        UserError: f, the user's, fails.
+    """
     formula = f"`{divergence.formula}`" if divergence.formula else "-"
-    first = [f"`{divergence.name}`", formula, "yes" if divergence.is_symmetric else "no"]
+    try:
+        symmetric = divergence.is_symmetric
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"f of the divergence {divergence.name!r} cannot be computed: {' '.join(str(error).split())}. It must take and "
+            f"give a torch tensor, by torch's functions: torch.log and not math.log."
+        ) from error
+    first = [f"`{divergence.name}`", formula, "yes" if symmetric else "no"]
     try:
         series.branch(divergence, 2)
     except ValueError:  # no series, or no curvature at 1

@@ -112,6 +112,7 @@ def export(
             f"action, {TOLERANCE:.0e} are allowed. It was not written; please report this."
         )
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, content)
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror or error}).") from error

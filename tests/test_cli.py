@@ -1,13 +1,17 @@
 """The `brpo` command itself: what it says of its arguments, and its tables."""
 
 import importlib.metadata
+import math
 import os
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from brpo import cli, divergence_table
+from brpo.errors import UserError
 from brpo.exits import exit_code_of_command
 from brpo.functional.divergences import DIVERGENCES, Divergence, get_divergence
 from tests.helpers import ROOT
@@ -104,6 +108,12 @@ def test_a_row_by_hand() -> None:
     assert float(below) == pytest.approx(1.5 / (0.125 - 0.125 / 3), rel=1e-2)
     assert divergence_table.row(Divergence("mine", "test", lambda t: 3.0 * (t - 1.0).square()), 2, 1.0)[3] == "0.1667"
     assert divergence_table.row(Divergence("flat", "test", lambda t: (t - 1.0) ** 4), 2, 1.0)[1:] == ["-", "no", *["-"] * 6]
+
+
+@pytest.mark.parametrize("f", [lambda t: math.log(t), lambda t: t.foo(), lambda t: t.detach().numpy()])
+def test_a_divergence_of_the_users_that_fails_is_named(f: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(UserError, match="f of the divergence 'mine' cannot be computed: .*: torch.log and not math.log"):
+        divergence_table.row(Divergence("mine", "test", f), 4, 0.5)
 
 
 @pytest.mark.parametrize("name", [name for name, divergence in DIVERGENCES.items() if divergence.formula])

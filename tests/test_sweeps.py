@@ -239,6 +239,13 @@ def test_no_error_leaves_a_job(error: BaseException, tmp_path: Path) -> None:
     assert record.error is not None and "\n" not in record.error
 
 
+@pytest.mark.parametrize("typed", [0, "foo", 1.5, True, None])
+def test_a_number_of_jobs_that_is_none(typed: Any) -> None:
+    with pytest.raises(UserError, match=f"hydra.launcher.n_jobs={typed} is not allowed; it must be a whole number other"):
+        sweeps._refuse_number_of_jobs(typed)
+    sweeps._refuse_number_of_jobs(-1)
+
+
 def test_resume_auto_is_refused_where_jobs_share_a_run() -> None:
     automatic = [["algo=bc", f"max_updates={n}", "resume=auto"] for n in (1, 2)]
     with pytest.raises(UserError, match="resume=auto cannot tell the runs of this sweep apart"):

@@ -140,7 +140,9 @@ def test_bdpo_draws_its_paths_and_knows_what_its_start_is_worth(tmp_path: Path, 
     result = json.loads((folder / "result.json").read_text())
     result["config"]["data"]["eta"] = 0.1
     (tmp_path / "other" / "result.json").write_text(json.dumps(result))
-    with pytest.raises(UserError, match="other targets: toy/8gaussians with 0.06, toy/8gaussians with 0.1. Give runs of one"):
+    with pytest.raises(
+        UserError, match="other targets: toy/8gaussians with 0.06, toy/8gaussians with 0.1. Give runs of one"
+    ):
         experiment.table([folder, tmp_path / "other"], tmp_path / "none.csv")
 
 

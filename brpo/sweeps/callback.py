@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from brpo.config import RESUME_MAY_CHANGE, resume_may_change
 from brpo.errors import UserError
 from brpo.exits import DONE, INTERRUPTED, WRONG_INPUT, exit_code_of, in_one_line
+from brpo.options import require
 from brpo.sweeps.folder import Job, Status, SweepFolder
 from brpo.sweeps.plan import AT_A_TIME, LEADER, devices_for, ends_with_its_leader, is_local, planned_jobs
 
@@ -136,6 +137,8 @@ class SweepCallback(Callback):
 
     def _begin(self, config: DictConfig) -> None:
         folder, local = SweepFolder(Path(config.hydra.sweep.dir)), is_local(config.hydra)
+        if local:
+            _refuse_number_of_jobs(config.hydra.launcher.n_jobs)
         sweep = Sweep(folder, planned_jobs(config), ends_with_its_leader(config.hydra))
         _refuse_misunderstandings(sweep.jobs)
         _refuse_twins(sweep.jobs)
@@ -151,6 +154,11 @@ class SweepCallback(Callback):
             at_a_time = effective_n_jobs(config.hydra.launcher.n_jobs)
             os.environ[AT_A_TIME] = str(min(at_a_time, len(sweep.jobs) or at_a_time))
             sweep.take_signals()
+
+
+def _refuse_number_of_jobs(typed: Any) -> None:
+    allowed = "a whole number other than 0; -1 means every core"
+    require("hydra.launcher.n_jobs", typed, allowed, lambda n: type(n) is int and n != 0)
 
 
 def _refuse_misunderstandings(jobs: list[list[str]]) -> None:

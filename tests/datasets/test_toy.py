@@ -162,3 +162,4 @@ def test_the_command_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1 nearer to the inner circle" in info
     checked = shown.invoke(cli.app, ["data", "check", "toy/circles"]).stdout
     assert f"toy/circles: good. 100000 transitions in 100000 episodes, digest {DIGESTS['toy/circles']}" in checked
+    assert "constant" not in checked  # the one state is meant to be
