@@ -64,7 +64,18 @@ def outcome_of(run: Callable[[], Any], debug: bool = False) -> tuple[int, str | 
         return _report(f"error: {in_one_line(error)}", WRONG_INPUT, debug)
     except OSError as error:  # a full disk, a folder that cannot be written
         return _report(f"error: {disk_error(error)}", WRONG_INPUT, debug)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        advice = "Less is wanted by fewer seeds, a smaller batch_size, smaller networks, data.storage=memmap"
+        return _report(f"error: memory ran out: {in_one_line(error) or 'no more was given'}. {advice}.", WRONG_INPUT, debug)
     return DONE, None
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether it says so: Python's own, torch's on a GPU, torch's allocator on a CPU."""
+    names = {kind.__name__ for kind in type(error).__mro__}  # torch is not imported here
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def disk_error(error: OSError) -> str:

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -304,6 +305,18 @@ def test_an_argument_that_cannot_be_read_is_named(capsys: pytest.CaptureFixture[
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("error: algo.actor.hidden=[8, cannot be read: no viable alternative at input '[8,'")
     assert said.endswith("an argument with spaces or braces wants quotes.")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), None])
+def test_memory_that_runs_out_is_no_traceback(error: Exception | None, capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> None:
+        if error is not None:
+            raise error
+        torch.empty(10**15)
+
+    assert exit_code_of(run) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: memory ran out: .*\. Less is wanted by fewer seeds, .*\n", said)
 
 
 def test_a_slip_in_a_file_is_named_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
