@@ -113,6 +113,7 @@ OBSERVATIONS = {  # what it does for the others, beside Sf-AC and TD3+BC, which 
     f"{algo}, normalized observations": [f"algo={algo}", NORMALIZED] for algo in ("iql", "awac", "bc", "sql", "eql", "xql")
 }
 MODES = {algo: [f"algo={algo}"] for algo in ("bc", "iql", "awac", "sql", "xql", "eql")}  # td3_bc has one action
+MODES["bc squashed"] = ["algo=bc", "actor=squashed"]  # whose spread depends on the state
 # Asked of other recordings than those of the comparison, too: the same agents, recorded with another seed.
 NORMALIZATION = {
     f"{row}, seed {SEARCH_SEED}": [*EXPONENTIAL, option, f"seeds=[{SEARCH_SEED}]"]
@@ -182,8 +183,10 @@ HOPPER_MEDIUM_EXPERT = {  # asked of the other recordings: where today's Sf-AC d
     row: [*overrides, "seeds=[100,101,102]", "eval.every=5000"]  # many evaluations: each is of few falls
     for row, overrides in {
         "bc": ["algo=bc"],
+        "bc mixture": ["algo=bc", "actor=mixture"],
         "td3_bc": ["algo=td3_bc"],
         "sfac": ["algo=sfac"],
+        "sfac mixture": ["algo=sfac", "actor=mixture"],
         "sfac T 3": ["algo=sfac", "algo.temperature=3"],
         "sfac coefficient 0": ["algo=sfac", "algo.symmetry_coefficient=0"],
         "sfac sampled V": ["algo=sfac", "algo.value_loss=sample"],
