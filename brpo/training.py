@@ -283,8 +283,10 @@ def _users_own(config: dict[str, Any], key: str, kind: type) -> list[Any]:
 
 
 def idle_options(algorithm: OfflineAlgorithm, overrides: list[str]) -> list[str]:
-    """What was typed of the algorithm's options that others make idle, in words."""
-    return [
+    """What was typed and others make idle, in words: the algorithm's options, and where its behaviour model is from."""
+    idle = [f"{item} has no effect: no behaviour model is fitted before the training" for item in overrides
+            if item in ("behavior=auto", "behavior=fresh") and not algorithm.pretrain_updates]  # fmt: skip
+    return idle + [
         f"{key} has no effect under {reason}"
         for option, reason in algorithm.without_effect().items()
         for key in map(configuration.dotted_key, overrides)

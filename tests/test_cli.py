@@ -74,6 +74,14 @@ def test_the_experiments_have_names_of_their_own(
     assert said.endswith(f"See python -m {program} --help.")
 
 
+def test_the_package_is_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["brpo", "bogus"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("brpo", run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: No such command 'bogus'. See brpo --help.\n"
+
+
 def test_version_and_commit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["brpo", "--version"])
     monkeypatch.setattr("brpo.runs.git_commit", lambda: "abc-dirty")

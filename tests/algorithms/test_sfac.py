@@ -299,6 +299,12 @@ def test_options_that_others_make_idle_change_nothing_and_are_announced(override
     assert idle_options(make_algorithm("sfac", *overrides), overrides) == []
 
 
+def test_a_fresh_behavior_model_is_idle_where_none_is_fitted_first() -> None:
+    said = ["behavior=fresh has no effect: no behaviour model is fitted before the training"]
+    assert idle_options(make_algorithm("sfac"), ["behavior=fresh"]) == said
+    assert idle_options(make_algorithm("sfac", "algo.pretrain_updates=5"), ["behavior=fresh"]) == []
+
+
 @pytest.mark.parametrize("behavior", ["gaussian", "squashed", "student_t", "mixture"])
 @pytest.mark.parametrize("actor", ["gaussian", "squashed", "student_t", "mixture"])
 def test_any_policy_beside_any_behaviour_model(actor: str, behavior: str) -> None:
