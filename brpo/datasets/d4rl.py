@@ -88,7 +88,7 @@ def import_file(
     extremes = np.stack([arrays["actions"].min(0), arrays["actions"].max(0)])
     moments = Moments()
     moments.add(arrays["observations"])
-    clipped = _outside(file, arrays["actions"], extremes, space)
+    _refuse_other_units(file, arrays["actions"], extremes, space)
     ends, jumps = _ends(file, arrays, max_steps)
     episodes = list(_episodes(arrays, ends))
     if not episodes:
@@ -103,7 +103,7 @@ def import_file(
         terminated=np.array([episode.terminations[-1] for episode in episodes]),
         space=space,
         extremes=extremes,
-        clipped=clipped,
+        clipped=sum(int(_outside(np.asarray(episode.actions), space).sum()) for episode in episodes),
         moments=moments,
     )
 
@@ -273,16 +273,18 @@ def _bound(typed: float | Sequence[float], dimensions: int) -> np.ndarray:
     return np.broadcast_to(numbers, dimensions)
 
 
-def _outside(file: Path, actions: np.ndarray, extremes: np.ndarray, space: gymnasium.spaces.Box) -> int:
-    """How many entries lie outside their bounds; refuses bounds in other units than the data's, which leave none inside."""
-    outside = (actions < space.low - 1e-6) | (actions > space.high + 1e-6)
-    for dimension in np.flatnonzero(outside.all(0)):
+def _outside(actions: np.ndarray, space: gymnasium.spaces.Box) -> np.ndarray:
+    return (actions < space.low - 1e-6) | (actions > space.high + 1e-6)
+
+
+def _refuse_other_units(file: Path, actions: np.ndarray, extremes: np.ndarray, space: gymnasium.spaces.Box) -> None:
+    """Refuse bounds in other units than the data's, which leave no entry inside."""
+    for dimension in np.flatnonzero(_outside(actions, space).all(0)):
         (least, most), low, high = extremes[:, dimension], space.low[dimension], space.high[dimension]
         raise UserError(
             f"{file}: every entry of action dimension {dimension}, from {least:.6g} to {most:.6g}, lies outside its bounds "
             f"{low:.6g} and {high:.6g}. Bounds are in the units of the data."
         )
-    return int(outside.sum())
 
 
 def _ends(file: Path, arrays: dict[str, np.ndarray], max_steps: int | None) -> tuple[np.ndarray, int]:

@@ -159,6 +159,8 @@ def test_bounds_of_actions(root: Path, tmp_path: Path) -> None:
     made = d4rl.import_file(wide, ID, bounds=(-1.5, 4.0))
     assert (made.clipped, minari_io.load(ID).clipped) == (1, 1)
     assert minari_io.load(ID).action_high.tolist() == [4.0]
+    cut = write(tmp_path, rows(following=False, actions=2 * rows()["actions"]))  # its last row, 2, is left out
+    assert d4rl.import_file(cut, "hopper-cut-v0", bounds=(-1.5, 1.9)).clipped == minari_io.load("hopper-cut-v0").clipped == 1
     made = d4rl.import_file(write(tmp_path, rows(actions=WIDE)), "lab/heat-v0", bounds=([15, 0], [30, 0.9]))
     assert (made.clipped, made.extremes.tolist()) == (1, [[16, 0], [28, 1]])
     heat = minari_io.load("lab/heat-v0")
