@@ -9,6 +9,7 @@ from brpo.datasets.minari_io import TERMINATED, TRUNCATED, Flat
 from brpo.evaluation import scores
 
 FAR = 30  # mean or standard deviation of an observation that networks, which expect about 1, fit badly
+DISCOUNTS = (0.99, 0.997)  # the methods' default, and one that sees three times as far
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _CONSTANT, _LOST = 1e-11, 2.0**-20  # standard deviation over magnitude: rounding alone; few of float32's 24 bits
 
@@ -27,6 +28,13 @@ def offsets(mean: np.ndarray, std: np.ndarray) -> list[str]:
     """A note where float32 leaves columns few different values."""
     lost = np.flatnonzero((std > _CONSTANT * np.abs(mean)) & (std < _LOST * np.abs(mean))).tolist()
     return [f"observation columns {lost} lose their digits in float32: subtract an offset first"] if lost else []
+
+
+def discounted(flat: Flat, discount: float) -> np.ndarray:
+    """Each episode's rewards, summed from its first step at a discount: what methods with a critic see of its return."""
+    starts = np.append(0, np.cumsum(flat.lengths)[:-1])
+    steps = np.arange(len(flat.rows)) - np.repeat(starts, flat.lengths)
+    return np.add.reduceat(flat.rows[:, flat.columns.slices[2]][:, 0] * discount**steps, starts)
 
 
 def describe(flat: Flat) -> dict[str, str]:
@@ -53,6 +61,11 @@ def describe(flat: Flat) -> dict[str, str]:
         "boundary actions": f"{100 * flat.boundary_share:.2f} % of the entries; {flat.clipped} outside the bounds",
         "description": str(flat.metadata.get("description", "")),
     }
+    if flat.lengths.max() > 1:
+        seen = ((discount, discounted(flat, discount)) for discount in DISCOUNTS)
+        lines["return at a discount, mean and std"] = "; ".join(
+            f"{discount}: {returns.mean():.1f} +- {returns.std():.1f}" for discount, returns in seen
+        )
     if normalized is not None:
         lines["normalized score"] = f"{normalized.mean():.1f} +- {normalized.std():.1f}, best {normalized.max():.1f}"
         lines["reference returns"] = f"{references[0]} (score 0), {references[1]} (score 100)"

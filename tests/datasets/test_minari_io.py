@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from brpo.datasets import catalog, episodes, minari_io
-from brpo.datasets.statistics import describe
+from brpo.datasets.statistics import describe, discounted
 from brpo.errors import UserError
 from tests.conftest import random_episode, write_dataset
 
@@ -294,6 +294,21 @@ def test_bundled_data_set() -> None:
     assert lines["episodes"] == "60: 0 terminated, 60 truncated, 0 neither"
     stds = [float(number) for number in lines["observation std, by dimension"].split()]
     assert stds == pytest.approx(flat.rows[:, :17].astype(np.float64).std(0), rel=5e-3)
+
+
+def test_discounted_returns_by_hand(root: Path) -> None:
+    """Each from the start of its episode: Horner's rule over its rewards."""
+    rng = np.random.default_rng(4)
+    write_dataset(root, ID, [random_episode(rng, length) for length in (5, 2, 9)])
+    flat, expected = minari_io.load(ID), []
+    for rewards in np.split(flat.rows[:, flat.columns.slices[2]][:, 0], np.cumsum(flat.lengths)[:-1]):
+        total = 0.0
+        for reward in rewards[::-1]:
+            total = reward + 0.9 * total
+        expected.append(total)
+    np.testing.assert_allclose(discounted(flat, 0.9), expected, rtol=1e-5)
+    np.testing.assert_allclose(discounted(flat, 1.0), flat.returns, rtol=1e-5)
+    assert describe(flat)["return at a discount, mean and std"].startswith(f"0.99: {discounted(flat, 0.99).mean():.1f} +- ")
 
 
 def test_checking_finds_what_loading_finds(root: Path) -> None:
