@@ -11,6 +11,7 @@ several sittings and machines; `--store` puts there what the report is made of.
     python benchmarks/grid.py halfcheetah       # docs/sfac.md: why TD3+BC is better on HalfCheetah replay
     python benchmarks/grid.py hopper_replay     # docs/sfac.md: whether XQL is better on Hopper replay, and why
     python benchmarks/grid.py hopper_medium_expert      # docs/sfac.md: what keeps Sf-AC below cloning and TD3+BC there
+    python benchmarks/grid.py mixture           # docs/sfac.md: whether a mixture should be Sf-AC's policy by default
     python benchmarks/grid.py sql_parts         # docs/sfac.md: why SQL was better with the same observations
     python benchmarks/grid.py observations      # docs/results.md: the other methods with normalized observations
     python benchmarks/grid.py modes             # docs/results.md: runs to be evaluated by `brpo evaluate --mode`
@@ -167,6 +168,10 @@ HOPPER_REPLAY = {  # asked of the other recordings: what keeps Sf-AC below XQL t
         "xql": ["algo=xql"],
     }.items()
 }
+MIXTURE = {  # asked of the other recordings: whether a mixture of Gaussians should be Sf-AC's policy by default
+    row: ["algo=sfac", *overrides, "seeds=[100,101,102]"]
+    for row, overrides in {"sfac mixture": ["actor=mixture"], "sfac": []}.items()
+}
 SQL_PARTS = {  # asked of the other recordings: why SQL was better with the same observations
     row: [*overrides, "seeds=[100,101,102]"]
     for row, overrides in {
@@ -211,6 +216,7 @@ QUESTIONS = {  # rows, data sets, updates; three seeds where a row says nothing 
     "diffusion_setting": (DIFFUSION_SETTING, (*MEDIUM[:2], REST[0], REST[2]), 20000),
     "hopper_replay": (HOPPER_REPLAY, REPLAY[1:2], 50000),
     "hopper_medium_expert": (HOPPER_MEDIUM_EXPERT, REST[:1], 50000),
+    "mixture": (MIXTURE, (REPLAY[3], REPLAY[1], REST[2], REST[1], MEDIUM[0]), 50000),
     "sql_parts": (SQL_PARTS, (REPLAY[3], REPLAY[1], REPLAY[2]), 50000),
     "diffusion_normalization": (DIFFUSION_NORMALIZATION, (MEDIUM[1], MEDIUM[2], REST[0]), 10000),
 }
