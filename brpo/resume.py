@@ -13,6 +13,7 @@ from brpo.files import write_atomically
 from brpo.runs import RunFolder, cut_events, runs_root
 from brpo.types import DataSpec
 
+EVALUATION_TAGS = ("evaluation", "evaluation_by_seed", "heldout")
 CHECKPOINTS = ("last.ckpt", "previous.ckpt", "best.ckpt")  # what a run continues from, the first that is whole
 
 
@@ -40,7 +41,7 @@ class Resumption:
         moment = f"update {made}" if made >= 0 else f"pre-training update {pretrained}"
         notice = f"{notice} Continuing {path} from {moment}.".strip()
         # Evaluations end with the one that was made last: a resumed run makes the next one again.
-        ends = dict.fromkeys(("evaluation", "evaluation_by_seed", "heldout"), evaluated)
+        ends = dict.fromkeys(EVALUATION_TAGS, evaluated)
         ends |= dict.fromkeys(("final", "_hparams_"), -1)  # of an end that is none any more
         # The pre-training has steps of its own, of which `made` and `evaluated` count the last ones below zero.
         ends |= {"pretrain": pretrained, "pretrain/heldout": pretrained - min(made, 0) + min(evaluated, 0)}
@@ -151,9 +152,18 @@ def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], over
     if resumption.chosen or resumption.checkpoint == folder.checkpoints / "best.ckpt":  # which another evaluation replaces
         resumption = _as_last(folder, resumption)
     folder.create(config, overrides)
-    cut_events(folder.path, resumption.updates, resumption.ends)
+    cut_events(folder.path, resumption.updates, _ends(resumption, config["eval"]))
     folder.result.unlink(missing_ok=True)  # it is no longer the result of this run
     return resumption
+
+
+def _ends(resumption: Resumption, evaluation: dict[str, Any]) -> Mapping[str, int]:
+    """The last steps of events. An evaluation of another kind takes the place of the one at the checkpoint's own update."""
+    then, updates = (resumption.config or {}).get("eval", evaluation), resumption.updates
+    same = all(then[key] == evaluation[key] for key in ("mode", "episodes"))
+    if same or updates % evaluation["every"] or resumption.ends["evaluation"] != updates:
+        return resumption.ends
+    return {**resumption.ends, **dict.fromkeys(EVALUATION_TAGS, updates - 1)}
 
 
 def _as_last(folder: RunFolder, resumption: Resumption) -> Resumption:

@@ -1,5 +1,6 @@
 """Training from Python, and the mistakes that are made there."""
 
+import csv
 import shutil
 import threading
 from importlib import metadata
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import brpo
 from brpo import api, diagnosis, estimates, export, saved_runs
@@ -42,6 +44,20 @@ def test_train_resume_and_take_up_the_run(datasets: Path, tmp_path: Path) -> Non
         saved_runs.evaluate_checkpoint(run, mode="deterministic")
     with pytest.raises(UserError, match="episodes=0 is not allowed"):
         saved_runs.evaluate_checkpoint(run, episodes=0)
+
+
+def test_an_evaluation_of_another_kind_takes_the_place_of_the_last_one(datasets: Path, tmp_path: Path) -> None:
+    """In TensorBoard as in metrics.csv."""
+    run = tmp_path / "run"
+    options = ("max_updates=4", "eval.every=2", "engine.chunk=2", "eval.episodes=1", f"run_dir={run}")
+    api.train("algo=bc", *TINY, *options)
+    api.train(f"resume={run}", "max_updates=6", "eval.episodes=2")
+    events = EventAccumulator(str(run))
+    events.Reload()
+    for tag in ("evaluation/score", "heldout/actor/log_prob/mean"):
+        assert [event.step for event in events.Scalars(tag)] == [2, 4, 6]
+    with (run / "metrics.csv").open() as file:
+        assert [(row["update"], row["episodes"]) for row in csv.DictReader(file)] == [("2", "1"), ("4", "2"), ("6", "2")]
 
 
 @pytest.mark.parametrize(
