@@ -81,8 +81,8 @@ def over_tasks(comparison: Comparison, tasks: Tasks) -> dict[tuple[Method, str],
 
 
 @functools.cache
-def worst_shares(comparison: Comparison) -> dict[Method, tuple[float, Task]]:
-    """The smallest share that a method's mean final score has of the best method's there, and the task that it has it on.
+def worst_shares(comparison: Comparison, rule: str = "final") -> dict[Method, tuple[float, Task]]:
+    """The smallest share that a method's mean score has of the best method's there, and the task that it has it on.
 
     Over the tasks with scores that the method has, so a hole elsewhere hides nothing; those where no method is above 0
     are left out. Source: the robustness that Sf-AC claims (arXiv:2508.04225, section 6); the number is ours.
@@ -90,7 +90,7 @@ def worst_shares(comparison: Comparison) -> dict[Method, tuple[float, Task]]:
     best, means = {}, {}
     for task in comparison.columns("score"):
         of_task = {
-            m: float(comparison.values(m, task, "final").mean()) for m in comparison.methods if (m, task) in comparison.cells
+            m: float(comparison.values(m, task, rule).mean()) for m in comparison.methods if (m, task) in comparison.cells
         }
         best[task] = max(of_task.values())
         means |= {(method, task): mean for method, mean in of_task.items()}

@@ -77,18 +77,21 @@ def _aggregate_row(comparison: Comparison, method: Method, tasks: Sequence[Task]
 
 def robustness(comparison: Comparison) -> str:
     """What a method keeps of the best one's score where it does worst; nothing where there is one method."""
-    found = aggregates.worst_shares(comparison)
+    found, over_curves = (aggregates.worst_shares(comparison, rule) for rule in ("final", "auc"))
     if len(found) < 2:
         return ""
     tasks = comparison.columns("score")
     rows = []
     for method, (share, task) in sorted(found.items(), key=lambda item: -item[1][0]):
         there = sum((method, column) in comparison.cells for column in tasks)
-        rows.append([method.name, f"{100 * share:.0f} %", task.dataset, f"{there} of {len(tasks)}"])
+        curve = over_curves.get(method)  # no method may be above 0 over the whole of a curve
+        of_curve = [f"{100 * curve[0]:.0f} %", curve[1].dataset] if curve else [HOLE, HOLE]
+        rows.append([method.name, f"{100 * share:.0f} %", task.dataset, *of_curve, f"{there} of {len(tasks)}"])
+    header = ["method", "final", "data set", "area under the curve", "data set", "data sets"]
     return (
-        "Where a method does worst: its mean final score over that of the best method on the same data set, the smallest of "
-        "these over the data sets that it has.\n\n"
-        + markdown(["method", "share", "data set", "data sets"], rows, ["data set"])
+        "Where a method does worst: its mean score over that of the best method on the same data set, the smallest of these "
+        "over the data sets that it has; by the final policy, and by the mean over all evaluations.\n\n"
+        + markdown(header, rows, ["data set"])
     )
 
 
@@ -236,12 +239,12 @@ def _score_rows(comparisons: Sequence[Comparison]) -> Iterator[list[Any]]:
 
 def _aggregate_rows(comparisons: Sequence[Comparison]) -> Iterator[list[Any]]:
     for comparison in comparisons:
-        shares = aggregates.worst_shares(comparison)
+        shares = {rule: aggregates.worst_shares(comparison, rule) for rule in RULES}
         for scope, tasks in comparison.scopes().items():
             for (method, rule), found in aggregates.over_tasks(comparison, tasks).items():
                 share: list[Any] = ["", ""]
-                if (scope, rule) == ("all", "final") and method in shares:
-                    value, at = shares[method]
+                if scope == "all" and method in shares[rule]:
+                    value, at = shares[rule][method]
                     share = [value, at.dataset]
                 named = [method.name, *_protocol(comparison), scope, rule]
                 if found is None:

@@ -334,7 +334,7 @@ def test_where_a_method_does_worst_and_the_data_sets_that_all_have(tmp_path: Pat
         for dataset, score in found.items():
             make_run(tmp_path / f"{algo}-{dataset}", {0: [score], 1: [score]}, algo=algo, dataset=f"{dataset}-v0")
     text = report([tmp_path]).markdown()
-    assert "| iql | 75 % | b-v0 | 2 of 3 |\n| bc | 50 % | a-v0 | 3 of 3 |" in text
+    assert "| iql | 75 % | b-v0 | 75 % | b-v0 | 2 of 3 |\n| bc | 50 % | a-v0 | 50 % | a-v0 | 3 of 3 |" in text
     common = text[
         text.index("**The same, and what follows, over the 2 data sets that every method has**: `a-v0`, `b-v0`.") :
     ]
@@ -398,6 +398,12 @@ def test_the_worst_is_what_the_metric_calls_so() -> None:
     found = aggregates.aggregate(scores, other, scores.tasks, "final")
     assert found is not None
     assert (found.worst_task, found.worst_seed, found.cvar) == ((second, -8.0), (second, 0, -8.0), -8.0)
+    for (of, _), seeds in scores.cells.items():
+        for seed in seeds:
+            seed.value = {"final": 1.0, "auc": 3.0 if of is method else 4.0}.__getitem__
+    aggregates.worst_shares.cache_clear()
+    assert [aggregates.worst_shares(scores, rule)[method][0] for rule in ("final", "auc")] == [1.0, 0.75]
+    aggregates.worst_shares.cache_clear()
 
 
 def test_holes_are_shown_and_enter_no_aggregate(tmp_path: Path) -> None:
@@ -498,7 +504,7 @@ def test_csv_tables(written: Path) -> None:
     assert [(row["method"], row["rule"], row["datasets"]) for row in aggregate] == [
         ("bc", "final", "1"), ("bc", "best", "1"), ("bc", "auc", "1")]  # fmt: skip
     assert [(row["worst_share"], row["worst_share_dataset"]) for row in aggregate] == [
-        ("1.0", "tests/one-v0"), ("", ""), ("", "")]  # fmt: skip
+        ("1.0", "tests/one-v0")] * 3  # fmt: skip
     costs = {row["method"]: row for row in csv.DictReader((written / "cost.csv").open())}
     assert (costs["bc"]["runs"], costs["bc"]["seeds_in_a_run"]) == ("1", "2")
     assert float(costs["bc"]["wall_seconds"]) > 0
