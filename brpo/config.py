@@ -121,7 +121,7 @@ def _as_user_error(error: InstantiationException, node: Any, place: str) -> Exce
     if isinstance(cause, ValueError):
         return UserError(str(cause))
     if isinstance(cause, TypeError):
-        words, classes = in_words(cause), classes_above(class_of(target))
+        words, classes = in_words(cause), classes_above(_class_of(target))
         owner = words.partition(" ")[0]
         if owner not in [each.__name__ for each in classes]:  # of what the class was about to build
             return UserError(f"{target}: {words}.")
@@ -130,7 +130,7 @@ def _as_user_error(error: InstantiationException, node: Any, place: str) -> Exce
     return UserError(" ".join(str(cause).split()))
 
 
-def class_of(target: str) -> Any:
+def _class_of(target: str) -> Any:
     """What a target names; None where there is nothing."""
     module, _, name = target.rpartition(".")
     try:

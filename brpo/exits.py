@@ -1,5 +1,6 @@
 """From exceptions to exit codes and one line on stderr. Imports nothing heavy."""
 
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from brpo.errors import Interrupted, LeftToRankZero, TrainingDiverged, UserError
-from brpo.options import classes_above, meant, option_names
+from brpo.options import meant
 
 DONE, WRONG_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 130
 
@@ -67,15 +68,16 @@ def outcome_of(run: Callable[[], Any], debug: bool = False) -> tuple[int, str | 
     except (MemoryError, RuntimeError) as error:
         if not ran_out_of_memory(error):
             raise
-        advice = "Less is wanted by fewer seeds, a smaller batch_size, smaller networks, data.storage=memmap"
-        return _report(f"error: memory ran out: {in_one_line(error) or 'no more was given'}. {advice}.", WRONG_INPUT, debug)
+        said = in_one_line(error).rstrip(".") or "no more was given"
+        advice = "A training wants less with fewer seeds, a smaller batch_size, smaller networks or data.storage=memmap"
+        return _report(f"error: memory ran out: {said}. {advice}.", WRONG_INPUT, debug)
     return DONE, None
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether it says so: Python's own, torch's on a GPU, torch's allocator on a CPU."""
-    names = {kind.__name__ for kind in type(error).__mro__}  # torch is not imported here
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
+    said = re.search(r"out of memory|allocate memory|ALLOC_FAILED|bad_alloc", str(error), re.IGNORECASE)
+    return isinstance(error, MemoryError) or said is not None
 
 
 def disk_error(error: OSError) -> str:
@@ -104,27 +106,27 @@ def in_one_line(error: BaseException) -> str:
     )  # fmt: skip
     said = " ".join(line for line in lines if not line.startswith(details)) + _known_keys(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be read: {said}. In a shell, an argument with spaces or braces wants quotes."
+        how = "key=value, and quotes in the value around spaces, = and brackets that are no list: 'run_dir=\"a=b\"'"
+        return f"{error.override} cannot be read: {said}. Write {how}."
     return said
 
 
 def _known_keys(error: BaseException) -> str:
     """What stands beside a key that is not there, and where else a key of that name stands."""
-    from brpo.config import class_of, flatten  # which needs this module
+    from brpo.config import flatten  # which needs this module
 
     parent = getattr(error, "parent_node", None)
     if not (isinstance(error, ConfigAttributeError | ConfigKeyError) and isinstance(parent, DictConfig)):
         return ""
     names = sorted(str(key) for key in parent if not str(key).startswith("_") and key != "hydra")
-    place, _, key = str(error.full_key or "").rpartition(".")
+    place = str(error.full_key or "").rpartition(".")[0]
     where = place or "the configuration"
     if names:
         root: Any = OmegaConf.to_container(parent._get_root(), resolve=False)
         beside = [f"{place}.{name}" if place else name for name in names]
         elsewhere = meant(str(error.full_key), [*flatten({key: root[key] for key in root if key != "hydra"}), *beside])
-        owner = classes_above(class_of(str(parent.get("_target_", ""))))
-        if key in option_names(owner):
-            elsewhere = f" {owner[0].__name__} takes it, with a plus before it: +{error.full_key}."
+        if not elsewhere and "_target_" in parent:  # its class may take what the file does not name
+            elsewhere = f" What it takes besides wants a plus: +{error.full_key}=..."
         return f": {where} has {', '.join(names)}.{elsewhere}"
     follows = where == "algo.behavior"  # an interpolation has no keys
     return f": {where} follows algo.actor. Give it a kind of its own first: actor@{where}=gaussian." if follows else ""

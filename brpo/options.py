@@ -114,8 +114,8 @@ def classes_above(kind: Any) -> list[type]:
     return list(inspect.getmro(kind)) if inspect.isclass(kind) else []
 
 
-def option_names(classes: list[type]) -> list[str]:
-    """What a class takes; `classes` are it and those above it."""
+def known_options(classes: list[type]) -> str:
+    """What a class takes, in words; `classes` are it and those above it."""
     names: dict[str, None] = {}
     for each in classes:
         if "__init__" not in vars(each):
@@ -124,21 +124,16 @@ def option_names(classes: list[type]) -> list[str]:
         names |= dict.fromkeys(p for p in list(parameters)[1:] if p not in NOT_TYPED)
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
             break  # nothing is handed on to the classes above
-    return list(names)
-
-
-def known_options(classes: list[type]) -> str:
-    """What a class takes, in words; `classes` are it and those above it."""
-    return f"Known options: {', '.join(option_names(classes))}."
+    return f"Known options: {', '.join(names)}."
 
 
 def meant(key: str, known: Iterable[str]) -> str:
-    """Of the known dotted keys those that end as one that there is not, or nearly so, as a question; beside it first."""
-    (place, _, name), ends = key.rpartition("."), {other: other.rpartition(".")[2] for other in known if other != key}
-    same = [other for other, end in ends.items() if end in (name, f"{name}s")]
-    near = difflib.get_close_matches(name, set(ends.values()), n=1, cutoff=0.8)
-    found = same or [other for other, end in ends.items() if end in near]
-    found = [other for other in found if other.rpartition(".")[0] == place] or found
+    """Of the known dotted keys those that end as one that there is not, or beside it nearly so, as a question."""
+    (place, _, name), known = key.rpartition("."), dict.fromkeys(other for other in known if other != key)
+    beside = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == place]
+    near = difflib.get_close_matches(name, beside, n=1, cutoff=0.8)
+    found = [f"{place}.{near[0]}" if place else near[0]] if near else []
+    found = found or [other for other in known if other.rpartition(".")[2] in (name, f"{name}s")]
     return f" Did you mean {' or '.join(found)}?" if found else ""
 
 

@@ -284,7 +284,8 @@ def test_a_wrong_name_comes_with_the_right_ones(overrides: list[str], line: str,
         ("algo.actor.hiden=[8]", "algo.actor.hidden"),
         ("algo.optimzer.lr=1", "algo.optimizer"),
         ("dataste=toy/moons", "dataset"),
-        ("evry=5", "eval.every"),
+        ("algo.critic.critcs=5", "algo.critic.critics"),
+        ("algo.regularizer.divergence=kl", "algo.divergence"),
     ],
 )
 def test_a_key_in_the_wrong_place_comes_with_the_right_one(
@@ -295,19 +296,37 @@ def test_a_key_in_the_wrong_place_comes_with_the_right_one(
 
 
 def test_an_option_that_wants_a_plus(capsys: pytest.CaptureFixture[str]) -> None:
-    """The algorithm's file does not name it, but its class takes it."""
-    assert exit_code_of(lambda: compose_config("algo=iql", "algo.learning_rates.actor=1")) == 2
-    assert capsys.readouterr().err.endswith(". IQL takes it, with a plus before it: +algo.learning_rates.\n")
+    """The algorithm's file does not name it; whether its class takes it is seen when it is built."""
+    assert exit_code_of(lambda: compose_config("algo.learning_rates.actor=1")) == 2
+    assert capsys.readouterr().err.endswith(". What it takes besides wants a plus: +algo.learning_rates=...\n")
+    for elsewhere in ("model=iql", "data.nope=1"):  # no class, and no key of the kind
+        assert exit_code_of(lambda elsewhere=elsewhere: compose_config(elsewhere)) == 2
+        said = capsys.readouterr().err
+        assert said.endswith(".\n") and "Did you mean" not in said
+
+
+def test_what_a_slip_says_imports_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """A run folder may name any target, and is composed before its targets are checked."""
+    for target in ("a_module_that_is_not_there.X", ".a.b", "${nope}"):
+        assert exit_code_of(lambda target=target: compose_config(f"algo._target_={target}", "algo.nope=1")) == 2
+        assert "Key 'nope' is not in struct: algo has " in capsys.readouterr().err
 
 
 def test_an_argument_that_cannot_be_read_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code_of(lambda: compose_config("algo.actor.hidden=[8,")) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("error: algo.actor.hidden=[8, cannot be read: no viable alternative at input '[8,'")
-    assert said.endswith("an argument with spaces or braces wants quotes.")
+    assert said.endswith("""and quotes in the value around spaces, = and brackets that are no list: 'run_dir="a=b"'.""")
+    compose_config('run_dir="a=b(1)"')
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), None])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."), torch.AcceleratorError("CUDA error: out of memory"), MemoryError(),
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), None,
+    ],
+)  # fmt: skip
 def test_memory_that_runs_out_is_no_traceback(error: Exception | None, capsys: pytest.CaptureFixture[str]) -> None:
     def run() -> None:
         if error is not None:
@@ -316,7 +335,14 @@ def test_memory_that_runs_out_is_no_traceback(error: Exception | None, capsys: p
 
     assert exit_code_of(run) == 2
     said = capsys.readouterr().err
-    assert re.fullmatch(r"error: memory ran out: .*\. Less is wanted by fewer seeds, .*\n", said)
+    assert re.fullmatch(r"error: memory ran out: .*[^.]\. A training wants less with fewer seeds, .*\n", said)
+    other = RuntimeError("The size of tensor a must match")
+
+    def fail() -> None:
+        raise other
+
+    with pytest.raises(RuntimeError, match="must match"):
+        exit_code_of(fail)
 
 
 def test_a_slip_in_a_file_is_named_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

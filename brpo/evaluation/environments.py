@@ -46,7 +46,10 @@ def _quiet_mujoco() -> None:
     """MuJoCo would print a warning about Gymnasium's own models, and write a log into the working folder."""
     if importlib.util.find_spec("mujoco") is None:
         return
-    mujoco: Any = importlib.import_module("mujoco")
+    try:
+        mujoco: Any = importlib.import_module("mujoco")
+    except Exception:  # a wrong MUJOCO_GL, a library that is missing: an environment that needs it will say so
+        return
 
     def forward(message: str) -> None:
         if "settotalmass" not in message:
@@ -55,10 +58,9 @@ def _quiet_mujoco() -> None:
     mujoco.set_mju_user_warning(forward)
 
 
-@functools.cache
-def _register_optional() -> None:
-    """Register the environments of gymnasium-robotics (PointMaze, AntMaze) where that package is installed."""
-    if importlib.util.find_spec("gymnasium_robotics") is not None:
+def _register_optional(name: str) -> None:
+    """Register the environments of gymnasium-robotics (PointMaze, AntMaze) for one that is not known without them."""
+    if name not in gymnasium.registry and importlib.util.find_spec("gymnasium_robotics") is not None:
         gymnasium.register_envs(importlib.import_module("gymnasium_robotics"))
 
 
@@ -101,7 +103,10 @@ def maker(
         EnvironmentUnavailable: it is not registered here, or cannot be made.
     """
     wanted = describe(specification)
-    _register_optional()
+    try:
+        _register_optional(wanted["id"])
+    except Exception as error:  # whatever its simulator raises
+        raise EnvironmentUnavailable(f"{wanted['id']} cannot be made ({type(error).__name__}: {error})") from error
     if wanted["id"] not in gymnasium.registry:
         raise EnvironmentUnavailable(
             f"{wanted['id']} is not registered here; install the package that has it "
@@ -113,8 +118,8 @@ def maker(
         options["render_mode"] = "rgb_array"
 
     def make() -> gymnasium.Env:
-        _quiet_mujoco()  # here too: it may be called in another process
-        _register_optional()
+        _quiet_mujoco()
+        _register_optional(wanted["id"])  # here too: it may be called in another process
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an environment's age is the data set's matter
             try:

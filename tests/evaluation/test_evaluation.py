@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -219,18 +220,25 @@ def test_unavailable_environments(specification: str | None, message: str) -> No
         environments.maker(specification)
 
 
-def test_a_simulator_that_cannot_be_imported_is_no_more_than_an_environment_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As MuJoCo with a MUJOCO_GL that it does not know, or whose library is missing."""
+def test_a_simulator_that_cannot_be_imported_takes_its_own_environments_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As MuJoCo with a MUJOCO_GL that it does not know, or whose library is missing: Pendulum needs none."""
 
-    def import_module(name: str) -> None:
-        raise RuntimeError("invalid value for environment variable MUJOCO_GL: foo")
+    real, needing_it = importlib.import_module, ("mujoco", "gymnasium_robotics")
 
-    monkeypatch.setattr(environments.importlib, "import_module", import_module)
+    def import_module(name: str, package: str | None = None) -> Any:
+        if name in needing_it:
+            raise RuntimeError("invalid value for environment variable MUJOCO_GL: foo")
+        return real(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in needing_it)
     environments._quiet_mujoco.cache_clear()
+    environments.maker(spec())().close()
     with pytest.raises(
         environments.EnvironmentUnavailable, match="cannot be made .RuntimeError: invalid value .* MUJOCO_GL: foo"
     ):
-        environments.maker(spec())
+        environments.maker('{"id": "AntMaze_UMaze-v4"}')
+    environments._quiet_mujoco.cache_clear()
 
 
 def test_an_environment_of_other_sizes_is_unavailable() -> None:
