@@ -5,7 +5,7 @@
 On Hopper `medium-expert` the first are the expert's episodes and the others the medium agent's (docs/sfac.md). For each seed
 the score that it ends with, and means over the rows of each kind, in units of scaled rewards: V in an episode's first
 steps, where both kinds are in much the same states; Q - V, the weight w and the log-likelihood of the actions everywhere.
-For runs of methods that know these (Sf-AC, SQL, EQL; IQL and AWAC without some).
+For runs of methods that know all of these: Sf-AC, SQL, EQL, XQL, IQL and AWAC.
 """
 
 from pathlib import Path
@@ -34,6 +34,8 @@ def seen(algorithm: OfflineAlgorithm, datamodule: OfflineDataModule) -> dict[str
         for indices in torch.arange(len(transitions)).split(CHUNK):
             parts.append(algorithm.diagnose(transitions.gather(indices.expand(seeds, -1))))
     found = {name: torch.cat([part[name] for part in parts], 1).numpy() for name in parts[0]}
+    if lacking := {"q/target", "value/v", "weight/w", "actor/log_prob"} - set(found):
+        raise typer.BadParameter(f"{type(algorithm).__name__} knows no {', '.join(sorted(lacking))}")
     return {**found, "advantage": found["q/target"] - found["value/v"]}
 
 
@@ -47,8 +49,8 @@ def table(algorithm: OfflineAlgorithm, datamodule: OfflineDataModule, scores: li
         cells = [str(seed), "-" if score is None else f"{score:.1f}"]
         for column, name in COLUMNS.items():
             rows = first if column.startswith("V") else np.ones_like(first)
-            means = (found[name][place][rows & kind].mean() if name in found else np.nan for kind in (whole, ~whole))
-            cells.append("; ".join(f"{mean:.2f}" for mean in means))
+            groups = [found[name][place][rows & kind] for kind in (whole, ~whole)]
+            cells.append("; ".join(f"{group.mean():.2f}" if len(group) else "-" for group in groups))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

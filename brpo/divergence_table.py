@@ -35,7 +35,7 @@ def row(divergence: Divergence, order: int, epsilon: float) -> list[str]:
     formula = f"`{divergence.formula}`" if divergence.formula else "-"
     try:
         symmetric = divergence.is_symmetric
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # whatever a function of the user's raises
         raise UserError(
             f"f of the divergence {divergence.name!r} cannot be computed: {' '.join(str(error).split())}. It must take and "
             f"give a torch tensor, by torch's functions: torch.log and not math.log."

@@ -22,6 +22,7 @@ from brpo.algorithms.base import OfflineAlgorithm
 from brpo.datasets.ids import is_toy
 from brpo.errors import UserError
 from brpo.evaluation import environments
+from brpo.exits import disk_error
 from brpo.files import write_atomically
 from brpo.functional import units
 from brpo.runs import versions
@@ -115,7 +116,7 @@ def export(
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, content)
     except OSError as error:
-        raise UserError(f"{target} cannot be written ({error.strerror or error}).") from error
+        raise UserError(f"{target} cannot be written ({disk_error(error)}).") from error
     return Exported(provenance, saved_runs.moment(algorithm), difference)
 
 

@@ -28,6 +28,7 @@ class Resumption:
     config: dict[str, Any] | None = None  # the configuration that the checkpoint holds
     chosen: bool = False  # the user named this checkpoint; else it is the newest whole one of the folder
     ends: Mapping[str, int] = field(default_factory=dict)  # the last steps of events that do not end at `updates`
+    evaluated_as: frozenset[tuple[str, int]] = frozenset()  # modes and episodes of the evaluation at `updates`, if any
 
     @classmethod
     def at(
@@ -36,7 +37,7 @@ class Resumption:
         """Continue from a checkpoint that has been read."""
         ours = checkpoint["brpo"]
         made, pretrained = int(ours["updates"]), int(ours.get("pretrained", 0))
-        states = checkpoint.get("callbacks", {}).values()
+        states = list(checkpoint.get("callbacks", {}).values())
         evaluated = next((int(state["evaluated"]) for state in states if "evaluated" in state), -1)
         moment = f"update {made}" if made >= 0 else f"pre-training update {pretrained}"
         notice = f"{notice} Continuing {path} from {moment}.".strip()
@@ -45,7 +46,9 @@ class Resumption:
         ends |= dict.fromkeys(("final", "_hparams_"), -1)  # of an end that is none any more
         # The pre-training has steps of its own, of which `made` and `evaluated` count the last ones below zero.
         ends |= {"pretrain": pretrained, "pretrain/heldout": pretrained - min(made, 0) + min(evaluated, 0)}
-        return cls(folder, path, max(made, 0), notice, ours.get("config"), chosen, ends)
+        rows = [row for state in states for row in state.get("rows", ()) if row["update"] == made == evaluated]
+        kinds = frozenset((row["mode"], row["episodes"]) for row in rows)
+        return cls(folder, path, max(made, 0), notice, ours.get("config"), chosen, ends, kinds)
 
 
 def newest_checkpoint(folder: RunFolder) -> tuple[Path | None, dict[str, Any] | None, str]:
@@ -132,8 +135,17 @@ def _check_references(path: Path, spec: DataSpec, stored: DataSpec) -> None:
         )
 
 
-def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], overrides: list[str]) -> Resumption:
+def take_up(
+    resumption: Resumption, spec: DataSpec, config: dict[str, Any], overrides: list[str], scored: bool = True
+) -> Resumption:
     """Under the lock, bring the folder back to the checkpoint that is continued; read it anew, it may have moved on.
+
+    Args:
+        resumption: where the run continues.
+        spec: of the data at hand.
+        config: of the run that goes on.
+        overrides: what was typed for it.
+        scored: whether policies are evaluated in it.
 
     Raises:
         UserError: the data set is not the one that the checkpoint was trained on, or its reference returns are others.
@@ -152,18 +164,21 @@ def take_up(resumption: Resumption, spec: DataSpec, config: dict[str, Any], over
     if resumption.chosen or resumption.checkpoint == folder.checkpoints / "best.ckpt":  # which another evaluation replaces
         resumption = _as_last(folder, resumption)
     folder.create(config, overrides)
-    cut_events(folder.path, resumption.updates, _ends(resumption, config["eval"]))
+    cut_events(folder.path, resumption.updates, _ends(resumption, config["eval"], scored))
     folder.result.unlink(missing_ok=True)  # it is no longer the result of this run
     return resumption
 
 
-def _ends(resumption: Resumption, evaluation: dict[str, Any]) -> Mapping[str, int]:
-    """The last steps of events. An evaluation of another kind takes the place of the one at the checkpoint's own update."""
-    then, updates = (resumption.config or {}).get("eval", evaluation), resumption.updates
-    same = all(then[key] == evaluation[key] for key in ("mode", "episodes"))
-    if same or updates % evaluation["every"] or resumption.ends["evaluation"] != updates:
+def _ends(resumption: Resumption, evaluation: dict[str, Any], scored: bool) -> Mapping[str, int]:
+    """The last steps of events. What the resumed run evaluates again at the checkpoint's own update takes its place.
+
+    It does so where the evaluation there was of another kind (`Evaluate`); without an environment, for what is held out.
+    """
+    kinds, updates = resumption.evaluated_as, resumption.updates
+    if not kinds or (evaluation["mode"], evaluation["episodes"]) in kinds or updates % evaluation["every"]:
         return resumption.ends
-    return {**resumption.ends, **dict.fromkeys(EVALUATION_TAGS, updates - 1)}
+    again = EVALUATION_TAGS if scored else ("heldout",)
+    return {**resumption.ends, **dict.fromkeys(again, updates - 1)}
 
 
 def _as_last(folder: RunFolder, resumption: Resumption) -> Resumption:

@@ -77,10 +77,15 @@ class RunFolder:
                 f"{self.path} is not the folder of a finished run: {error.strerror}: {error.filename}."
             ) from error
         except ValueError as error:
-            raise UserError(f"{self.result} is not a result file of ours: {type(error).__name__} {error}.") from error
-        if not isinstance(result, dict) or "updates" not in result:
-            raise UserError(f"{self.result} is not a result file of ours: it lacks updates.")
+            raise self._no_result(f"{type(error).__name__} {error}") from error
+        needed = {"algo": str, "dataset": dict, "config": dict, "updates": int, "final": dict}
+        for key, kind in needed.items():
+            if not isinstance(result, dict) or not isinstance(result.get(key), kind):
+                raise self._no_result(f"it has no {key}, or none that can be")
         return result
+
+    def _no_result(self, reason: str) -> UserError:
+        return UserError(f"{self.result} is not a result file of ours: {reason}. Delete {self.path} to start anew.")
 
     def create(self, config: dict[str, Any], overrides: list[str]) -> None:
         """Make the folder with its configuration.

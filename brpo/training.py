@@ -110,6 +110,7 @@ class Parts:
     checkpoints: Checkpoints
     trainer: lightning.Trainer
     engine: str  # the one that was chosen
+    scored: bool  # whether this process evaluates policies
 
 
 def train(
@@ -172,7 +173,7 @@ def _train(
                     runs.refuse_second_run(folder)
                     folder.create(config, overrides)
                 else:
-                    resumption = resume.take_up(resumption, datamodule.spec, config, overrides)
+                    resumption = resume.take_up(resumption, datamodule.spec, config, overrides, parts.scored)
         resumption = ranks.exchange(resumption)[0]
         print(f"run folder: {folder.path}", flush=True)
         if on_folder is not None and ranks.rank == 0:
@@ -269,7 +270,7 @@ def _build(
         require_backend(config["engine"]["backend"])
     group = f", {ranks.world} processes with parallel={ranks.mode}" if ranks.world > 1 else ""
     print(f"engine: {engine} on {device.type} ({reason}){group}", flush=True)
-    return Parts(datamodule, algorithm, recorder, pretraining, checkpoints, trainer, engine)
+    return Parts(datamodule, algorithm, recorder, pretraining, checkpoints, trainer, engine, evaluate.evaluator is not None)
 
 
 def _users_own(config: dict[str, Any], key: str, kind: type) -> list[Any]:
@@ -278,7 +279,10 @@ def _users_own(config: dict[str, Any], key: str, kind: type) -> list[Any]:
     built = {place: configuration.build(node, place=place) for place, node in typed.items()}
     for place, found in built.items():
         if not isinstance(found, kind):
-            raise UserError(f"{place} is of {type(found).__name__}, which is no {kind.__name__} of Lightning's.")
+            raise UserError(
+                f"{place} is of {type(found).__name__}; it must be of a class on Lightning's {kind.__name__} "
+                f"({kind.__module__}.{kind.__name__})."
+            )
     return list(built.values())
 
 

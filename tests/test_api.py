@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import brpo
 from brpo import api, diagnosis, estimates, export, saved_runs
 from brpo.errors import UserError
+from brpo.evaluation import environments
 from brpo.reports.report import report
 
 TINY = ("dataset=tests/pendulum/tiny-v0", "trainer=smoke")
@@ -46,18 +47,42 @@ def test_train_resume_and_take_up_the_run(datasets: Path, tmp_path: Path) -> Non
         saved_runs.evaluate_checkpoint(run, episodes=0)
 
 
-def test_an_evaluation_of_another_kind_takes_the_place_of_the_last_one(datasets: Path, tmp_path: Path) -> None:
-    """In TensorBoard as in metrics.csv."""
-    run = tmp_path / "run"
-    options = ("max_updates=4", "eval.every=2", "engine.chunk=2", "eval.episodes=1", f"run_dir={run}")
-    api.train("algo=bc", *TINY, *options)
+@pytest.mark.parametrize(
+    ("with_scores", "scored", "rows"),
+    [
+        ((True, True), [2, 4, 6], [("2", "1"), ("4", "2"), ("6", "2")]),
+        ((True, False), [2, 4], [("2", "1"), ("4", "1")]),
+        ((False, False), [], []),
+        ((False, True), [6], [("6", "2")]),
+    ],
+)
+def test_an_evaluation_of_another_kind_takes_the_place_of_the_last_one(
+    with_scores: tuple[bool, bool],
+    scored: list[int],
+    rows: list[tuple[str, str]],
+    datasets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In TensorBoard as in metrics.csv; where there is no environment, nothing is lost and nothing doubled."""
+    run, make = tmp_path / "run", environments.maker
+
+    def maker(*arguments: Any, **options: Any) -> Any:
+        if not here:
+            raise environments.EnvironmentUnavailable("none here")
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(environments, "maker", maker)
+    here, then = with_scores
+    api.train("algo=bc", *TINY, "max_updates=4", "eval.every=2", "engine.chunk=2", "eval.episodes=1", f"run_dir={run}")
+    here = then
     api.train(f"resume={run}", "max_updates=6", "eval.episodes=2")
     events = EventAccumulator(str(run))
     events.Reload()
-    for tag in ("evaluation/score", "heldout/actor/log_prob/mean"):
-        assert [event.step for event in events.Scalars(tag)] == [2, 4, 6]
-    with (run / "metrics.csv").open() as file:
-        assert [(row["update"], row["episodes"]) for row in csv.DictReader(file)] == [("2", "1"), ("4", "2"), ("6", "2")]
+    tags = {"heldout/actor/log_prob/mean": [2, 4, 6], **({"evaluation/score": scored} if scored else {})}
+    assert {tag: [event.step for event in events.Scalars(tag)] for tag in tags} == tags
+    table = (run / "metrics.csv").read_text().splitlines() if rows else []
+    assert [(row["update"], row["episodes"]) for row in csv.DictReader(table)] == rows
 
 
 @pytest.mark.parametrize(
@@ -69,8 +94,14 @@ def test_an_evaluation_of_another_kind_takes_the_place_of_the_last_one(datasets:
         ("-m", "is not for one run"),
         ("hydra.verbose=true", "is not for one run"),
         ("resume=none/such", "none/such"),
-        ("+callbacks.mine._target_=collections.OrderedDict", "callbacks.mine is of OrderedDict, which is no Callback of"),
-        ("+loggers.mine._target_=collections.OrderedDict", "loggers.mine is of OrderedDict, which is no Logger of"),
+        (
+            "+callbacks.mine._target_=collections.OrderedDict",
+            "callbacks.mine is of OrderedDict; it must be of a class on Lightning's Callback",
+        ),
+        (
+            "+loggers.mine._target_=collections.OrderedDict",
+            "loggers.mine is of OrderedDict; it must be of a class on Lightning's Logger",
+        ),
     ],
 )
 def test_refusals_are_errors_of_the_user(override: str, message: str) -> None:
@@ -80,8 +111,9 @@ def test_refusals_are_errors_of_the_user(override: str, message: str) -> None:
 
 def test_a_backend_is_refused_before_there_is_a_folder(datasets: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with pytest.raises(UserError, match="engine.backend=foo is unknown"):
-        api.train("algo=bc", "engine=compile", "engine.backend=foo", f"run_dir={folder}", *TINY)
+    for backend, says in (("foo", "engine.backend=foo is unknown"), (5, "engine.backend=5 is not allowed")):
+        with pytest.raises(UserError, match=says):
+            api.train("algo=bc", "engine=compile", f"engine.backend={backend}", f"run_dir={folder}", *TINY)
     assert not (folder / "config.yaml").exists()
 
 

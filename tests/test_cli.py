@@ -118,7 +118,9 @@ def test_a_row_by_hand() -> None:
     assert divergence_table.row(Divergence("flat", "test", lambda t: (t - 1.0) ** 4), 2, 1.0)[1:] == ["-", "no", *["-"] * 6]
 
 
-@pytest.mark.parametrize("f", [lambda t: math.log(t), lambda t: t.foo(), lambda t: t.detach().numpy()])
+@pytest.mark.parametrize(
+    "f", [lambda t: math.log(t), lambda t: t.foo(), lambda t: t.detach().numpy(), lambda t: t / 0.0 + 1 / 0]
+)
 def test_a_divergence_of_the_users_that_fails_is_named(f: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(UserError, match="f of the divergence 'mine' cannot be computed: .*: torch.log and not math.log"):
         divergence_table.row(Divergence("mine", "test", f), 4, 0.5)

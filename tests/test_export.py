@@ -124,7 +124,7 @@ def test_provenance_in_onnx(tmp_path: Path) -> None:
         ("policy.bin", {}, [], "policy.bin has no ending that says what to write. Allowed are .onnx and .pt2."),
         ("policy.pt2", {"seed": 5}, [], "has no seed 5. It has 4, 7."),
         ("policy.pt2", {"acting": {"candidates": 0}}, [], "has no choice of candidates"),
-        ("run/checkpoints/last.ckpt/policy.pt2", {}, [], "policy.pt2 cannot be written \\(File exists\\)"),
+        ("run/checkpoints/last.ckpt/policy.pt2", {}, [], "policy.pt2 cannot be written \\(File exists: .*last.ckpt\\)"),
         ("policy.pt2", {}, ["algo.acting.candidates=3"], "acts by the best of .* samples by Q.*: --candidates 0"),
         ("policy.pt2", {"acting": {"candidates": 1}}, ["algo.acting.candidates=3"], "acts by a sample, .*: --candidates 0"),
     ],

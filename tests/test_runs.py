@@ -118,12 +118,14 @@ def test_a_run_without_checkpoints_is_taken_as_finished_or_starts_anew(here: Pat
     found = resume.resume_in(folder)
     assert (found.checkpoint, found.updates) == (None, -1)
     assert "has no checkpoint yet: it starts anew" in found.notice
-    folder.result.write_text('{"updates": 20}')
+    result = {"algo": "bc", "dataset": {}, "config": {}, "updates": 20, "final": {}}
+    folder.result.write_text(json.dumps(result))
     found = resume.resume_in(folder)
     assert (found.checkpoint, found.updates) == (None, 20)
-    folder.result.write_text("{}")
-    with pytest.raises(UserError, match="is not a result file of ours"):
-        resume.resume_in(folder)
+    for damaged in ("{}", "[]", '{"upd', json.dumps({**result, "updates": None}), json.dumps({**result, "updates": "x"})):
+        folder.result.write_text(damaged)
+        with pytest.raises(UserError, match="is not a result file of ours: .* to start anew"):
+            resume.resume_in(folder)
     folder.result.unlink()
     folder.metrics.write_text("update,seed\n")  # of a run that was killed before its first checkpoint
     assert resume.resume_in(folder).updates == -1

@@ -454,6 +454,10 @@ def test_a_sweep_that_cannot_be_composed_starts_no_job(cli: Run, tmp_path: Path)
     assert sweep.returncode == 2
     assert len(sweep.stderr.splitlines()) == 1
     assert records_of(tmp_path) == []
+    none = cli("-m", *TINY, "trainer=smoke", "seeds=[0],[1]", "hydra.launcher.n_jobs=0")
+    assert none.returncode == 2
+    assert none.stderr.endswith("n_jobs=0 is not allowed; it must be a whole number other than 0; -1 means every core.\n")
+    assert records_of(tmp_path) == []
 
 
 SWEEP = ["-m", *TINY, "trainer=cpu", "algo=bc", "eval.episodes=1", "eval.every=50", "engine.chunk=10"]

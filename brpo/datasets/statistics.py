@@ -31,7 +31,7 @@ def offsets(mean: np.ndarray, std: np.ndarray) -> list[str]:
 
 
 def discounted(flat: Flat, discount: float) -> np.ndarray:
-    """Each episode's rewards, summed from its first step at a discount: what methods with a critic see of its return."""
+    """Each episode's rewards as they were recorded, summed from its first step at a discount."""
     starts = np.append(0, np.cumsum(flat.lengths)[:-1])
     steps = np.arange(len(flat.rows)) - np.repeat(starts, flat.lengths)
     return np.add.reduceat(flat.rows[:, flat.columns.slices[2]][:, 0] * discount**steps, starts)

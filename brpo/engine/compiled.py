@@ -14,6 +14,7 @@ from torch._inductor.exc import InductorError
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.engine.optimizers import FusedAdamStep, rate_type
 from brpo.errors import UserError
+from brpo.options import require
 from brpo.types import Batch
 
 _FAILURES = (TorchDynamoException, InductorError)  # before anything has run
@@ -28,6 +29,7 @@ def require_backend(backend: str) -> None:
         UserError: names it.
     """
     try:
+        require("engine.backend", backend, "the name of a backend of torch.compile", lambda name: isinstance(name, str))
         lookup_backend(backend)
     except TorchDynamoException as error:
         raise UserError(f"engine.backend={backend} is unknown to torch.compile; inductor is the usual one.") from error

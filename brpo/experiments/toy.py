@@ -131,7 +131,7 @@ def numbers_of(run: Path) -> dict[str, Any]:
         raise UserError(f"{run} is not the folder of a finished run: {error.strerror}: {error.filename}.") from error
     if not is_toy(result["dataset"]["id"]) or not rows:
         raise UserError(f"{run} has no evaluation on a toy task at its end. Give runs on {', '.join(toy.ids())}.")
-    eta = result["config"]["data"]["eta"]
+    eta = result["config"].get("data", {}).get("eta", ETA)  # the only one that there was before it was an option
     line = {
         "task": result["dataset"]["id"],
         "eta": eta,

@@ -85,14 +85,18 @@ def robustness(comparison: Comparison) -> str:
     for method, (share, task) in sorted(found.items(), key=lambda item: -item[1][0]):
         there = sum((method, column) in comparison.cells for column in tasks)
         curve = over_curves.get(method)  # no method may be above 0 over the whole of a curve
-        of_curve = [f"{100 * curve[0]:.0f} %", curve[1].dataset] if curve else [HOLE, HOLE]
-        rows.append([method.name, f"{100 * share:.0f} %", task.dataset, *of_curve, f"{there} of {len(tasks)}"])
-    header = ["method", "final", "data set", "area under the curve", "data set", "data sets"]
+        of_curve = [_percent(curve[0]), curve[1].dataset] if curve else [HOLE, HOLE]
+        rows.append([method.name, _percent(share), task.dataset, *of_curve, f"{there} of {len(tasks)}"])
+    header = ["method", "final", "data set", "auc", "data set", "of data sets"]
     return (
         "Where a method does worst: its mean score over that of the best method on the same data set, the smallest of these "
-        "over the data sets that it has; by the final policy, and by the mean over all evaluations.\n\n"
+        "over the data sets that it has; by the final policy, and by the mean over all evaluations (auc).\n\n"
         + markdown(header, rows, ["data set"])
     )
+
+
+def _percent(share: float) -> str:
+    return f"{round(100 * share) + 0} %"  # and no -0
 
 
 def by_rule(comparison: Comparison, tasks: Tasks) -> str:

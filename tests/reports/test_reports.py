@@ -319,6 +319,15 @@ def test_a_seed_counts_once(tmp_path: Path) -> None:
         report([tmp_path])
 
 
+def test_where_no_curve_is_above_zero(tmp_path: Path) -> None:
+    """Shares of what is below it say nothing; a little below 0 is 0."""
+    make_run(tmp_path / "bc", {0: [-30.0, 10.0]})
+    make_run(tmp_path / "iql", {0: [-30.0, -0.01]}, algo="iql")
+    text = report([tmp_path]).markdown()
+    hole = f"{tables.HOLE} | {tables.HOLE}"
+    assert f"| bc | 100 % | tests/one-v0 | {hole} | 1 of 1 |\n| iql | 0 % | tests/one-v0 | {hole} | 1 of 1 |" in text
+
+
 @pytest.mark.parametrize("change", [{"mode": "sampled"}, {"episodes": 4}, {"every": 20}])
 def test_other_protocols_have_sections_of_their_own(change: dict, tmp_path: Path) -> None:
     make_run(tmp_path / "a", {0: [1.0]})
@@ -329,12 +338,15 @@ def test_other_protocols_have_sections_of_their_own(change: dict, tmp_path: Path
 
 
 def test_where_a_method_does_worst_and_the_data_sets_that_all_have(tmp_path: Path) -> None:
-    scores = {"bc": {"a": 10.0, "b": 40.0, "c": 8.0}, "iql": {"a": 20.0, "b": 30.0}}
+    scores = {
+        "bc": {"a": [30.0, 10.0], "b": [40.0, 40.0], "c": [8.0, 8.0]},
+        "iql": {"a": [20.0, 20.0], "b": [10.0, 30.0]},
+    }
     for algo, found in scores.items():
         for dataset, score in found.items():
-            make_run(tmp_path / f"{algo}-{dataset}", {0: [score], 1: [score]}, algo=algo, dataset=f"{dataset}-v0")
+            make_run(tmp_path / f"{algo}-{dataset}", {0: score, 1: score}, algo=algo, dataset=f"{dataset}-v0")
     text = report([tmp_path]).markdown()
-    assert "| iql | 75 % | b-v0 | 75 % | b-v0 | 2 of 3 |\n| bc | 50 % | a-v0 | 50 % | a-v0 | 3 of 3 |" in text
+    assert "| iql | 75 % | b-v0 | 50 % | b-v0 | 2 of 3 |\n| bc | 50 % | a-v0 | 100 % | a-v0 | 3 of 3 |" in text
     common = text[
         text.index("**The same, and what follows, over the 2 data sets that every method has**: `a-v0`, `b-v0`.") :
     ]
