@@ -189,6 +189,7 @@ HOPPER_MEDIUM_EXPERT = {  # asked of the other recordings: where today's Sf-AC d
     for row, overrides in {
         "bc": ["algo=bc"],
         "bc mixture": ["algo=bc", "actor=mixture"],
+        "bc, normalized observations": ["algo=bc", NORMALIZED],
         "td3_bc": ["algo=td3_bc"],
         "sfac": ["algo=sfac"],
         "sfac mixture": ["algo=sfac", "actor=mixture"],
