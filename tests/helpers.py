@@ -96,7 +96,7 @@ def shrink(node: Any, sizes: dict[str, int] = SMALL) -> None:
     if isinstance(node, dict):
         for key, value in node.items():
             if key == "hidden":
-                node[key] = [16, 16]
+                node[key] = [16] * sizes.get("layers", 2)
             elif key in sizes and value is not None:
                 node[key] = sizes[key] if SEVERAL.get(key) == value else min(value, sizes[key])
             else:

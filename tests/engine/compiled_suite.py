@@ -25,8 +25,9 @@ SCHEDULED = ["++algo.schedule.actor=cosine"]
 DATA = transitions()
 
 
-def pair(algo: str, overrides: list[str]) -> tuple[OfflineAlgorithm, OfflineAlgorithm]:
-    first, second = (make_algorithm(algo, *overrides, seeds=(0, 5)) for _ in range(2))
+def pair(algo: str, overrides: list[str], layers: int = 1) -> tuple[OfflineAlgorithm, OfflineAlgorithm]:
+    """Twins. Hidden layers, each traced on its own, are one, and two where what is compiled is compiled to code."""
+    first, second = (make_algorithm(algo, *overrides, seeds=(0, 5), sizes={"layers": layers}) for _ in range(2))
     return first, second
 
 
@@ -139,7 +140,7 @@ def test_losses_alone(compilations: Counter[str]) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("algo", ["bc", "iql"])
 def test_inductor(algo: str) -> None:
-    eager, compiled = pair(algo, SCHEDULED)
+    eager, compiled = pair(algo, SCHEDULED, layers=2)
     compile_update(compiled)
     run_both(eager, compiled)
     assert_equal(eager, compiled, 1e-9)
