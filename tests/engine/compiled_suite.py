@@ -57,16 +57,15 @@ def run_both(eager: OfflineAlgorithm, compiled: OfflineAlgorithm, updates: int =
 
 VARIANTS = [  # ways through the code that the defaults do not take
     ("sfac", ["algo.omega=exp", "algo.value_loss=expectile"]),
-    ("sfac", ["algo.policy_order=4"]),
     (
         "sfac",
         ["algo.value_loss=sample", "actor=squashed", "actor@algo.behavior=mixture", "algo.divergence=alpha:0.5"]
-        + ["algo.policy_order=3"],
+        + ["algo.policy_order=4"],
     ),
     (
         "sfac",
         ["algo.value_loss=softmax", "actor=student_t", "algo.actor.learn_degrees_of_freedom=true"]
-        + ["algo.epsilon_schedule=spread"],
+        + ["algo.epsilon_schedule=spread", "algo.policy_order=3"],
     ),
 ]
 
