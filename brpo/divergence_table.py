@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from brpo.errors import UserError
 from brpo.functional import series
-from brpo.functional.divergences import Divergence
+from brpo.functional.divergences import BY_TORCH, Divergence
 
 SHOWN = 5  # the highest order of the coefficients that are shown
 HEAD = (
@@ -37,8 +37,7 @@ def row(divergence: Divergence, order: int, epsilon: float) -> list[str]:
         symmetric = divergence.is_symmetric
     except Exception as error:  # whatever a function of the user's raises
         raise UserError(
-            f"f of the divergence {divergence.name!r} cannot be computed: {' '.join(str(error).split())}. It must take and "
-            f"give a torch tensor, by torch's functions: torch.log and not math.log."
+            f"f of the divergence {divergence.name!r} cannot be computed: {' '.join(str(error).split())}. {BY_TORCH}"
         ) from error
     first = [f"`{divergence.name}`", formula, "yes" if symmetric else "no"]
     try:

@@ -125,8 +125,8 @@ def _provenance(algorithm: OfflineAlgorithm, config: dict[str, Any], checkpoint:
     with contextlib.suppress(environments.EnvironmentUnavailable):  # logged data may have none
         environment = environments.describe(spec.environment)["id"]
     run, commit = saved_runs.folder_of(checkpoint), None
-    with contextlib.suppress(OSError, ValueError, KeyError):  # a run that has not ended has no result
-        commit = json.loads(run.result.read_text())["git"]
+    with contextlib.suppress(UserError, KeyError):  # a run that has not ended has no result
+        commit = run.read_result()["git"]
     return {
         "algorithm": type(algorithm).__name__,
         "dataset": spec.dataset_id,

@@ -101,8 +101,7 @@ def _taylor(divergence: Divergence, order: int) -> tuple[float, ...]:
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"f of the divergence {divergence.name!r} cannot be differentiated: {reason}. It must take and give a torch "
-            f"tensor, by torch's functions: torch.log and not math.log."
+            f"f of the divergence {divergence.name!r} cannot be differentiated: {reason}. {BY_TORCH}"
         ) from error
     if divergence.coefficient is not None:
         coefficients += tuple(divergence.coefficient(n) for n in range(2, order + 1))
@@ -131,6 +130,7 @@ def _derivatives(f: Callable[[Tensor], Tensor], order: int) -> tuple[float, ...]
     return tuple(coefficients)
 
 
+BY_TORCH = "It must take and give a torch tensor, by torch's functions: torch.log and not math.log."
 BESIDE = 1e-3  # how far from 1 a user's f is looked at
 
 
