@@ -23,13 +23,13 @@ _TOGETHER = {"force_non_lazy_backward_lowering": True}
 
 
 def require_backend(backend: str) -> None:
-    """Refuse a backend that torch.compile does not know.
+    """Refuse what is no backend that torch.compile knows.
 
     Raises:
         UserError: names it.
     """
+    require("engine.backend", backend, "the name of a backend of torch.compile", lambda name: isinstance(name, str))
     try:
-        require("engine.backend", backend, "the name of a backend of torch.compile", lambda name: isinstance(name, str))
         lookup_backend(backend)
     except TorchDynamoException as error:
         raise UserError(f"engine.backend={backend} is unknown to torch.compile; inductor is the usual one.") from error

@@ -96,7 +96,7 @@ def robustness(comparison: Comparison) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{round(100 * share) + 0} %"  # and no -0
+    return f"{round(100 * share)} %"  # a whole number has no -0
 
 
 def by_rule(comparison: Comparison, tasks: Tasks) -> str:
