@@ -1,7 +1,7 @@
 """Runs `train.py` and `brpo` in forks of a process that has read torch and Lightning, which takes longer than a tiny run.
 
 Every command still has a process, streams, a folder and an environment of its own. Tests that are about the start of an
-interpreter, signals or several processes start one.
+interpreter start one.
 """
 
 import atexit
@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ LONGEST = 900  # seconds of a command
 
 
 class CommandServer:
-    """The process that is forked; `run` is what `subprocess.run` would be."""
+    """The process that is forked; `run` is what `subprocess.run` would be, and `start` what `subprocess.Popen` would."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -41,20 +42,34 @@ class CommandServer:
         self, program: str, arguments: Sequence[str], cwd: Path, environment: dict[str, str], streams: Path
     ) -> subprocess.CompletedProcess[str]:
         """Run a program to its end; `streams` is a folder for what it prints."""
-        out, err = streams / "out", streams / "err"
-        request = {
-            "program": program,
-            "arguments": list(arguments),
-            "cwd": str(cwd),
-            "environment": environment,
-            "streams": [str(out), str(err)],
-        }
+        command = self.start(program, arguments, cwd, environment, streams)
+        command.returncode = self.ask({"wait for": command.pid})
+        out, err = command.communicate()
+        return subprocess.CompletedProcess([program, *arguments], command.returncode, out, err)
+
+    def start(
+        self,
+        program: str,
+        arguments: Sequence[str],
+        cwd: Path,
+        environment: dict[str, str],
+        streams: Path,
+        new_session: bool = False,
+    ) -> "Command":
+        """Start a program; `streams` is a folder for what it prints."""
+        files = [str(streams / "out"), str(streams / "err")]
+        request = {"program": program, "arguments": list(arguments), "cwd": str(cwd), "new_session": new_session}
+        pid = self.ask({**request, "environment": environment, "streams": files})
+        return Command(self, pid, streams)
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        """Have it do something, and get its answer."""
         assert self.process.stdin and self.process.stdout
         print(json.dumps(request), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
             raise RuntimeError(f"the process that runs commands ended with {self.process.wait()}")
-        return subprocess.CompletedProcess([program, *arguments], int(answer), out.read_text(), err.read_text())
+        return json.loads(answer)
 
     def close(self) -> None:
         """End it."""
@@ -63,14 +78,55 @@ class CommandServer:
         self.process.wait(timeout=60)
 
 
+class Command:
+    """A program that runs, with what tests need of `subprocess.Popen`."""
+
+    def __init__(self, server: CommandServer, pid: int, streams: Path) -> None:
+        self.server, self.pid, self.streams = server, pid, streams
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code as `subprocess` counts it, None before the end."""
+        if self.returncode is None:
+            self.returncode = self.server.ask({"poll": self.pid})
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Nothing where it has ended: until it is asked for its end the number is its own."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float = LONGEST) -> tuple[str, str]:
+        """Wait for its end; what it printed."""
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.01)
+        return (self.streams / "out").read_text(), (self.streams / "err").read_text()
+
+
 def serve() -> None:
-    """Fork for each line of the input, and answer with the exit code of the fork, as `subprocess` counts it."""
+    """Answer each line of the input: fork, or say how a fork has ended."""
     for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps(answer_to(request)), flush=True)
+
+
+def answer_to(request: dict[str, Any]) -> int | None:
+    """The number of a new process, or the exit code of one as `subprocess` counts it, None where it still runs."""
+    if "program" in request:
         child = os.fork()
         if child == 0:
-            end(functools.partial(become, json.loads(line)))
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+            end(functools.partial(become, request))
+        return child
+    waits = "wait for" in request
+    child, status = os.waitpid(request["wait for" if waits else "poll"], 0 if waits else os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if child else None
 
 
 def end(main: Callable[[], None]) -> NoReturn:
@@ -93,6 +149,8 @@ def end(main: Callable[[], None]) -> NoReturn:
 def become(request: dict[str, Any]) -> None:
     """Be the process of a command."""
     signal.alarm(LONGEST)  # one that hangs ends with SIGALRM, and not the whole suite with it
+    if request["new_session"]:
+        os.setsid()
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])

@@ -14,7 +14,7 @@ import pytest
 import torch
 from minari.data_collector import EpisodeBuffer
 
-from tests.commands import CommandServer
+from tests.commands import Command, CommandServer
 
 ROOT = Path(__file__).resolve().parents[1]
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # under nohup and in a shell's background; processes would inherit it
@@ -94,6 +94,7 @@ def datasets(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., Command]
 
 
 @pytest.fixture(scope="session")
@@ -105,20 +106,33 @@ def commands() -> Iterator[CommandServer]:
 
 
 @pytest.fixture
-def cli(commands: CommandServer, data_root: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def variables(data_root: Path) -> dict[str, str]:
+    """The environment of a command: the data sets of the tests, and no network."""
+    others = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return {**os.environ, "MINARI_DATASETS_PATH": str(data_root), **others}
+
+
+@pytest.fixture
+def cli(commands: CommandServer, variables: dict[str, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run `train.py` or `brpo` in a process of its own, in an empty folder, without a network."""
 
     def run(
         *arguments: str, program: str = "train.py", cwd: Path | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        variables = {
-            **os.environ,
-            "MINARI_DATASETS_PATH": str(data_root),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "COLUMNS": "200",
-            **environment,
-        }
-        return commands.run(program, arguments, cwd or tmp_path, variables, tmp_path_factory.mktemp("streams"))
+        streams = tmp_path_factory.mktemp("streams")
+        return commands.run(program, arguments, cwd or tmp_path, {**variables, **environment}, streams)
+
+    return run
+
+
+@pytest.fixture
+def start(
+    commands: CommandServer, variables: dict[str, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Start:
+    """Start `train.py`, as `cli` runs it, and go on."""
+
+    def run(*arguments: str, new_session: bool = False) -> Command:
+        streams = tmp_path_factory.mktemp("streams")
+        return commands.start("train.py", arguments, tmp_path, variables, streams, new_session)
 
     return run

@@ -27,7 +27,8 @@ from brpo.sweeps import callback as sweeps
 from brpo.sweeps import collect, plan
 from brpo.sweeps import job as sweep_job
 from brpo.sweeps.folder import Job, Status, SweepFolder, claim_device
-from tests.conftest import ROOT, Run
+from tests.commands import Command
+from tests.conftest import ROOT, Run, Start
 from tests.test_train import PATIENCE, wait_for
 
 TINY = ["dataset=tests/pendulum/tiny-v0", "batch_size=16", "algo.actor.hidden=[16,16]"]
@@ -463,22 +464,24 @@ def test_a_sweep_that_cannot_be_composed_starts_no_job(cli: Run, tmp_path: Path)
 SWEEP = ["-m", *TINY, "trainer=cpu", "algo=bc", "eval.episodes=1", "eval.every=50", "engine.chunk=10"]
 
 
-def started(sweep: list[str], data_root: Path, folder: Path) -> subprocess.Popen[str]:
-    """A sweep of two jobs at a time in a session of its own; the first two have saved."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *sweep, "hydra.launcher.n_jobs=2"],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "MINARI_DATASETS_PATH": str(data_root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    wait_for(lambda: len(list(folder.glob("runs/bc/*/*/checkpoints/last.ckpt"))) == 2, process)
+def checkpoints_in(folder: Path) -> int:
+    return len(list(folder.glob("runs/bc/*/*/checkpoints/last.ckpt")))
+
+
+def two_at_a_time(start: Start, sweep: list[str], folder: Path) -> Command:
+    """A sweep of two jobs at a time in a session of its own; the first two have saved, and wait for a file `go`."""
+    hold = ["+callbacks.hold._target_=tests.helpers.Hold", "+callbacks.hold.at=60"]
+    process = start(*sweep, *hold, "hydra.launcher.n_jobs=2", new_session=True)
+    wait_for(lambda: checkpoints_in(folder) == 2, process)
     return process
 
 
 @pytest.mark.slow
-def test_jobs_of_a_killed_sweep_save_and_end(data_root: Path, tmp_path: Path) -> None:
+def test_jobs_of_a_killed_sweep_save_and_end(start: Start, tmp_path: Path) -> None:
     """Its workers would train on, and take the next job, while the same sweep with resume=auto finds them busy."""
-    process = started([*SWEEP, "seeds=[0],[1],[2]", "max_updates=100000"], data_root, tmp_path)
+    process = two_at_a_time(start, [*SWEEP, "seeds=[0],[1],[2]", "max_updates=100000"], tmp_path)
     process.kill()
+    (tmp_path / "go").touch()
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and any(record["status"] == "running" for record in records_of(tmp_path)):
         time.sleep(0.1)
@@ -488,37 +491,32 @@ def test_jobs_of_a_killed_sweep_save_and_end(data_root: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_job_that_is_killed_fails_alone(data_root: Path, tmp_path: Path) -> None:
-    """As the kernel kills one when memory runs out; the workers go on with the next jobs."""
-    process = started([*SWEEP, "max_updates=100000,50", "seeds=[0],[1]"], data_root, tmp_path)
-    for record in records_of(tmp_path):  # both of the long ones
-        os.kill(record["pid"], signal.SIGKILL)
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 2, err
-    assert [record["status"] for record in records_of(tmp_path)] == ["failed", "failed", "done", "done"]
-    assert err.count("killed by SIGKILL; the kernel does that when memory runs out") == 2
-    assert "2 of 4 jobs done" in out
+def test_a_killed_job_fails_alone_and_an_interrupted_sweep_is_continued(cli: Run, start: Start, tmp_path: Path) -> None:
+    """SIGKILL to one job, as the kernel does when memory runs out: its worker goes on with the next.
 
-
-@pytest.mark.slow
-def test_interrupted_sweep_is_continued(cli: Run, data_root: Path, tmp_path: Path) -> None:
-    """SIGINT to the whole group: running jobs save, the others do not start; resume=auto makes the rest."""
-    sweep = [*SWEEP, "resume=auto", "seeds=[0],[1],[2]"]
-    process = started([*sweep, "max_updates=100000"], data_root, tmp_path)
+    SIGINT to the whole group: running jobs save, the others do not start; resume=auto makes the rest.
+    """
+    sweep = [*SWEEP, "resume=auto", "seeds=[0],[1],[2],[3]"]
+    process = two_at_a_time(start, [*sweep, "max_updates=100000"], tmp_path)
+    os.kill(records_of(tmp_path)[0]["pid"], signal.SIGKILL)
+    wait_for(lambda: checkpoints_in(tmp_path) == 3, process)
     os.killpg(process.pid, signal.SIGINT)
+    (tmp_path / "go").touch()
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert [record["status"] for record in records_of(tmp_path)] == ["interrupted", "interrupted"]
+    assert [record["status"] for record in records_of(tmp_path)] == ["failed", "interrupted", "interrupted"]
+    assert err.count("killed by SIGKILL; the kernel does that when memory runs out") == 1
     assert "1 job not started" in err
-    assert "0 of 3 jobs done" in out
+    assert "0 of 4 jobs done" in out
     first = {record["run_dir"] for record in records_of(tmp_path)}
-    reached = max(int(record["error"].split("update ")[1].split(";")[0]) for record in records_of(tmp_path))
+    errors = [record["error"] for record in records_of(tmp_path)[1:]]
+    reached = max(int(error.split("update ")[1].split(";")[0]) for error in errors)
 
     again = cli(*sweep, f"max_updates={reached + 50}", "hydra/launcher=basic")
     assert again.returncode == 0, again.stderr
-    assert "3 of 3 jobs done" in again.stdout
+    assert "4 of 4 jobs done" in again.stdout
     runs = {record["run_dir"] for record in records_of(tmp_path)}
-    assert first < runs and len(runs) == 3
+    assert first < runs and len(runs) == 4
 
 
 @pytest.mark.parametrize(

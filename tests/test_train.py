@@ -19,8 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from brpo import training
 from brpo.engine import checkpoint_io
-from tests.commands import CommandServer
-from tests.conftest import ROOT, Run, random_episode, write_dataset
+from tests.commands import Command, CommandServer
+from tests.conftest import ROOT, Run, Start, random_episode, write_dataset
 from tests.helpers import ALGORITHMS, compose_config, make_algorithm
 
 TINY = [
@@ -117,18 +117,7 @@ def test_train_evaluate_and_resume(algo: str, cli: Run, tmp_path: Path) -> None:
     assert "update 40" in evaluated.stdout
 
 
-def start(tmp_path: Path, data_root: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *arguments],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "MINARI_DATASETS_PATH": str(data_root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )
-
-
-def wait_for(condition: Any, process: subprocess.Popen[Any]) -> None:
+def wait_for(condition: Any, process: Command) -> None:
     """Poll until the condition holds; fail with the process's own words where it ends first."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
@@ -164,13 +153,11 @@ def without_clocks(path: Path) -> list[list[str]]:
     return [line.split(",")[:-2] for line in path.read_text().splitlines()]
 
 
-def test_sigkill_in_the_middle_then_resume_is_bit_exact(
-    cli: Run, tmp_path: Path, data_root: Path, uninterrupted: Path
-) -> None:
+def test_sigkill_in_the_middle_then_resume_is_bit_exact(cli: Run, start: Start, tmp_path: Path, uninterrupted: Path) -> None:
     """Checkpoints are there in mid-training; after SIGKILL `resume=auto` gives the uninterrupted run's bits."""
     arguments = tiny("sfac", *LONG, *HELD, "run_dir=run")
     run = tmp_path / "run"
-    process = start(tmp_path, data_root, *arguments)
+    process = start(*arguments)
     wait_for((run / "checkpoints" / "last.ckpt").exists, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -194,10 +181,10 @@ def test_sigkill_in_the_middle_then_resume_is_bit_exact(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_save_and_exit_130_and_the_run_resumes(
-    number: signal.Signals, cli: Run, tmp_path: Path, data_root: Path, uninterrupted: Path
+    number: signal.Signals, cli: Run, start: Start, tmp_path: Path, uninterrupted: Path
 ) -> None:
     arguments = tiny("sfac", *LONG, *HELD, "run_dir=run")
-    process = start(tmp_path, data_root, *arguments)
+    process = start(*arguments)
     wait_for((tmp_path / "run" / "checkpoints" / "last.ckpt").exists, process)
     process.send_signal(number)
     (tmp_path / "go").touch()
