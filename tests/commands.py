@@ -10,6 +10,7 @@ import functools
 import gc
 import json
 import os
+import resource
 import runpy
 import signal
 import subprocess
@@ -54,13 +55,21 @@ class CommandServer:
         cwd: Path,
         environment: dict[str, str],
         streams: Path,
+        *,
         new_session: bool = False,
+        largest_file: int | None = None,
     ) -> "Command":
-        """Start a program; `streams` is a folder for what it prints."""
-        files = [str(streams / "out"), str(streams / "err")]
-        request = {"program": program, "arguments": list(arguments), "cwd": str(cwd), "new_session": new_session}
-        pid = self.ask({**request, "environment": environment, "streams": files})
-        return Command(self, pid, streams)
+        """Start a program; `streams` is a folder for what it prints, and `largest_file` a limit in bytes."""
+        request = {
+            "program": program,
+            "arguments": list(arguments),
+            "cwd": str(cwd),
+            "environment": environment,
+            "streams": [str(streams / "out"), str(streams / "err")],
+            "new_session": new_session,
+            "largest_file": largest_file,
+        }
+        return Command(self, self.ask(request), streams)
 
     def ask(self, request: dict[str, Any]) -> Any:
         """Have it do something, and get its answer."""
@@ -151,6 +160,8 @@ def become(request: dict[str, Any]) -> None:
     signal.alarm(LONGEST)  # one that hangs ends with SIGALRM, and not the whole suite with it
     if request["new_session"]:
         os.setsid()
+    if request["largest_file"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])

@@ -131,8 +131,7 @@ def start(
 ) -> Start:
     """Start `train.py`, as `cli` runs it, and go on."""
 
-    def run(*arguments: str, new_session: bool = False) -> Command:
-        streams = tmp_path_factory.mktemp("streams")
-        return commands.start("train.py", arguments, tmp_path, variables, streams, new_session)
+    def run(*arguments: str, **options: Any) -> Command:
+        return commands.start("train.py", arguments, tmp_path, variables, tmp_path_factory.mktemp("streams"), **options)
 
     return run

@@ -324,24 +324,17 @@ def test_bad_data_is_one_line_and_exit_code_2(cli: Run, data_root: Path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_without_room_is_one_line_and_leaves_the_checkpoint(cli: Run, data_root: Path, tmp_path: Path) -> None:
+def test_a_disk_without_room_is_one_line_and_leaves_the_checkpoint(cli: Run, start: Start, tmp_path: Path) -> None:
     """A limit on the size of files stands in for a full disk; the networks are the large ones."""
     options = ["algo=bc", *TINY, "eval.every=5", "engine.chunk=5"]
     assert cli(*options, "max_updates=5", "run_dir=run").returncode == 0
     before = (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
-    command = [sys.executable, str(ROOT / "train.py"), *options, "max_updates=10", "run_dir=run", "resume=auto"]
-    result = subprocess.run(
-        ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *command],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "MINARI_DATASETS_PATH": str(data_root), "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 2, result.stderr
-    assert ".ckpt cannot be written (File too large); run/checkpoints/last.ckpt of before is intact" in result.stderr
-    assert "resume=run, or copy run to" in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    process = start(*options, "max_updates=10", "run_dir=run", "resume=auto", largest_file=100 << 10)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert ".ckpt cannot be written (File too large); run/checkpoints/last.ckpt of before is intact" in err
+    assert "resume=run, or copy run to" in err
+    assert len(err.strip().splitlines()) == 1, err
     folder = tmp_path / "run" / "checkpoints"
     assert (folder / "last.ckpt").read_bytes() == before
     assert not list(folder.glob(".*.tmp"))

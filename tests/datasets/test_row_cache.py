@@ -1,10 +1,10 @@
 """`data.storage=memmap`: the batches of `device`, and a cache that is never used where it should not be."""
 
+import contextlib
 import dataclasses
 import errno
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from brpo.datasets.transitions import MappedTransitions
 from brpo.engine import checkpoint_io
 from brpo.errors import UserError
 from brpo.types import Batch
-from tests.conftest import ROOT, random_episode, write_dataset
+from tests.conftest import random_episode, write_dataset
 from tests.datasets.test_datamodule import make
 from tests.helpers import compose_config, shrink
 
@@ -244,18 +244,27 @@ def test_a_full_disk_leaves_nothing_behind(root: Path, monkeypatch: pytest.Monke
     assert not list(root.parent.rglob("*.rows")) + list(root.parent.rglob("*.tmp"))
 
 
-def test_processes_that_convert_at_once(root: Path) -> None:
+def test_processes_that_convert_at_once(root: Path, tmp_path: Path) -> None:
     """Both succeed, one converts; what a killed process left in the way is overwritten."""
     cache(root).parent.mkdir()
     cache(root).with_suffix(".tmp").write_bytes(b"left over" * 10_000)
-    program = (
-        f"from brpo.datasets import row_cache; flat, _ = row_cache.load({ID!r}); print(flat.digest, float(flat.rows.sum()))"
-    )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    outputs = [process.communicate(timeout=120)[0].splitlines() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+    context = multiprocessing.get_context("fork")
+    meet = context.Barrier(2)
+
+    def convert(file: Path) -> None:
+        with file.open("w") as out, contextlib.redirect_stdout(out):
+            meet.wait(timeout=120)
+            flat, _ = row_cache.load(ID)
+            print(flat.digest, float(flat.rows.sum()))
+
+    files = [tmp_path / name for name in ("first", "second")]
+    processes = [context.Process(target=convert, args=(file,)) for file in files]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    outputs = [file.read_text().splitlines() for file in files]
     flat = minari_io.load(ID)
     assert {lines[-1] for lines in outputs} == {f"{flat.digest} {float(flat.rows.sum())}"}
     assert sum("writing its rows" in line for lines in outputs for line in lines) == 1
