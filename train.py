@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and what it raises becomes one line below
+interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored, as under nohup
+if __name__ == "__main__" and interruptible:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # while what follows is imported, a second without `main`
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -47,5 +50,7 @@ def run(config: DictConfig, overrides: list[str], on_folder: Callable[[Path], No
 
 
 if __name__ == "__main__":
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, also before the training listens
     sys.exit(exit_code_of_program(main, debug="debug=true" in sys.argv))

@@ -198,6 +198,17 @@ def test_signals_save_and_exit_130_and_the_run_resumes(
     assert without_clocks(tmp_path / "run" / "metrics.csv") == without_clocks(uninterrupted / "metrics.csv")
 
 
+def test_a_signal_among_the_imports_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "hydra.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "train.py")],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        timeout=120,
+    )
+    assert (result.returncode, result.stderr) == (130, b"")
+
+
 def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path) -> None:
     options = tiny("bc", "eval.every=10", "engine.chunk=5")
     fresh = cli(*options, "max_updates=20", "resume=auto")
