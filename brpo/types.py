@@ -1,10 +1,13 @@
 """The two records that everything speaks in: a batch of transitions, and what is known about the data."""
 
+from __future__ import annotations
+
 from collections.abc import Container
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:  # processes of evaluation environments read this file, and have no use for torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class DataSpec:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "DataSpec":
+    def from_dict(cls, values: dict[str, Any]) -> DataSpec:
         """The inverse of `to_dict`.
 
         Raises:

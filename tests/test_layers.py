@@ -50,11 +50,12 @@ def test_arrows_point_down(path: Path) -> None:
             assert set(parts) & HYDRA, f"{path.name} imports Hydra"
 
 
-def test_help_imports_nothing_heavy() -> None:
-    """`python train.py --help`, Hydra's errors and `brpo collect` answer before torch is imported."""
+@pytest.mark.parametrize("modules", ["brpo.exits, brpo.sweeps.collect", "train, brpo.evaluation.environments"])
+def test_some_do_without_torch(modules: str) -> None:
+    """`python train.py --help`, Hydra's errors and `brpo collect` answer at once; so do processes of environments."""
     import subprocess
     import sys
 
-    program = "import sys, brpo.exits, brpo.sweeps.collect; print(*(n in sys.modules for n in ('torch', 'lightning')))"
+    program = f"import sys, {modules}; print(*(n in sys.modules for n in ('torch', 'lightning')))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.split() == ["False", "False"]
