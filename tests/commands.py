@@ -60,12 +60,15 @@ class CommandServer:
         largest_file: int | None = None,
     ) -> "Command":
         """Start a program; `streams` is a folder for what it prints, and `largest_file` a limit in bytes."""
+        files = [streams / "out", streams / "err"]
+        for file in files:
+            file.touch()  # to be read from the first moment on
         request = {
             "program": program,
             "arguments": list(arguments),
             "cwd": str(cwd),
             "environment": environment,
-            "streams": [str(streams / "out"), str(streams / "err")],
+            "streams": [str(file) for file in files],
             "new_session": new_session,
             "largest_file": largest_file,
         }

@@ -29,7 +29,14 @@ def test_peak_memory_is_a_peak_in_bytes() -> None:
 
 
 def test_a_training_answers_until_it_ends(datasets: Path) -> None:
-    options = ["algo=bc", "dataset=tests/pendulum/tiny-v0", "trainer=cpu", "batch_size=8", "engine.threads=1"]
+    options = [
+        "algo=bc",
+        "dataset=tests/pendulum/tiny-v0",
+        "trainer=cpu",
+        "batch_size=8",
+        "engine=eager",
+        "engine.threads=1",
+    ]
     with seeds.Training(2, options, "cpu") as training:
         first, second = training.run(2), training.run(3)
         assert min(first["rate"], second["rate"]) > 0

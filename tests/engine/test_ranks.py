@@ -19,8 +19,9 @@ from brpo.engine.ranks import Ranks, choose_mode, join_optimizer, own_optimizer,
 from brpo.errors import LeftToRankZero, UserError
 from brpo.options import OptionRefused
 from brpo.training import _stopping_together
-from tests.conftest import ROOT, Run
+from tests.conftest import ROOT, Run, Start
 from tests.helpers import compose_config, make_algorithm, random_batch
+from tests.test_train import wait_for
 
 TINY = ["dataset=tests/pendulum/tiny-v0", "batch_size=16", "eval.episodes=1", "engine.chunk=5", "algo=iql"]
 SMALL = [f"algo.{part}.hidden=[16]" for part in ("actor", "critic", "value")]
@@ -282,7 +283,7 @@ def test_averaged_gradients_under_torchrun_keep_ranks_equal(data_root: Path, cli
 
 
 @pytest.mark.slow
-def test_one_rank_that_fails_or_is_stopped_ends_all(cli: Run, data_root: Path, tmp_path: Path) -> None:
+def test_one_rank_that_fails_or_is_stopped_ends_all(cli: Run, start: Start, tmp_path: Path) -> None:
     """Divergence on the last rank: exit 3, told once. SIGTERM to the first: a checkpoint, exit 130, resumable."""
     options = [*TINY, *SMALL, *TWO, "seeds=2", "eval.every=1000"]
     diverged = cli(
@@ -293,9 +294,6 @@ def test_one_rank_that_fails_or_is_stopped_ends_all(cli: Run, data_root: Path, t
     assert diverged.stderr.count("diverged: ") == 1
     assert "of seed 1 became NaN" in diverged.stderr
 
-    wrong = cli(*options, "algo.discount=2", f"run_dir={tmp_path / 'wrong'}")
-    assert (wrong.returncode, wrong.stderr) == (2, "error: algo.discount=2 is not allowed; it must be in [0, 1).\n")
-
     lost = cli(
         *options, "max_updates=1000", f"run_dir={tmp_path / 'lost'}",
         "+callbacks.lose._target_=tests.helpers.LoseLastRank", PYTHONPATH=str(ROOT),
@@ -303,15 +301,8 @@ def test_one_rank_that_fails_or_is_stopped_ends_all(cli: Run, data_root: Path, t
     assert lost.returncode not in (0, 2, 3), lost.stderr
 
     run = tmp_path / "stopped"
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *options, "max_updates=100000", f"run_dir={run}"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "MINARI_DATASETS_PATH": str(data_root), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("update "):
-            break
+    process = start(*options, "max_updates=100000", f"run_dir={run}")
+    wait_for(lambda: "\nupdate " in (process.streams / "out").read_text(), process)
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
