@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -88,6 +89,26 @@ class CommandServer:
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait(timeout=60)
+
+
+class Fork:
+    """A child of this process, with what Lightning needs of `subprocess.Popen`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code as `subprocess` counts it, None before the end."""
+        if self.returncode is None:
+            child, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if child else None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Nothing where it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
 
 class Command:
@@ -178,7 +199,38 @@ def become(request: dict[str, Any]) -> None:
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     program = {"train.py": ROOT / "train.py", "brpo": ROOT / "brpo" / "cli.py"}[request["program"]]
     sys.argv = [str(program), *request["arguments"]]
+    if "trainer.devices=2" in request["arguments"]:
+        fork_the_second_rank()
     runpy.run_path(str(program), run_name="__main__")
+
+
+def fork_the_second_rank() -> None:
+    """Fork a process that waits until Lightning starts the second rank, and is that one: it would import all anew."""
+    from lightning.pytorch.strategies.launchers import subprocess_script
+
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writing)
+        with os.fdopen(reading) as orders:
+            order = orders.read()
+        if not order:  # the first rank has ended before that
+            os._exit(0)
+        command, environment, folder = json.loads(order)
+        signal.alarm(LONGEST)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder or ".")
+        sys.argv = command[1:]
+        return
+    os.close(reading)
+
+    def popen(command: list[str], env: dict[str, str], cwd: str | None) -> Fork:
+        with os.fdopen(writing, "w") as orders:
+            json.dump([command, env, cwd], orders)
+        return Fork(child)
+
+    subprocess_script.subprocess = types.SimpleNamespace(Popen=popen)
 
 
 def prepare() -> None:
