@@ -18,6 +18,7 @@ from brpo import saved_runs, training
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.datasets.datamodule import OfflineDataModule
 from brpo.datasets.minari_io import TRUNCATED
+from brpo.exits import run_command
 from brpo.reports import run_folders
 from brpo.runs import RunFolder
 
@@ -66,4 +67,4 @@ def main(runs: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

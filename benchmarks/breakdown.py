@@ -9,10 +9,11 @@ random numbers is in kernels of the compiler's own, so there only the share of t
 from collections import Counter
 from typing import Any
 
-import typer
 from common import build, composed, machine
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from brpo.exits import run_command
 
 PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "mkldnn::_linear_pointwise")
 STEPS = ("aten::_fused_adam_", "aten::_fused_adamw_")
@@ -60,4 +61,4 @@ def share(rows: list[Any], total: float) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -18,6 +18,8 @@ from typing import Annotated, Any
 import typer
 from common import build, composed, machine, rotated
 
+from brpo.exits import run_command
+
 ENGINES = {
     "cpu": {"eager": [], "compile": []},
     "cuda": {
@@ -80,4 +82,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 from brpo import estimates, saved_runs
 from brpo.evaluation.evaluate import DISCOUNT
 from brpo.evaluation.scores import spread
+from brpo.exits import run_command
 from brpo.files import write_records
 from brpo.reports import run_folders
 
@@ -122,4 +123,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

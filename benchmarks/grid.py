@@ -36,6 +36,7 @@ from typing import Annotated
 
 import typer
 
+from brpo.exits import run_command
 from brpo.reports import compact, run_folders
 from brpo.reports.comparison import compare
 from brpo.reports.report import Report
@@ -342,4 +343,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

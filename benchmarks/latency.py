@@ -10,10 +10,10 @@ import statistics
 from typing import Any
 
 import torch
-import typer
 from common import composed, machine, rotated, seconds
 
 from brpo import training
+from brpo.exits import run_command
 from brpo.types import DataSpec
 
 OBSERVATION, ACTION = 17, 6  # of HalfCheetah and Walker2d
@@ -66,4 +66,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

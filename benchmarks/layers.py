@@ -14,11 +14,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-import typer
 from common import build, composed, machine, rotated
 from torch import Tensor
 
 from brpo.engine.optimizers import FusedAdamStep, adam_scales, scales
+from brpo.exits import run_command
 from brpo.functional import perceptron
 from brpo.functional.activations import mish
 from brpo.modules.mlp import MLP, initialize
@@ -171,4 +171,4 @@ def main(rounds: int = 150, calls: int = 20) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

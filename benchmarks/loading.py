@@ -17,6 +17,8 @@ from typing import Annotated
 
 import typer
 
+from brpo.exits import run_command
+
 ROOT = Path(__file__).resolve().parents[1]
 ID = "benchmark/hopper/synthetic-v0"
 STEPS = 1000  # of an episode
@@ -143,4 +145,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -16,6 +16,7 @@ import typer
 
 from brpo import saved_runs
 from brpo.evaluation.scores import spread
+from brpo.exits import run_command
 from brpo.files import write_csv
 from brpo.reports import run_folders
 
@@ -73,4 +74,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

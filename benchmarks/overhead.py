@@ -34,6 +34,7 @@ from brpo.callbacks.progress import UpdateProgress
 from brpo.callbacks.recorder import Recorder
 from brpo.callbacks.signals import Signals
 from brpo.engine.runner import EagerRunner
+from brpo.exits import run_command
 
 INTERVALS = 2  # evaluation intervals in a measured run
 
@@ -180,4 +181,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

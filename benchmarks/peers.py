@@ -37,6 +37,7 @@ from common import build, composed, machine, rotated
 from peers_workload import Peer, Unavailable, Workload, make_workload
 
 from brpo.config import seed_list
+from brpo.exits import run_command
 
 KNOWN = ("d3rlpy", "corl", "jax")
 OURS = "brpo"
@@ -228,4 +229,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -12,6 +12,8 @@ import typer
 from common import build, composed, machine
 from torch import Tensor
 
+from brpo.exits import run_command
+
 LEVELS = (0.5, 0.95, 1.0)
 
 
@@ -52,4 +54,4 @@ def main(overrides: Annotated[list[str] | None, typer.Argument()] = None, update
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -9,9 +9,9 @@
 import statistics
 
 import torch
-import typer
 from common import machine, seconds
 
+from brpo.exits import run_command
 from brpo.functional import products
 
 SIZE, TENSORS = 256, 8  # several tensors, so that they are not all in the nearest cache
@@ -43,4 +43,4 @@ def main(threads: int = 1, rounds: int = 15) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

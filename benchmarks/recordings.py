@@ -32,6 +32,7 @@ from rich.progress import track
 
 from brpo.datasets import sources
 from brpo.evaluation.scores import spread as scores_in_words
+from brpo.exits import run_command
 
 AGENTS = Path(__file__).with_name("agents")
 KINDS = ("medium", "expert", "replay", "medium-expert")
@@ -280,4 +281,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from brpo.errors import UserError
+from brpo.exits import run_command
 from brpo.files import write_csv
 from brpo.reports import run_folders
 
@@ -20,7 +22,13 @@ COLUMNS = ["run", "tag", "update", "value"]
 
 
 def rows(run: Path, tags: list[str], every: int) -> list[dict[str, Any]]:
-    """A row for each tag that a run has and each multiple of `every` that it has a value at."""
+    """A row for each tag that a run has and each multiple of `every` that it has a value at.
+
+    Raises:
+        UserError: there are no events.
+    """
+    if not list(run.glob("events.*")):
+        raise UserError(f"{run} has no events of TensorBoard. Give run folders, runs/<algo>/<data set>/<time>-<id>.")
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})  # 0 keeps all of them
     events.Reload()
     known, name = set(events.Tags()["scalars"]), run_folders.label(run)
@@ -49,4 +57,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -29,6 +29,9 @@ import torch
 import typer
 from common import ROOT, build, composed, machine, rotated
 
+from brpo.errors import UserError
+from brpo.exits import run_command
+
 MIB = 1 << 20
 TRAINING = ("max_updates=1000", "eval.every=1000", "eval.episodes=5")  # of --serial: one evaluation, at the end
 
@@ -84,7 +87,7 @@ class Training:
         """Make updates; gives `rate` (updates per second) and peak memory as `mib` and `device_mib`.
 
         Raises:
-            RuntimeError: the process has ended.
+            UserError: the process has ended.
         """
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None and stdout is not None
@@ -93,7 +96,7 @@ class Training:
             stdin.flush()
         answer = stdout.readline()
         if not answer:
-            raise RuntimeError(f"a training ended with exit code {self.process.wait()}; its error stands above")
+            raise UserError(f"A training ended with exit code {self.process.wait()}; its error stands above.")
         return json.loads(answer)
 
 
@@ -238,4 +241,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

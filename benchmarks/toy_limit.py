@@ -31,6 +31,7 @@ from brpo.datasets import toy
 from brpo.datasets.ids import TOY
 from brpo.evaluation.distances import resample, sliced_wasserstein, tilted_weights
 from brpo.evaluation.toy import Target
+from brpo.exits import run_command
 from brpo.experiments.toy import ETA
 from brpo.functional.diffusion import ReverseStep, Schedule
 
@@ -290,4 +291,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

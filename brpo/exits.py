@@ -4,7 +4,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from hydra.errors import HydraException, OverrideParseException
@@ -49,6 +49,15 @@ def exit_code_of_command(app: Callable[..., Any], debug: bool = False, program: 
             raise SystemExit(code)
 
     return exit_code_of(run, debug)
+
+
+def run_command(main: Callable[..., Any]) -> NoReturn:
+    """Be the program of a script with one command, a function annotated for typer, and end with its exit code."""
+    import typer
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    sys.exit(exit_code_of_command(app, program=f"python {sys.argv[0]}"))
 
 
 def outcome_of(run: Callable[[], Any], debug: bool = False) -> tuple[int, str | None]:

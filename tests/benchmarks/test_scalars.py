@@ -7,6 +7,8 @@ import pytest
 import scalars
 from torch.utils.tensorboard import SummaryWriter
 
+from brpo.exits import run_command
+
 
 def test_rows_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Every multiple after update 0, tags that the run has alone, to four digits."""
@@ -26,3 +28,24 @@ def test_rows_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     ]
     scalars.main([run], None, every=20)
     assert f"{run} q/mean 40 13.33" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("nowhere", "error: nowhere has no events of TensorBoard. Give run folders, runs/<algo>/<data set>/<time>-<id>."),
+        (
+            "nowhere --every 0",
+            "error: Invalid value for '--every': 0 is not in the range x>=1. See python scalars.py --help.",
+        ),
+        ("", "error: Missing argument 'runs'. See python scalars.py --help."),
+    ],
+)
+def test_wrong_input_is_one_line(
+    typed: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As all benchmarks end."""
+    monkeypatch.setattr("sys.argv", ["scalars.py", *typed.split()])
+    with pytest.raises(SystemExit) as ended:
+        run_command(scalars.main)
+    assert (ended.value.code, capsys.readouterr().err) == (2, f"{said}\n")

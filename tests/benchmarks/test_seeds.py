@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import seeds
 
+from brpo.errors import UserError
+
 
 def answers(*rates: float, mib: float = 100.0) -> list[dict[str, float]]:
     return [{"rate": rate, "mib": mib + k, "device_mib": 0.0} for k, rate in enumerate(rates)]
@@ -44,7 +46,7 @@ def test_a_training_answers_until_it_ends(datasets: Path) -> None:
         assert first["device_mib"] == 0
         training.process.terminate()
         training.process.wait()
-        with pytest.raises(RuntimeError, match="a training ended with exit code"):
+        with pytest.raises(UserError, match="A training ended with exit code"):
             training.run(1)
     assert training.process.returncode != 0
 
