@@ -137,8 +137,9 @@ def test_losses_alone(compilations: Counter[str]) -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-def test_inductor() -> None:
-    eager, compiled = pair("iql", SCHEDULED, layers=2)
+@pytest.mark.parametrize("algo", ["bc", "iql"])
+def test_inductor(algo: str) -> None:
+    eager, compiled = pair(algo, SCHEDULED, layers=2)
     compile_update(compiled)
     run_both(eager, compiled)
     assert_equal(eager, compiled, 1e-9)

@@ -294,6 +294,9 @@ def test_one_rank_that_fails_or_is_stopped_ends_all(cli: Run, start: Start, tmp_
     assert diverged.stderr.count("diverged: ") == 1
     assert "of seed 1 became NaN" in diverged.stderr
 
+    wrong = cli(*options, "algo.discount=2", f"run_dir={tmp_path / 'wrong'}")
+    assert (wrong.returncode, wrong.stderr) == (2, "error: algo.discount=2 is not allowed; it must be in [0, 1).\n")
+
     lost = cli(
         *options, "max_updates=1000", f"run_dir={tmp_path / 'lost'}",
         "+callbacks.lose._target_=tests.helpers.LoseLastRank", PYTHONPATH=str(ROOT),
