@@ -87,7 +87,7 @@ def measure(storage: str, batch: int = 256, gathers: int = 2000) -> None:
     share = f"{peak / tensors:.2f} times the {tensors:.0f} MB of the tensors"
     print(f"  set up in {seconds:.2f} s ({work:.2f} s of CPU); memory +{peak:.0f} MB at its peak, {share}")
     transitions = datamodule.train_transitions
-    indices = batch_indices(zeros(1).long(), arange(gathers), batch, len(transitions))
+    indices = batch_indices(zeros(1).long(), arange(gathers), batch, transitions)
     start, work = time.perf_counter(), time.process_time()
     for row in indices:
         transitions.gather(row)

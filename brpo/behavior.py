@@ -68,7 +68,7 @@ def recipe(config: dict[str, Any], algorithm: OfflineAlgorithm, seed: int) -> Re
         "options": {name: algo.get(name) for name in options},
         "schedule": {part: algo["schedule"].get(part, "constant") for part in algorithm.pretrained},
         "learning_rates": {part: (algo.get("learning_rates") or {}).get(part) for part in algorithm.pretrained},
-        "data": {name: value for name, value in config["data"].items() if name not in NOT_SEEN}
+        "data": {name: value for name, value in config["data"].items() if name not in NOT_SEEN and value is not None}
         | {"digest": algorithm.spec.digest}
         | {name: units[name] for name in SEEN},
         "batch_size": config["batch_size"],

@@ -19,7 +19,9 @@ KEYS = (
     "algo", "data", "engine", "trainer", "dataset", "seeds", "max_updates", "batch_size", "eval", "behavior", "parallel",
     "run_dir", "resume", "callbacks", "loggers", "profile", "debug",
 )  # fmt: skip
-DATA = ("storage", "normalize_observations", "reward_scale", "reward_shift", "heldout", "eta", "family")
+DATA = (
+    "storage", "normalize_observations", "reward_scale", "reward_shift", "return_temperature", "heldout", "eta", "family",
+)  # fmt: skip
 EVALUATION = ("every", "episodes", "processes", "mode")
 ENGINE = ("name", "chunk", "threads", "matmul_precision", "products", "backend", "compiled")
 USERS_OWN = ("callbacks", "loggers")  # code of the user's, which no file is trusted to name
@@ -251,6 +253,9 @@ def check_config(config: dict[str, Any]) -> None:
     require("data.heldout", heldout, is_number(heldout) and 0 <= heldout < 1, "a share of the episodes in [0, 1)")
     require("data.reward_shift", shift, is_number(shift), "a number")
     require("data.normalize_observations", normalize, isinstance(normalize, bool), "true or false")
+    temperature = config["data"]["return_temperature"]
+    require("data.return_temperature", temperature, temperature is None or (is_number(temperature) and temperature > 0),
+            "a number > 0, or null")  # fmt: skip
     eta = config["data"]["eta"]
     require("data.eta", eta, is_number(eta) and eta > 0, "a number > 0")
     same_units = scale == 1 or not is_toy(dataset)
@@ -306,9 +311,12 @@ def check_evaluation(dataset: str, mode: str) -> None:
 
 
 def differing(stored: Any, wanted: Any) -> dict[str, str]:
-    """What differs: dotted keys, sorted, to words that give both values."""
+    """What differs: dotted keys, sorted, to words that give both values. What is not there counts as null.
+
+    So a new option that is null by default, which changes nothing, leaves earlier runs and files as good as they were.
+    """
     left, right = flatten(stored), flatten(wanted)
-    keys = sorted(key for key in {**left, **right} if left.get(key, ...) != right.get(key, ...))
+    keys = sorted(key for key in {**left, **right} if left.get(key) != right.get(key))
     return {k: f"{k or 'it'} is {left.get(k, 'not set')} there and {right.get(k, 'not set')} here" for k in keys}
 
 

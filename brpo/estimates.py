@@ -25,7 +25,10 @@ from brpo.options import require_number, require_one_of, require_whole
 from brpo.types import Batch
 
 # The same for every run, whatever its own units and networks: estimates are there to be compared.
-DATA = {"normalize_observations": True, "reward_scale": "return_range", "reward_shift": 0.0, "heldout": 0.0}
+DATA = {
+    "normalize_observations": True, "reward_scale": "return_range", "reward_shift": 0.0, "return_temperature": None,
+    "heldout": 0.0,
+}  # fmt: skip
 CRITIC = partial(QEnsemble, critics=1, hidden=[256, 256], activation="relu", layer_norm=True)
 # Q moves towards its target by 1/(1 - discount) steps of the average: 20,000 updates are some ten times as many at 0.99.
 OPTIONS = {

@@ -121,6 +121,7 @@ def test_seed_list_refuses(given: Any) -> None:
         ("max_updates=1.5", "max_updates=1.5 is not allowed; it must be a whole number >= 1."),
         ("data.heldout=half", "data.heldout=half is not allowed; it must be a share of the episodes in [0, 1)"),
         ("data.heldout=1", "data.heldout=1 is not allowed"),
+        ("data.return_temperature=0", "data.return_temperature=0 is not allowed; it must be a number > 0, or null"),
         ("data.reward_shift=low", "data.reward_shift=low is not allowed; it must be a number"),
         ("data.normalize_observations=maybe", "data.normalize_observations=maybe is not allowed; it must be true or false"),
         ("max_updates=1e5", "max_updates=100000.0 is not allowed; it must be a whole number >= 1, as 100000."),
@@ -202,10 +203,10 @@ def test_what_differs() -> None:
     assert sorted(config.differing(stored, wanted)) == ["algo.expectile", "batch_size", "eval.every", "max_updates"]
     assert config.differing(stored, stored) == {}
     assert "algo._target_" in config.against_resuming(stored, compose_config("algo=bc"))
-    assert config.differing(None, {"hidden": 3}) == {
-        "": "it is None there and not set here",
-        "hidden": "hidden is not set there and 3 here",
-    }
+    assert config.differing(None, {"hidden": 3}) == {"hidden": "hidden is not set there and 3 here"}
+    earlier = {**stored, "data": {key: value for key, value in stored["data"].items() if key != "return_temperature"}}
+    assert config.against_resuming(earlier, stored) == {}  # a new option that is null changes nothing
+    assert "data.return_temperature" in config.against_resuming(earlier, compose_config("data.return_temperature=0.1"))
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,7 @@ def found(pretraining: Pretraining) -> bool:
         (["seeds=[1]"], {}, False),
         (["data.heldout=0.1"], {}, False),
         (["data.normalize_observations=false"], {}, False),
+        (["data.return_temperature=0.1"], {}, False),
         (["trainer.precision=bf16-mixed"], {}, False),
         ([], {"digest": "1" * 64}, False),
         ([], {"action_high": (7.0, 7.0)}, False),

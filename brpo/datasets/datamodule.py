@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from brpo.datasets import minari_io, row_cache, sources, transforms
-from brpo.datasets.transitions import MappedTransitions, Transitions
+from brpo.datasets.transitions import EpisodeDraw, MappedTransitions, Transitions
 from brpo.functional import streams
 from brpo.options import options_of, require_flag, require_number, require_one_of
 from brpo.types import Batch, DataSpec
@@ -25,13 +25,13 @@ class Chunk(NamedTuple):
     stop: int
 
 
-def batch_indices(seeds: Tensor, updates: Tensor, batch_size: int, high: int) -> Tensor:
-    """Indices of the batches of some updates, uniform with replacement: (updates, seeds, batch), int64.
+def batch_indices(seeds: Tensor, updates: Tensor, batch_size: int, transitions: Transitions) -> Tensor:
+    """Indices of the batches of some updates, with replacement: (updates, seeds, batch), int64.
 
     Those of update t of seed s depend on (s, t) alone. `seeds` and `updates` are int64 vectors.
     """
     keys = streams.key(seeds.unsqueeze(0), streams.purpose("batch"), updates.unsqueeze(1))
-    return streams.integers(keys, batch_size, high)
+    return transitions.draw(keys, batch_size)
 
 
 class _Chunks:
@@ -73,6 +73,8 @@ class OfflineDataModule(lightning.LightningDataModule):
         normalize_observations: scale observations to zero mean and unit variance; the algorithm undoes it when it acts.
         reward_scale: positive factor on rewards, or `return_range` for 1000 / (largest - smallest return).
         reward_shift: added to the scaled reward (AntMaze: -1).
+        return_temperature: > 0, in units of the range of the returns of the episodes: batches hold the transitions of an
+            episode in proportion to exp(return / temperature). None: all alike.
         heldout: in [0, 1), share of the episodes that is kept from training for diagnostics.
         evaluate_every: updates between evaluations; an epoch.
         max_updates: updates in all.
@@ -90,6 +92,7 @@ class OfflineDataModule(lightning.LightningDataModule):
         normalize_observations: bool,
         reward_scale: float | str,
         reward_shift: float,
+        return_temperature: float | None = None,
         heldout: float,
         evaluate_every: int,
         max_updates: int,
@@ -99,11 +102,14 @@ class OfflineDataModule(lightning.LightningDataModule):
         with options_of("data"):
             require_number("heldout", heldout, "a share of the episodes in [0, 1)", lambda v: 0 <= v < 1)
             require_number("reward_shift", reward_shift, "a finite number", lambda v: True)
+            if return_temperature is not None:
+                require_number("return_temperature", return_temperature, "a number > 0, or null", lambda v: v > 0)
             require_one_of(STORAGES, storage=storage)
             require_flag(normalize_observations=normalize_observations)
         self.dataset_id, self.storage = dataset_id, storage
         self.normalize_observations = normalize_observations
         self.reward_scale, self.reward_shift, self.heldout_share = reward_scale, reward_shift, heldout
+        self.return_temperature = return_temperature
         self.evaluate_every, self.max_updates, self.chunk = evaluate_every, max_updates, chunk
         self._spec: DataSpec | None = None
         self.train_transitions: Transitions
@@ -130,16 +136,23 @@ class OfflineDataModule(lightning.LightningDataModule):
         units = self._units(flat)
         self._spec = self._describe(flat, units)
         self.heldout_lengths, self.heldout_returns = flat.lengths[heldout], flat.returns[heldout]
+        draws = self._draws(flat.lengths[~heldout], flat.returns[~heldout])
         if file is not None:
             self.flat = flat
-            train, held = (MappedTransitions.of(file, flat, units, chosen) for chosen in (~heldout, heldout))
+            train = MappedTransitions.of(file, flat, units, ~heldout, draws)
+            held = MappedTransitions.of(file, flat, units, heldout)
         else:
             units.apply(flat.rows, flat.columns.slices)
             self.flat = with_episodes_last(flat, heldout)
             rows, count = torch.from_numpy(self.flat.rows), int(flat.lengths[~heldout].sum())
-            train, held = (Transitions(part, flat.columns) for part in (rows[:count], rows[count:]))
+            train, held = Transitions(rows[:count], flat.columns, draws), Transitions(rows[count:], flat.columns)
         self.train_transitions = train
         self.heldout_transitions = held if heldout.any() else None
+
+    def _draws(self, lengths: np.ndarray, returns: np.ndarray) -> EpisodeDraw | None:
+        if self.return_temperature is None:
+            return None
+        return EpisodeDraw.of(lengths, transforms.return_weights(returns, self.return_temperature))
 
     def _units(self, flat: minari_io.Flat) -> transforms.Units:
         return transforms.Units.of_observations(

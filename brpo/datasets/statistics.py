@@ -81,6 +81,13 @@ def notices(datamodule: OfflineDataModule) -> list[str]:
         found.append(
             "all returns are equal, and rewards are not scaled by their range: data.reward_scale=NUMBER scales them"
         )
+    if (draw := datamodule.train_transitions.episodes) is not None:
+        found.append(
+            f"data.return_temperature={datamodule.return_temperature}: batches are as of {draw.effective:.1f} of the "
+            f"{len(draw.lengths)} training episodes, those of the largest returns most"
+            if transforms.have_range(flat.returns)
+            else f"all returns are equal: data.return_temperature={datamodule.return_temperature} has no effect"
+        )
     mean, std = flat.observation_mean, flat.observation_std
     if (same := constant(mean, std)) and not is_toy(flat.dataset_id):  # which have one state
         found.append(f"{_columns(same)} constant: the policy cannot know what another value means")

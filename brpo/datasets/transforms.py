@@ -104,3 +104,17 @@ def reward_factor(scale: float | str, returns: np.ndarray) -> float:
     if not is_number(scale) or not float(scale) > 0:
         raise ValueError(f"data.reward_scale={scale} is not allowed. Use a positive number or {RETURN_RANGE}.")
     return float(scale)
+
+
+def return_weights(returns: np.ndarray, temperature: float) -> np.ndarray:
+    """Weight of each episode's transitions, at most 1, float64 (episodes,): `exp(return / eta)`, eta = temperature x range.
+
+    Source: the return-weighted sampling of Hong et al. 2023 (arXiv:2306.13085), for any method. What is cloned from such
+    batches is, where transitions are deterministic and nothing is discounted, the policy that maximizes the return less eta
+    times its KL to the behaviour: the optimum's episodes are the data's, re-weighted so [ours, by the usual identity of
+    control as inference, arXiv:1805.00909]. Where all returns are equal, but for rounding, so are the weights.
+    """
+    if not have_range(returns):
+        return np.ones(len(returns))
+    returns = returns.astype(np.float64)
+    return np.exp((returns - returns.max()) / (temperature * np.ptp(returns)))

@@ -28,7 +28,7 @@ class EagerRunner:
         """What the updates [start, stop) are made from: (updates, seeds, batch)."""
         device = self.transitions.index_device
         updates = torch.arange(start, stop, device=device)
-        return batch_indices(algorithm.stream_seeds.to(device), updates, self.batch_size, len(self.transitions))
+        return batch_indices(algorithm.stream_seeds.to(device), updates, self.batch_size, self.transitions)
 
     def update(self, algorithm: OfflineAlgorithm, indices: Tensor) -> None:
         """One update for each row of indices."""

@@ -1,14 +1,19 @@
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from brpo.datasets import statistics, transforms
 from brpo.datasets.datamodule import OfflineDataModule, batch_indices, chunks_until_evaluation
+from brpo.datasets.minari_io import Columns
+from brpo.datasets.transitions import EpisodeDraw, Transitions
 from brpo.errors import UserError
+from brpo.functional import streams
 from brpo.types import DataSpec
 from tests.conftest import random_episode, write_dataset
 
@@ -102,13 +107,88 @@ def test_heldout_out_of_range() -> None:
         OfflineDataModule("a-v0", **{**OPTIONS, "heldout": 1.0})
 
 
-def test_batches_do_not_depend_on_group_chunk_or_history() -> None:
+@pytest.mark.parametrize("draw", [None, EpisodeDraw.of(np.full(10, 100), np.arange(10.0))], ids=["uniform", "weighted"])
+def test_batches_do_not_depend_on_group_chunk_or_history(draw: EpisodeDraw | None) -> None:
     """The indices of update t of seed s are a function of (s, t)."""
-    together = batch_indices(torch.tensor([3, 7]), torch.arange(10, 20), 32, 1000)
-    alone = batch_indices(torch.tensor([7]), torch.arange(12, 13), 32, 1000)
+    transitions = Transitions(torch.zeros(1000, 6), Columns(1, 1), draw)
+    together = batch_indices(torch.tensor([3, 7]), torch.arange(10, 20), 32, transitions)
+    alone = batch_indices(torch.tensor([7]), torch.arange(12, 13), 32, transitions)
     assert torch.equal(together[2, 1], alone[0, 0])
     assert not torch.equal(together[2, 1], together[3, 1])
     assert not torch.equal(together[2, 0], together[2, 1])
+
+
+def test_episodes_are_drawn_by_their_weights_and_their_transitions_alike() -> None:
+    lengths, weights = np.array([3, 0, 50, 7, 4]), np.array([0.0, 1.0, 0.02, 1.0, 0.5])
+    count = 200_000
+    drawn = EpisodeDraw.of(lengths, weights).draw(streams.key(torch.arange(1), streams.purpose("test")), count)
+    expected = np.repeat(weights, lengths)
+    expected *= count / expected.sum()
+    seen = np.bincount(drawn.flatten().numpy(), minlength=64)
+    assert len(seen) == 64 and (seen[:3] == 0).all()  # what weighs nothing is never drawn
+    assert scipy.stats.chisquare(seen[3:], expected[3:]).pvalue > 1e-3
+
+
+def test_draws_at_the_ends_stay_within_their_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest and the largest number that is drawn, and those beside a border between two episodes."""
+    draw = EpisodeDraw.of(np.array([1, 3, 2]), np.array([3.0, 1.0, 1.0]))  # shares 3/8, 3/8, 2/8
+    borders = [2.0**-53, 0.375 - 2.0**-53, 0.375, 0.5, 0.75 - 2.0**-53, 0.75, 0.875, 1.0 - 2.0**-53]
+    monkeypatch.setattr(streams, "uniform", lambda keys, shape, dtype: torch.tensor([borders], dtype=dtype))
+    assert draw.draw(torch.zeros(1).long(), len(borders)).tolist() == [[0, 0, 1, 2, 3, 4, 5, 5]]
+    assert draw.effective == pytest.approx(1 / (2 * 0.375**2 + 0.25**2))
+
+
+def test_the_data_module_draws_by_returns(datasets: Path) -> None:
+    """An episode's share among batches is what its return says; held-out episodes keep out, the data stay as they are."""
+    plain, weighted = make(), make(return_temperature=0.5)
+    assert plain.train_transitions.episodes is None
+    assert torch.equal(plain.train_transitions.rows, weighted.train_transitions.rows) and plain.spec == weighted.spec
+    returns, lengths = weighted.flat.returns[:9], weighted.flat.lengths[:9]
+    shares = lengths * np.exp(2.0 * returns / np.ptp(returns))
+    indices = batch_indices(torch.arange(2), torch.arange(50), 500, weighted.train_transitions)
+    seen = np.bincount(np.searchsorted(np.cumsum(lengths), indices.flatten().numpy(), side="right"), minlength=9)
+    assert scipy.stats.chisquare(seen, shares / shares.sum() * seen.sum()).pvalue > 1e-3
+    (notice,) = (text for text in statistics.notices(weighted) if "return_temperature" in text)
+    effective = shares.sum() ** 2 / (shares**2).sum()
+    assert f"data.return_temperature=0.5: batches are as of {effective:.1f} of the 9 training episodes" in notice
+    assert weighted.heldout_transitions is not None and weighted.heldout_transitions.episodes is None
+
+
+def test_equal_returns_weigh_the_same(datasets: Path) -> None:
+    write_dataset(datasets, "tests/alike-v0", [random_episode(np.random.default_rng(0), 5)] * 3)
+    datamodule = make("tests/alike-v0", return_temperature=0.1)
+    (notice,) = (text for text in statistics.notices(datamodule) if "return_temperature" in text)
+    assert notice == "all returns are equal: data.return_temperature=0.1 has no effect"
+    draw = datamodule.train_transitions.episodes
+    assert draw is not None and draw.effective == pytest.approx(len(draw.lengths))
+
+
+def test_episodes_weighted_by_return_are_those_of_the_regularized_optimum() -> None:
+    """Deterministic dynamics, no discount: the policy in re-weighted episodes is that of soft values, by backward induction.
+
+    Every way of three actions among three, rewards of the whole way so far, and a behaviour that differs by state.
+    """
+    rng, temperature = np.random.default_rng(3), 0.3
+    ways = list(itertools.product(range(3), repeat=3))
+    reward = {way[:t]: rng.normal() for way in ways for t in (1, 2, 3)}
+    behavior = {way[:t]: rng.dirichlet(np.ones(3)) for way in ways for t in (0, 1, 2)}
+    returns = np.array([sum(reward[way[:t]] for t in (1, 2, 3)) for way in ways])
+    eta = temperature * np.ptp(returns)
+
+    def q(way: tuple[int, ...]) -> float:
+        return reward[way] + (value(way) if len(way) < 3 else 0.0)
+
+    def value(way: tuple[int, ...]) -> float:
+        return eta * math.log(sum(behavior[way][a] * math.exp(q((*way, a)) / eta) for a in range(3)))
+
+    recorded = np.array([math.prod(behavior[way[:t]][way[t]] for t in range(3)) for way in ways])
+    weighted = recorded * transforms.return_weights(returns, temperature)
+    for begun in behavior:
+        through = np.array([way[: len(begun)] == begun for way in ways])
+        for action in range(3):
+            taken = np.array([way[: len(begun) + 1] == (*begun, action) for way in ways])
+            optimal = behavior[begun][action] * math.exp((q((*begun, action)) - value(begun)) / eta)
+            assert weighted[taken].sum() / weighted[through].sum() == pytest.approx(optimal, rel=1e-9)
 
 
 def test_gather_gives_the_rows(datasets: Path) -> None:
@@ -173,8 +253,12 @@ def test_a_single_episode_has_no_range_of_returns(datasets: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"heldout": "0.1"}, {"reward_shift": math.nan}, {"normalize_observations": "no"}, {"storage": "disk"}]
-)
+    "options",
+    [
+        {"heldout": "0.1"}, {"reward_shift": math.nan}, {"normalize_observations": "no"}, {"storage": "disk"},
+        {"return_temperature": 0.0}, {"return_temperature": "low"},
+    ],
+)  # fmt: skip
 def test_options_of_a_wrong_kind_are_refused(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(UserError, match=f"data.{name}=.* is not allowed"):

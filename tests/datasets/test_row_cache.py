@@ -64,16 +64,19 @@ def same(left: Batch, right: Batch) -> bool:
 
 
 @pytest.mark.parametrize("heldout", [0.0, 0.25])
-@pytest.mark.parametrize("normalize", [False, True])
-def test_the_batches_of_device_bit_for_bit(root: Path, heldout: float, normalize: bool) -> None:
-    options = {"heldout": heldout, "normalize_observations": normalize, "reward_scale": "return_range", "reward_shift": -1.0}
+@pytest.mark.parametrize(("normalize", "temperature"), [(False, None), (True, None), (True, 0.5)])
+def test_the_batches_of_device_bit_for_bit(root: Path, heldout: float, normalize: bool, temperature: float | None) -> None:
+    options = {"heldout": heldout, "normalize_observations": normalize, "reward_scale": "return_range", "reward_shift": -1.0,
+               "return_temperature": temperature}  # fmt: skip
     device, file = make(ID, **options), mapped(**options)
     assert device.spec == file.spec
     assert isinstance(file.train_transitions, MappedTransitions)
     assert len(device.train_transitions) == len(file.train_transitions)
     whole = torch.arange(len(device.train_transitions)).unsqueeze(0)
     assert same(device.train_transitions.gather(whole), file.train_transitions.gather(whole))
-    for indices in batch_indices(torch.tensor([3, 7]), torch.arange(5), 16, len(device.train_transitions)):
+    drawn = [batch_indices(torch.tensor([3, 7]), torch.arange(5), 16, data.train_transitions) for data in (device, file)]
+    assert torch.equal(*drawn)
+    for indices in drawn[0]:
         assert same(device.train_transitions.gather(indices), file.train_transitions.gather(indices))
     assert same(device.diagnostic_batch(2), file.diagnostic_batch(2))
     doubled = torch.device("cpu"), torch.float64
@@ -94,7 +97,15 @@ def test_a_short_training_gives_the_same_weights(root: Path, tmp_path: Path) -> 
     weights = []
     for storage in ("device", "memmap"):
         folder = tmp_path / storage
-        options = ["max_updates=20", "eval.every=10", "eval.episodes=1", "batch_size=16", "trainer=cpu", "seeds=2"]
+        options = [
+            "max_updates=20",
+            "data.return_temperature=0.5",
+            "eval.every=10",
+            "eval.episodes=1",
+            "batch_size=16",
+            "trainer=cpu",
+            "seeds=2",
+        ]
         config = compose_config("algo=iql", f"dataset={ID}", f"data.storage={storage}", f"run_dir={folder}", *options)
         shrink(config["algo"])
         training.train(config, [])
