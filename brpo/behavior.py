@@ -166,14 +166,14 @@ def has(path: Path, made_of: Recipe, algorithm: OfflineAlgorithm) -> bool:
     return True
 
 
-def read_chosen(path: Path, algo: dict[str, Any], algorithm: OfflineAlgorithm) -> list[Member]:
+def read_chosen(path: Path, config: dict[str, Any], algorithm: OfflineAlgorithm) -> list[Member]:
     """The members for the algorithm's seeds out of what the user named: a run folder, a checkpoint, or a cached file.
 
     A file with one seed serves all seeds.
 
     Args:
         path: what was named.
-        algo: the configuration of the algorithm.
+        config: the configuration of the run.
         algorithm: that takes the members.
 
     Raises:
@@ -181,12 +181,13 @@ def read_chosen(path: Path, algo: dict[str, Any], algorithm: OfflineAlgorithm) -
     """
     checkpoint, path = _read_any(path)
     with _of_this_version(path):
-        return _chosen_members(path, checkpoint["brpo"], checkpoint["state_dict"], algo, algorithm)
+        return _chosen_members(path, checkpoint["brpo"], checkpoint["state_dict"], config, algorithm)
 
 
 def _chosen_members(
-    path: Path, ours: dict[str, Any], state: dict[str, Tensor], algo: dict[str, Any], algorithm: OfflineAlgorithm
+    path: Path, ours: dict[str, Any], state: dict[str, Tensor], config: dict[str, Any], algorithm: OfflineAlgorithm
 ) -> list[Member]:
+    algo = config["algo"]
     if int(ours["updates"]) < 0:
         raise UserError(f"behavior={path} has not finished its pre-training. Finish that run first: resume={path}.")
     made_of = ours.get("recipe", {})
@@ -207,6 +208,10 @@ def _chosen_members(
                 f"behavior=fresh to train one."
             )
     _check_units(path, ours["spec"], algorithm.spec)
+    data = made_of["data"] if made_of else ours["config"]["data"]
+    theirs, mine = data.get("return_temperature"), config["data"]["return_temperature"]
+    if theirs != mine:
+        print(f"note: behavior={path} was fitted with data.return_temperature={theirs}, this run has {mine}", flush=True)
     made, length = int(ours["updates"]), ours.get("config", {}).get("max_updates", 0)
     if maker != algo["_target_"] and made < length:  # the model is what that run trains
         print(f"note: behavior={path} is of a run that has made {made} of its {length} updates", flush=True)

@@ -345,6 +345,11 @@ def test_a_model_that_the_user_names(fresh: tuple[Path, Path, Result], cache: Pa
     said = capsys.readouterr().out
     assert said.count("trained on other data, tests/pendulum/tiny-v0") == 3  # the spec's is another
     assert said.count("is one model for 2 seeds") == 1
+    assert "return_temperature" not in said
+    for path in (folder, file):
+        assert found(prepared(*small, f"behavior={path}", "data.return_temperature=0.2", **sizes))
+        said = capsys.readouterr().out
+        assert "was fitted with data.return_temperature=None, this run has 0.2" in said
     for changes, overrides, message in (
         (
             {},

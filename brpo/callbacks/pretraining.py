@@ -57,7 +57,7 @@ class Pretraining(Callback):
                     f"behavior={source} is not possible: {type(algorithm).__name__} has no behaviour model that could be "
                     f"taken from there. Leave it out."
                 )
-            self.members = behavior.read_chosen(Path(source).expanduser(), self.config["algo"], algorithm)
+            self.members = behavior.read_chosen(Path(source).expanduser(), self.config, algorithm)
         elif source == "auto" and algorithm.pretrain_updates:
             self.members = self._cached()
         untrained = [part for part in algorithm.pretrained if part not in algorithm.trained]
