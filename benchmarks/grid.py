@@ -124,9 +124,13 @@ NORMALIZATION = {
 EPISODES = "eval.episodes=30"  # sampled actions differ more from episode to episode
 CLONING = ["algo=diffusion_bc", "max_updates=50000", EPISODES]  # as many updates as bdpo's pre-training
 SMALL = "algo.actor.hidden=[128,128,128]"  # bdpo's networks at size=small
+ALIKE, BY_RETURNS = (f"data.return_temperature={value}" for value in ("null", "0.1"))  # 0.1 is bdpo's at size=small
+BDPO = ["algo=bdpo", EPISODES, "eval.every=5000"]
 DIFFUSION = {  # bdpo starts from the cloning beside it
     "diffusion_bc small": [*CLONING, SMALL],
-    "bdpo": ["algo=bdpo", EPISODES, "eval.every=5000", "behavior={runs}/diffusion-bc-small/{dataset}"],
+    "diffusion_bc small by returns": [*CLONING, SMALL, BY_RETURNS],
+    "bdpo": [*BDPO, ALIKE, "behavior={runs}/diffusion-bc-small/{dataset}"],
+    "bdpo by returns": [*BDPO, BY_RETURNS, "behavior={runs}/diffusion-bc-small-by-returns/{dataset}"],
     "diffusion_bc": CLONING,
 }
 BESIDE_DIFFUSION = {algo: [f"algo={algo}"] for algo in ("iql", "sfac")}  # on the sets that the comparison has not come to
@@ -135,7 +139,7 @@ CLONING_THEN = [*CLONING, SMALL, "algo.optimizer.lr=3e-4", "algo.schedule.actor=
 MOVING = ["algo.behavior_training=joint", "algo.schedule.behavior=constant", "algo.learning_rates.behavior=3e-4"]
 BDPO_THEN = [
     *("algo=bdpo", EPISODES, "eval.every=2500", "algo.eta={five_times}", "algo.samples=4", "algo.acting.candidates=10"),
-    *("algo.critic_only=4000", *MOVING),
+    *("algo.critic_only=4000", ALIKE, *MOVING),
 ]
 FIVE_TIMES = {"hopper": 1.0, "walker2d": 0.75, "halfcheetah": 0.25}  # the paper's eta
 DIFFUSION_NORMALIZATION = {  # asked of the other recordings, as NORMALIZATION
@@ -149,9 +153,9 @@ DIFFUSION_NORMALIZATION = {  # asked of the other recordings, as NORMALIZATION
 DIFFUSION_SETTING = {  # asked of the other recordings: how to fit the behaviour model, and which eta
     "diffusion_bc constant": [*CLONING_THEN, "seeds=[100,101,102]"],
     "diffusion_bc to zero": [*CLONING, SMALL, "seeds=[100,101,102]"],
-    "bdpo eta 1": ["algo=bdpo", "algo.eta=1", *MOVING, EPISODES, "eval.every=2500", "seeds=[100,101,102]"]
+    "bdpo eta 1": ["algo=bdpo", "algo.eta=1", ALIKE, *MOVING, EPISODES, "eval.every=2500", "seeds=[100,101,102]"]
     + ["behavior={runs}/diffusion-bc-constant/{dataset}"],
-    "bdpo eta 0.2": ["algo=bdpo", "algo.eta=0.2", "algo.acting.candidates=2", "eval.episodes=20", "eval.every=5000"]
+    "bdpo eta 0.2": ["algo=bdpo", "algo.eta=0.2", ALIKE, "algo.acting.candidates=2", "eval.episodes=20", "eval.every=5000"]
     + ["seeds=[100,101]", "behavior={runs}/diffusion-bc-to-zero/{dataset}"],
 }
 # In the two that follow `sfac` is the exponential one.
