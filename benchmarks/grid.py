@@ -150,13 +150,17 @@ DIFFUSION_NORMALIZATION = {  # asked of the other recordings, as NORMALIZATION
         "bdpo": [*BDPO_THEN, f"behavior={{runs}}/diffusion-bc-{name}-seed-{SEARCH_SEED}/{{dataset}}"],
     }.items()
 }
-DIFFUSION_SETTING = {  # asked of the other recordings: how to fit the behaviour model, and which eta
+DIFFUSION_SETTING = {  # asked of the other recordings: how to fit the behaviour model, to which episodes, and which eta
     "diffusion_bc constant": [*CLONING_THEN, "seeds=[100,101,102]"],
     "diffusion_bc to zero": [*CLONING, SMALL, "seeds=[100,101,102]"],
     "bdpo eta 1": ["algo=bdpo", "algo.eta=1", ALIKE, *MOVING, EPISODES, "eval.every=2500", "seeds=[100,101,102]"]
     + ["behavior={runs}/diffusion-bc-constant/{dataset}"],
     "bdpo eta 0.2": ["algo=bdpo", "algo.eta=0.2", ALIKE, "algo.acting.candidates=2", "eval.episodes=20", "eval.every=5000"]
     + ["seeds=[100,101]", "behavior={runs}/diffusion-bc-to-zero/{dataset}"],
+    "diffusion_bc by returns": [*CLONING, SMALL, BY_RETURNS, "eval.every=25000", "eval.episodes=20", "seeds=[100,101,102]"],
+    "diffusion_bc by returns 0.25": [*CLONING, SMALL, "data.return_temperature=0.25", "eval.every=25000", "eval.episodes=20"]
+    + ["seeds=[100,101,102]"],
+    "bdpo eta 1 by returns": ["algo=bdpo", "algo.eta=1", BY_RETURNS, "eval.every=2500", "seeds=[100,101,102]"],
 }
 # In the two that follow `sfac` is the exponential one.
 HOPPER_REPLAY = {  # asked of the other recordings: what keeps Sf-AC below XQL there, an option at a time
