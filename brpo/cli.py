@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from brpo import cli_data
+from brpo import cli_cache, cli_data
 from brpo.errors import Interrupted, UserError
 from brpo.exits import exit_code_of_command
 
@@ -376,6 +376,9 @@ def _table(columns: Mapping[str, Sequence[str]]) -> Table:
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*map(Text, cells))  # as text: brackets are no markup
     return table
+
+
+app.command()(cli_cache.cache)
 
 
 def main() -> None:

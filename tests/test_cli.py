@@ -74,6 +74,38 @@ def test_the_experiments_have_names_of_their_own(
     assert said.endswith(f"See python -m {program} --help.")
 
 
+def test_caches_are_listed_and_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behaviour models and rows, in the user's cache and beside data sets; nothing else there is touched."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+
+    def say(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["brpo", "cache", *arguments])
+        assert exit_code_of_command(cli.app) == 0
+        return capsys.readouterr().out
+
+    assert say() == "nothing is cached\n"
+    old, new = tmp_path / "caches/brpo/behavior/a-seed0-1.ckpt", tmp_path / "caches/brpo/behavior/a-seed1-2.ckpt"
+    rows = [tmp_path / "data/lab/.brpo-cache/logs-v0.rows", tmp_path / "caches/brpo/logs-v0-3.rows"]
+    others = [tmp_path / "data/lab/logs-v0/data.hdf5", tmp_path / "data/lab/.brpo-cache/logs-v0.lock"]
+    for path in (old, new, *rows, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(2_000_000))
+    os.utime(old, (0, 0))
+    said = say()
+    for path in (old, new, *rows):
+        assert path.name in said and str(path.parent) in said
+    assert not any(path.name in said for path in others)
+    assert "4 files, 8.0 MB; --remove deletes them" in said
+    said = say("--older", "30", "--remove")
+    assert new.name not in said and "1 file, 2.0 MB: deleted" in said and not old.exists() and new.exists()
+    assert say("--older", "30") == "nothing in the caches is older than 30 days\n"
+    say("--remove")
+    assert not any(path.exists() for path in (new, *rows)) and all(path.exists() for path in others)
+
+
 def test_the_package_is_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["brpo", "bogus"])
     with pytest.raises(SystemExit) as ended:
