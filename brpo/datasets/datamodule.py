@@ -73,7 +73,7 @@ class OfflineDataModule(lightning.LightningDataModule):
         normalize_observations: scale observations to zero mean and unit variance; the algorithm undoes it when it acts.
         reward_scale: positive factor on rewards, or `return_range` for 1000 / (largest - smallest return).
         reward_shift: added to the scaled reward (AntMaze: -1).
-        return_temperature: > 0, in units of the range of the returns of the episodes: batches hold the transitions of an
+        return_temperature: > 0, in units of the range of the training episodes' returns: batches hold the transitions of an
             episode in proportion to exp(return / temperature). None: all alike.
         heldout: in [0, 1), share of the episodes that is kept from training for diagnostics.
         evaluate_every: updates between evaluations; an epoch.
@@ -116,6 +116,7 @@ class OfflineDataModule(lightning.LightningDataModule):
         self.heldout_transitions: Transitions | None
         self.heldout_lengths: np.ndarray  # transitions of each held-out episode, in the order of their transitions
         self.heldout_returns: np.ndarray
+        self.train_returns: np.ndarray
         self.flat: minari_io.Flat  # rows in units of training, held-out episodes last; memmap: as recorded
 
     @property
@@ -136,7 +137,8 @@ class OfflineDataModule(lightning.LightningDataModule):
         units = self._units(flat)
         self._spec = self._describe(flat, units)
         self.heldout_lengths, self.heldout_returns = flat.lengths[heldout], flat.returns[heldout]
-        draws = self._draws(flat.lengths[~heldout], flat.returns[~heldout])
+        self.train_returns = flat.returns[~heldout]
+        draws = self._draws(flat.lengths[~heldout])
         if file is not None:
             self.flat = flat
             train = MappedTransitions.of(file, flat, units, ~heldout, draws)
@@ -149,10 +151,10 @@ class OfflineDataModule(lightning.LightningDataModule):
         self.train_transitions = train
         self.heldout_transitions = held if heldout.any() else None
 
-    def _draws(self, lengths: np.ndarray, returns: np.ndarray) -> EpisodeDraw | None:
+    def _draws(self, lengths: np.ndarray) -> EpisodeDraw | None:
         if self.return_temperature is None:
             return None
-        return EpisodeDraw.of(lengths, transforms.return_weights(returns, self.return_temperature))
+        return EpisodeDraw.of(lengths, transforms.return_weights(self.train_returns, self.return_temperature))
 
     def _units(self, flat: minari_io.Flat) -> transforms.Units:
         return transforms.Units.of_observations(

@@ -85,7 +85,7 @@ def notices(datamodule: OfflineDataModule) -> list[str]:
         found.append(
             f"data.return_temperature={datamodule.return_temperature}: batches are as of {draw.effective:.1f} of the "
             f"{len(draw.lengths)} training episodes, those of the largest returns most"
-            if transforms.have_range(flat.returns)
+            if transforms.have_range(datamodule.train_returns)
             else f"all returns are equal: data.return_temperature={datamodule.return_temperature} has no effect"
         )
     mean, std = flat.observation_mean, flat.observation_std
