@@ -10,6 +10,7 @@ from brpo.reports.seed_result import SeedResult
 
 TARGET = "_target_"  # an option's name for a class
 SOURCE = "behavior"  # where a pre-trained model came from: often a path, another one for each data set
+NULL_BEFORE = ("data.return_temperature",)  # outside `algo`: null, not another default, where a result does not know it
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _implied(key: str, differing: set[str], results: Sequence[SeedResult]) -> bo
     """Not known to some results, with one value in all others, where another option or the version says as much."""
     known = {_text(result.options[key]) for result in results if key in result.options}
     lacking = any(key not in result.options for result in results)
-    told = f"{key.rpartition('.')[0]}.{TARGET}" in differing or not key.startswith("algo.")
+    told = f"{key.rpartition('.')[0]}.{TARGET}" in differing or not key.startswith(("algo.", *NULL_BEFORE))
     return lacking and len(known) == 1 and told
 
 

@@ -243,6 +243,16 @@ def test_an_option_that_older_runs_lack_is_no_method(tmp_path: Path) -> None:
     assert names(tmp_path) == ["bc"]
 
 
+def test_an_option_that_was_null_before_there_was_one_tells_methods_apart(tmp_path: Path) -> None:
+    """Batches by returns are not those that older runs had, of which no option said how they are drawn."""
+    make_run(tmp_path / "old", {0: [1.0]})
+    make_run(tmp_path / "new", {0: [2.0]}, waves=[])  # an option of the algorithm that came later, too
+    path = tmp_path / "new" / "result.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "config": {**result["config"], "data": {"return_temperature": 0.1}}}))
+    assert sorted(names(tmp_path)) == ["bc", "bc return_temperature=0.1"]
+
+
 def test_the_method_with_most_results_has_the_plain_name(tmp_path: Path) -> None:
     """Though each of its options has another value in as many methods, or more."""
     for name, actor, behavior, scores in (
