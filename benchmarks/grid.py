@@ -223,7 +223,7 @@ QUESTIONS = {  # rows, data sets, updates; three seeds where a row says nothing 
     "diffusion": (DIFFUSION, MEDIUM + REST[:3], 20000),
     "beside_diffusion": (BESIDE_DIFFUSION, (MEDIUM[1], *REST[:3]), 50000),
     "normalization": (NORMALIZATION, (*REPLAY[1:], MEDIUM[0], MEDIUM[2]), 50000),
-    "diffusion_setting": (DIFFUSION_SETTING, (*MEDIUM[:2], REST[0], REST[2]), 20000),
+    "diffusion_setting": (DIFFUSION_SETTING, MEDIUM + REST[:3], 20000),
     "hopper_replay": (HOPPER_REPLAY, REPLAY[1:2], 50000),
     "hopper_medium_expert": (HOPPER_MEDIUM_EXPERT, REST[:1], 50000),
     "mixture": (MIXTURE, (REPLAY[3], REPLAY[1], REST[2], REST[1], MEDIUM[0]), 50000),

@@ -331,7 +331,7 @@ def test_batch_stream_is_what_the_runner_trains_on() -> None:
 
     data = transitions()
     EagerRunner(data, 5).run(Spy(), 2, 4)  # type: ignore[arg-type]
-    indices = batch_indices(torch.tensor([4]), torch.arange(2, 4), 5, len(data))
+    indices = batch_indices(torch.tensor([4]), torch.arange(2, 4), 5, data)
     assert torch.equal(torch.stack(seen), torch.stack([data.gather(row).rewards for row in indices]))
 
 
