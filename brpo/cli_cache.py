@@ -1,5 +1,6 @@
 """`brpo cache`: what is kept in caches, behaviour models and rows of data sets. All of it can be made again."""
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class CachedFile:
 
 
 def cached_files() -> list[CachedFile]:
-    """All there are, those of a kind together, the latest last."""
+    """All there are, by kind and folder, the latest last."""
     found = []
     for kind, path in _paths():
         try:
@@ -40,7 +41,7 @@ def cached_files() -> list[CachedFile]:
         except FileNotFoundError:  # removed meanwhile
             continue
         found.append(CachedFile(kind, path, status.st_size, status.st_mtime))
-    return sorted(found, key=lambda file: (file.kind, file.written, file.path))
+    return sorted(found, key=lambda file: (file.kind, file.path.parent, file.written, file.path))
 
 
 def _paths() -> Iterator[tuple[str, Path]]:
@@ -67,12 +68,11 @@ def cache(
     if not files:
         print("nothing is cached" if older is None else f"nothing in the caches is older than {older:g} days")
         return
-    for folder, kind in dict.fromkeys((file.path.parent, file.kind) for file in files):
-        print(f"{kind} in {folder}:")
-        for file in files:
-            if (file.path.parent, file.kind) == (folder, kind):
-                written = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.written))
-                print(f"  {written}  {file.size / 1e6:8.1f} MB  {file.path.name}")
+    for place, held in itertools.groupby(files, lambda file: f"{file.kind} in {file.path.parent}:"):
+        print(place)
+        for file in held:
+            written = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.written))
+            print(f"  {written}  {file.size / 1e6:8.1f} MB  {file.path.name}")
     total = f"{plural(len(files), 'file')}, {sum(file.size for file in files) / 1e6:.1f} MB"
     if not remove:
         print(f"{total}; --remove deletes them")

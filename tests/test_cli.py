@@ -102,6 +102,13 @@ def test_caches_are_listed_and_removed(
     said = say("--older", "30", "--remove")
     assert new.name not in said and "1 file, 2.0 MB: deleted" in said and not old.exists() and new.exists()
     assert say("--older", "30") == "nothing in the caches is older than 30 days\n"
+    with monkeypatch.context() as locked:
+        locked.setattr(
+            Path, "unlink", lambda path, missing_ok: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+        )
+        locked.setattr("sys.argv", ["brpo", "cache", "--remove"])
+        assert exit_code_of_command(cli.app) == 2
+    assert capsys.readouterr().err == f"error: {new} cannot be deleted (Permission denied).\n"
     say("--remove")
     assert not any(path.exists() for path in (new, *rows)) and all(path.exists() for path in others)
 

@@ -49,10 +49,9 @@ class EpisodeDraw(NamedTuple):
         episode = torch.searchsorted(self.until, drawn, right=True)  # drawn is below 1: always one that there is
         until = self.until[episode]
         before = torch.where(episode > 0, self.until[episode - 1], 0.0)
-        within = (
-            (drawn - before) / (until - before) * self.lengths[episode]
-        ).long()  # the part of the draw inside its episode
-        return self.begins[episode] + torch.minimum(within, self.lengths[episode] - 1)
+        lengths = self.lengths[episode]
+        within = ((drawn - before) / (until - before) * lengths).long()
+        return self.begins[episode] + torch.minimum(within, lengths - 1)  # the product may be rounded up
 
 
 class Transitions:
