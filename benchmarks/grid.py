@@ -122,7 +122,8 @@ NORMALIZATION = {
     for row, option in (("raw", RAW), ("normalized", NORMALIZED))
 }
 EPISODES = "eval.episodes=30"  # sampled actions differ more from episode to episode
-CLONING = ["algo=diffusion_bc", "max_updates=50000", EPISODES]  # as many updates as bdpo's pre-training
+CLONING = ["algo=diffusion_bc", "max_updates=50000", EPISODES]
+LONGER = ["algo=diffusion_bc", "max_updates=100000", EPISODES]  # as many updates as bdpo's pre-training
 SMALL = "algo.actor.hidden=[128,128,128]"  # bdpo's networks at size=small
 ALIKE, BY_RETURNS = (f"data.return_temperature={value}" for value in ("null", "0.1"))  # 0.1 is bdpo's at size=small
 BDPO = ["algo=bdpo", EPISODES, "eval.every=5000"]
@@ -132,6 +133,9 @@ DIFFUSION = {  # bdpo starts from the cloning beside it
     "bdpo": [*BDPO, ALIKE, "behavior={runs}/diffusion-bc-small/{dataset}"],
     "bdpo by returns": [*BDPO, BY_RETURNS, "behavior={runs}/diffusion-bc-small-by-returns/{dataset}"],
     "diffusion_bc": CLONING,
+    "diffusion_bc longer by returns": [*LONGER, SMALL, BY_RETURNS],
+    "bdpo longer by returns": [*BDPO, BY_RETURNS, "behavior={runs}/diffusion-bc-longer-by-returns/{dataset}"],
+    "diffusion_bc longer": [*LONGER, SMALL],
 }
 BESIDE_DIFFUSION = {algo: [f"algo={algo}"] for algo in ("iql", "sfac")}  # on the sets that the comparison has not come to
 VP = ["algo.actor.noise_schedule=vp", "algo.actor.variance_interpolation=1"]
