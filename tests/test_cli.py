@@ -4,6 +4,8 @@ import importlib.metadata
 import math
 import os
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +121,16 @@ def test_the_package_is_the_command(capsys: pytest.CaptureFixture[str], monkeypa
         runpy.run_module("brpo", run_name="__main__")
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: No such command 'bogus'. See brpo --help.\n"
+
+
+def test_ctrl_c_while_the_command_is_imported(tmp_path: Path) -> None:
+    """SIGINT at the import of typer, in an interpreter of its own: exit code 130 and no traceback."""
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise ImportError\n")
+    start = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = [sys.executable, "-c", f"{start}; runpy.run_module('brpo', run_name='__main__')"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    result = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
 
 def test_version_and_commit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
