@@ -17,6 +17,7 @@ several sittings and machines; `--store` puts there what the report is made of.
     python benchmarks/grid.py modes             # docs/results.md: runs to be evaluated by `brpo evaluate --mode`
     python benchmarks/grid.py diffusion         # docs/bdpo.md, docs/results.md: BDPO and diffusion cloning
     python benchmarks/grid.py beside_diffusion  # docs/bdpo.md, docs/results.md: IQL and Sf-AC on the sets of `diffusion`
+    python benchmarks/grid.py by_returns        # docs/results.md: the other methods on batches of the better episodes
     python benchmarks/grid.py search            # docs/sfac.md
     python benchmarks/grid.py normalization     # docs/sfac.md: whether Sf-AC should see normalized observations
     python benchmarks/grid.py diffusion_normalization   # docs/bdpo.md: whether diffusion methods should
@@ -137,6 +138,7 @@ DIFFUSION = {  # bdpo starts from the cloning beside it
     "bdpo longer by returns": [*BDPO, BY_RETURNS, "behavior={runs}/diffusion-bc-longer-by-returns/{dataset}"],
     "diffusion_bc longer": [*LONGER, SMALL],
 }
+BY_RETURNS_TOO = {f"{algo} by returns": [f"algo={algo}", BY_RETURNS] for algo in ("bc", "iql", "sql", "sfac")}
 BESIDE_DIFFUSION = {algo: [f"algo={algo}"] for algo in ("iql", "sfac")}  # on the sets that the comparison has not come to
 VP = ["algo.actor.noise_schedule=vp", "algo.actor.variance_interpolation=1"]
 CLONING_THEN = [*CLONING, SMALL, "algo.optimizer.lr=3e-4", "algo.schedule.actor=constant"]  # earlier defaults, the paper's
@@ -164,6 +166,10 @@ DIFFUSION_SETTING = {  # asked of the other recordings: how to fit the behaviour
     "diffusion_bc by returns": [*CLONING, SMALL, BY_RETURNS, "eval.every=25000", "eval.episodes=20", "seeds=[100,101,102]"],
     "diffusion_bc by returns 0.25": [*CLONING, SMALL, "data.return_temperature=0.25", "eval.every=25000", "eval.episodes=20"]
     + ["seeds=[100,101,102]"],
+    "diffusion_bc by returns, longer": [*CLONING, SMALL, BY_RETURNS, "max_updates=150000", "eval.every=25000"]
+    + ["eval.episodes=20", "seeds=[100,101]"],
+    "diffusion_bc by returns, wider": [*CLONING, "algo.actor.hidden=[256,256,256]", BY_RETURNS, "eval.every=12500"]
+    + ["eval.episodes=20", "seeds=[100,101]"],
     "bdpo eta 1 by returns": ["algo=bdpo", "algo.eta=1", BY_RETURNS, "eval.every=2500", "seeds=[100,101,102]"],
 }
 # In the two that follow `sfac` is the exponential one.
@@ -225,6 +231,7 @@ QUESTIONS = {  # rows, data sets, updates; three seeds where a row says nothing 
     "observations": (OBSERVATIONS, (*REPLAY[3:], *REPLAY[:3]), 50000),
     "modes": (MODES, MEDIUM[:1], 50000),
     "diffusion": (DIFFUSION, MEDIUM + REST[:3], 20000),
+    "by_returns": (BY_RETURNS_TOO, (*REST[:3], *MEDIUM, *REPLAY), 50000),
     "beside_diffusion": (BESIDE_DIFFUSION, (MEDIUM[1], *REST[:3]), 50000),
     "normalization": (NORMALIZATION, (*REPLAY[1:], MEDIUM[0], MEDIUM[2]), 50000),
     "diffusion_setting": (DIFFUSION_SETTING, MEDIUM + REST[:3], 20000),
@@ -237,6 +244,7 @@ QUESTIONS = {  # rows, data sets, updates; three seeds where a row says nothing 
 
 # What stands beside them in a report: rows of the comparison, and of earlier defaults.
 BESIDE = {
+    "by_returns": ("bc", "iql", "sql", "sfac"),
     "earlier_defaults": ("sfac", "sql"),
     "fit": ("sfac",),
     "symmetry": ("sfac exponential, raw observations",),
