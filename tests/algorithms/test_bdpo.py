@@ -231,7 +231,7 @@ def test_sizes_bring_updates_and_chunks_and_what_is_typed_wins() -> None:
         config = compose_config("algo=bdpo", *overrides)
         return config["max_updates"], config["algo"]["pretrain_updates"], config["engine"]["chunk"], config["engine"]["name"]
 
-    assert found() == (20_000, 50_000, 25, "auto")
+    assert found() == (20_000, 100_000, 25, "auto")
     assert found("algo/size=paper") == (2_000_000, 2_000_000, 25, "auto")
     assert found("algo/size=paper", "dataset=toy/moons") == (100_000, 100_000, 25, "auto")
     assert found("dataset=toy/moons", "engine=compile") == (5_000, 10_000, 25, "compile")
@@ -291,7 +291,7 @@ def test_sizes() -> None:
     assert (paper["samples"], paper["critic"]["critics"], paper["actor"]["hidden"]) == (10, 10, [256] * 4)
     assert (small["samples"], small["critic"]["critics"], small["actor"]["hidden"]) == (1, 4, [128] * 3)
     assert (paper["pretrain_updates"], paper["critic_only"], paper["learning_rates"]["actor"]) == (2_000_000, 50_000, 1e-5)
-    assert (small["pretrain_updates"], small["critic_only"], small["learning_rates"]["actor"]) == (50_000, 10_000, 1e-4)
+    assert (small["pretrain_updates"], small["critic_only"], small["learning_rates"]["actor"]) == (100_000, 10_000, 1e-4)
     assert [
         compose_config("algo=bdpo", f"dataset=mujoco/{env}/medium-v0")["algo"]["eta"] for env in ("hopper", "walker2d")
     ] == [5, 0.2]
