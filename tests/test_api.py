@@ -80,7 +80,7 @@ def test_an_evaluation_of_another_kind_takes_the_place_of_the_last_one(
     events = EventAccumulator(str(run))
     events.Reload()
     tags = {"heldout/actor/log_prob/mean": [2, 4, 6], **({"evaluation/score": scored} if scored else {})}
-    assert {tag: [event.step for event in events.Scalars(tag)] for tag in tags} == tags
+    assert {tag: sorted(event.step for event in events.Scalars(tag)) for tag in tags} == tags
     table = (run / "metrics.csv").read_text().splitlines() if rows else []
     assert [(row["update"], row["episodes"]) for row in csv.DictReader(table)] == rows
 

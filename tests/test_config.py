@@ -362,3 +362,48 @@ def test_options_lists_what_can_be_typed() -> None:
     names = known_options(classes_above(algorithm_class("iql")))
     assert names.startswith("Known options: actor, critic, value, expectile, ")
     assert not {"spec", "seeds", "max_updates"} & set(re.findall(r"\w+", names))
+
+
+@pytest.mark.parametrize(
+    ("algo", "dataset", "expected"),
+    [
+        ("iql", "mujoco/hopper/medium-v0", {"expectile": 0.7, "inverse_temperature": 3.0, "max_weight": 100.0}),
+        ("iql", "D4RL/antmaze/umaze-v1", {"expectile": 0.9, "inverse_temperature": 10.0, "max_weight": 100.0}),
+        ("iql", "D4RL/kitchen/complete-v2", {"expectile": 0.7, "inverse_temperature": 0.5}),
+        ("iql", "mujoco/hopper/medium-v0", {"schedule": {"actor": "cosine"}}),
+        ("td3_bc", "mujoco/hopper/medium-v0", {"q_coefficient": 2.5, "target_noise": 0.2, "target_noise_clip": 0.5}),
+        ("td3_bc", "mujoco/hopper/medium-v0", {"policy_delay": 2}),
+        ("awac", "mujoco/hopper/medium-v0", {"omega": "exp", "max_weight": 100.0}),
+        ("sql", "mujoco/hopper/medium-v0", {"omega": "sparse", "max_weight": 100.0}),
+        ("eql", "mujoco/hopper/medium-v0", {"sharpness": 10.0, "max_exponent": 5.0, "max_weight": 100.0}),
+        ("xql", "mujoco/hopper/medium-v0", {"max_exponent": 7.0, "huber_delta": 20.0, "subtract_max": True}),
+        ("sfac", "mujoco/hopper/medium-v0", {"max_weight": 100.0, "max_ratio": 20.0, "schedule": {"actor": "cosine"}}),
+        ("bdpo", "D4RL/antmaze/umaze-v1", {"discount": 0.995, "over_samples": "max"}),
+        ("bdpo", "mujoco/hopper/medium-v0", {"discount": 0.99, "over_samples": "mean"}),
+    ],
+)
+def test_values_of_the_papers(algo: str, dataset: str, expected: dict[str, Any]) -> None:
+    """A slip of a digit in conf/algo changes what is learned without a word."""
+    options = compose_config(f"algo={algo}", f"dataset={dataset}")["algo"]
+    assert {name: options[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("algo", ["awac", "eql", "iql", "sfac", "sql", "td3_bc", "xql"])
+def test_what_all_baselines_have_in_common(algo: str) -> None:
+    config = compose_config(f"algo={algo}", "dataset=mujoco/hopper/medium-v0")
+    options = config["algo"]
+    assert (config["batch_size"], options["discount"], options["polyak"]) == (256, 0.99, 0.005)
+    assert (options["optimizer"]["lr"], options["critic"]["critics"], options["critic"]["hidden"]) == (3e-4, 2, [256, 256])
+
+
+def test_rewards_by_family() -> None:
+    """AntMaze's are shifted by -1, or times 100 under BDPO; returns of the others span 1000."""
+
+    def rewards(*overrides: str) -> tuple[Any, float]:
+        data = compose_config(*overrides)["data"]
+        return data["reward_scale"], data["reward_shift"]
+
+    assert rewards("algo=iql", "dataset=D4RL/antmaze/umaze-v1") == (1.0, -1.0)
+    assert rewards("algo=bdpo", "dataset=D4RL/antmaze/umaze-v1") == (100.0, 0.0)
+    assert rewards("algo=iql", "dataset=mujoco/hopper/medium-v0") == ("return_range", 0.0)
+    assert rewards("algo=iql", "dataset=toy/moons") == (1.0, 0.0)

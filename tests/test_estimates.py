@@ -82,6 +82,18 @@ def test_what_a_fit_still_misses(datasets: Path, tmp_path: Path, monkeypatch: py
     assert found.missing == pytest.approx([0.5 * 10 / scale, 1.5 * 10 / scale])
 
 
+def test_steps_that_count_end_where_episodes_terminate() -> None:
+    """One of four transitions terminates: at discount 0.8 the sum over steps is 1 / (1 - 0.8 * 3/4) = 2.5, not 5."""
+    columns = Columns(1, 1)
+    rows = torch.zeros(4, sum(columns.widths))
+    rows[0, columns.slices[3]] = 1.0
+    fqe: Any = SimpleNamespace(
+        seeds=torch.tensor([0]), discount=0.8, reward_factor=2.0, spec=SimpleNamespace(reward_scale=4.0),
+        residual=lambda batch, piece: torch.full_like(batch.rewards, 0.5),
+    )  # fmt: skip
+    assert estimates.still_missing(fqe, Transitions(rows, columns)) == pytest.approx([0.5 * 2.5 / 8])
+
+
 def test_values_are_in_the_rewards_of_the_data(datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in those that the fit is made in; of the first observation of each episode, for each seed."""
     seen: list[tuple[Any, torch.Tensor]] = []

@@ -80,6 +80,18 @@ def test_target_uses_the_policys_action_at_the_next_observation() -> None:
     assert not torch.equal(noise, awac.normal("actions", actions))
 
 
+def test_the_advantage_is_over_an_action_of_the_policy_at_the_observation() -> None:
+    """From noise of its own, not that of the target's action."""
+    awac, batch = make_algorithm("awac"), random_batch()
+    seen = []
+    awac.critic.register_forward_hook(lambda _, inputs, __: seen.append(inputs))
+    awac.action_values(batch)
+    sampled = awac.actor.sample(batch.observations, awac.normal("actions", batch.actions))
+    for (observations, actions), wanted in zip(seen, (batch.actions, sampled), strict=True):
+        assert torch.equal(observations, batch.observations)
+        assert torch.equal(actions, wanted)
+
+
 def test_the_actor_meets_the_new_critic() -> None:
     awac, reference = make_algorithm("awac"), make_algorithm("awac")
     batch = random_batch()

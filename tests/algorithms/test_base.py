@@ -104,14 +104,19 @@ def test_divergence_names_part_seed_and_update() -> None:
         toy.take_records()
 
 
-def test_normal_noise_depends_on_seed_update_and_name() -> None:
+def test_noise_and_whole_numbers_depend_on_seed_update_and_name() -> None:
     toy, alone = Toy(seeds=[0, 1]), Toy(seeds=[1])
     like = torch.empty(2, 4, 3)
     first = toy.normal("a", like)
     assert torch.equal(first[1], alone.normal("a", like[1:])[0])
     assert not torch.equal(first, toy.normal("b", like))
+    whole = toy.integers("a", 64, 5)
+    assert torch.equal(whole[1], alone.integers("a", 64, 5)[0])
+    assert not torch.equal(whole[0], whole[1])
+    assert not torch.equal(whole, toy.integers("b", 64, 5))
     toy.updates += 1
     assert not torch.equal(first, toy.normal("a", like))
+    assert not torch.equal(whole, toy.integers("a", 64, 5))
 
 
 @pytest.mark.parametrize(

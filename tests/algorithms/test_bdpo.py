@@ -78,6 +78,14 @@ def test_samples_are_aggregated_by_their_mean_or_their_maximum() -> None:
     assert torch.equal(largest[~alive], batch.rewards[~alive])
 
 
+def test_v_and_the_actor_take_the_mean_over_samples_whatever_the_q_target_takes() -> None:
+    """From n = 2 on; the step from n = 1 has no noise, and all samples of it are one."""
+    batch = random_batch()
+    mean, largest = (make(f"algo.over_samples={how}").one_step_back(batch, make().actor, "value") for how in ("mean", "max"))
+    assert set(mean[1].flatten().tolist()) == {1, 2}
+    assert torch.equal(mean[2], largest[2])
+
+
 def test_the_best_candidate_is_taken_and_a_plain_sample_is_the_first() -> None:
     bdpo = make()
     observations, keys = random_batch().observations, torch.tensor([4])
@@ -95,6 +103,16 @@ def test_the_best_candidate_is_taken_and_a_plain_sample_is_the_first() -> None:
     assert torch.equal(bdpo.choose(observations, True, keys), chosen)
     bdpo.temperature = 1e9
     assert (bdpo.critic_target(observations, bdpo.choose(observations, True, keys)).mean(1) < q).any()
+
+
+def test_candidates_are_compared_by_the_mean_of_the_critics_without_pessimism() -> None:
+    """Q = 4 and 0 of the second candidate, 1 and 1 of the others: the larger mean, the smaller lcb."""
+    bdpo, observations = make("algo.rho_lcb=1"), torch.zeros(1, 5, 3, dtype=torch.float64)
+    q = torch.tensor([[1.0, 4.0, 1.0], [1.0, 0.0, 1.0]], dtype=torch.float64)
+    bdpo.critic_target.forward = lambda observations, actions: q.repeat(1, 5).unsqueeze(0)
+    keys = torch.tensor([4])
+    candidates = OfflineAlgorithm.choose(bdpo, observations.repeat_interleave(3, dim=1), False, keys)
+    assert torch.equal(bdpo.choose(observations, True, keys), candidates.unflatten(1, (-1, 3))[:, :, 1])
 
 
 def test_candidates_are_drawn_by_the_softmax_of_their_q() -> None:
@@ -261,6 +279,8 @@ def test_observations_are_normalized_but_at_the_papers_sizes_and_what_is_typed_w
 
 
 def test_step_sizes_by_part() -> None:
+    antmaze = compose_config("algo=bdpo", "algo/size=paper", "dataset=D4RL/antmaze/umaze-v1")["algo"]
+    assert (antmaze["learning_rates"]["behavior"], antmaze["critic"]["hidden"]) == (1e-4, [512] * 4)
     bdpo = make("algo/size=paper")
     rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in bdpo.optimizers_by_part.items()}
     assert rates == {"critic": 3e-4, "value": 3e-4, "actor": 1e-5, "behavior": 3e-4}

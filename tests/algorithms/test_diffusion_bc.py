@@ -33,6 +33,16 @@ def test_its_loss_by_hand() -> None:
     assert cloning.actor_loss(random_batch()).tolist() == [4.0]
 
 
+def test_it_predicts_at_the_observation_and_every_step_from_1_to_n() -> None:
+    """The error by hand where the prediction is the observation's first entries and there is no noise: their mean square."""
+    cloning: Any = make_algorithm("diffusion_bc", sizes={"steps": 3})
+    batch, seen = random_batch(size=64), []
+    cloning.normal = lambda name, like: torch.zeros_like(like)
+    cloning.actor.forward = lambda observations, noisy, n: (seen.append(n), observations[..., :2])[1]
+    assert cloning.actor_loss(batch).item() == pytest.approx(batch.observations[..., :2].square().mean().item())
+    assert set(seen[0].flatten().tolist()) == {1, 2, 3}
+
+
 def test_the_average_of_the_weights_acts() -> None:
     cloning: Any = make_algorithm("diffusion_bc")
     observations = random_batch().observations

@@ -81,6 +81,16 @@ def test_a_sampling_policy_draws_anew_in_each_update() -> None:
     assert (fqe.q_target(batch) - target).abs().max() > 1e-3
 
 
+def test_the_target_follows_by_its_own_step() -> None:
+    """target + polyak (source - target), the source as its step left it."""
+    fqe = make_fqe(make_algorithm("iql"), polyak=0.25)
+    before = fqe.critic_target.module.network.layers[0].weight.clone()
+    fqe.step(random_batch())
+    new, moved = fqe.critic.network.layers[0].weight, fqe.critic_target.module.network.layers[0].weight
+    assert not torch.equal(new, before)
+    torch.testing.assert_close(moved, before + 0.25 * (new - before), rtol=0, atol=1e-12)
+
+
 def test_only_the_critic_moves() -> None:
     evaluated = make_algorithm("sfac")
     before = {name: value.clone() for name, value in evaluated.state_dict().items()}

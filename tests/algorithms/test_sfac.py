@@ -17,7 +17,7 @@ from brpo.modules.divergence import SeriesDivergence
 from brpo.training import idle_options
 from brpo.types import Batch
 from tests.algorithms.test_iql import constant_output, three_transitions
-from tests.helpers import ROOT, compose_config, make_algorithm, make_spec, random_batch
+from tests.helpers import ROOT, compose_config, make_algorithm, make_spec, random_batch, set_apart
 
 
 def prepared(*overrides: str):
@@ -184,8 +184,9 @@ def test_targets_of_the_ablation_differ_in_more_than_a_temperature() -> None:
 
 def test_clipped_share_of_exponential_weights_by_hand() -> None:
     sfac = prepared("algo.temperature=1", "algo.omega=exp", "algo.max_weight=2")
-    sfac.weight(three_transitions(), torch.tensor([[3.0, 3.6, 4.0]], dtype=torch.float64))  # e^0, e^0.6, e^1
+    weight = sfac.weight(three_transitions(), torch.tensor([[3.0, 3.6, 4.0]], dtype=torch.float64))  # e^0, e^0.6, e^1
     assert sfac.latest["weight/clipped_share"].tolist() == pytest.approx([1 / 3])
+    assert weight.tolist()[0] == pytest.approx([3 * omega / (3 + math.exp(0.6)) for omega in (1.0, math.exp(0.6), 2.0)])
 
 
 @pytest.mark.parametrize(
@@ -360,6 +361,7 @@ def test_value_losses_by_hand() -> None:
     q = torch.tensor([[4.0, 2.0, 3.0]], dtype=torch.float64)
     expectile = prepared("algo.value_loss=expectile", "algo.expectile=0.7")
     assert expectile.value_loss(batch, q).item() == pytest.approx((0.7 + 0.3 + 0) / 3)
+    assert expectile.value_loss(batch, q + 1).item() == pytest.approx((0.7 * 4 + 0 + 0.7) / 3)  # not the mirror image
     gumbel = math.exp(-1) * (math.e - 2 + math.exp(-2) + 1 + 0) / 3
     for options in (["algo.value_loss=softmax"], ["algo.omega=exp", "algo.value_loss=normalizer"]):  # that of exp
         softmax = prepared(*options, "algo.temperature=0.5", "algo.max_exponent=1")
@@ -409,25 +411,29 @@ def test_critic_targets_by_hand() -> None:
         assert sfac.critic_loss(batch).item() == pytest.approx(expected)
 
 
-def test_sample_bootstraps_the_policys_action_at_the_next_observation() -> None:
+def test_sample_asks_the_target_critics_at_the_policys_action() -> None:
+    """Q of the next observation's, V of the observation's own."""
     sfac, batch = make_algorithm("sfac", "algo.value_loss=sample"), random_batch()
     seen = []
     sfac.critic_target.register_forward_hook(lambda _, inputs, __: seen.append(inputs))
     sfac.critic_loss(batch)
-    ((observations, actions),) = seen
-    assert torch.equal(observations, batch.next_observations)
-    assert torch.equal(actions, sfac.actor.sample(batch.next_observations, sfac.normal("critic", actions)))
+    sfac.value_loss(batch, batch.rewards)
+    for (observations, actions), wanted, name in zip(
+        seen, (batch.next_observations, batch.observations), ("critic", "value"), strict=True
+    ):
+        assert torch.equal(observations, wanted)
+        assert torch.equal(actions, sfac.actor.sample(wanted, sfac.normal(name, actions)))
 
 
 def test_sample_weighs_by_the_online_critics() -> None:
-    sfac = prepared("algo.value_loss=sample", "algo.omega=exp", "algo.temperature=1")
-    constant_output(sfac.critic, 7.0, 6.0)
-    batch = three_transitions()
+    """By their smallest Q, which differs from the targets' by more than a constant: that would leave the weights alone."""
+    sfac = make_algorithm("sfac", "algo.value_loss=sample", "algo.omega=exp", "algo.temperature=0.1")
+    set_apart(sfac.critic_target)
+    batch = random_batch()
     with torch.no_grad():
-        sfac.value.network.layers[-1].weight.normal_()
-        advantage = 6.0 - sfac.value(batch.observations)
-    expected = weights.normalize(weights.clipped_exp(advantage, 100.0))
-    assert torch.allclose(sfac.weight(batch, torch.zeros(1, 3, dtype=torch.float64)), expected)
+        advantage = sfac.critic(batch.observations, batch.actions).amin(1) - sfac.value(batch.observations)
+    expected = weights.normalize(weights.clipped_exp(advantage / 0.1, 100.0))
+    assert torch.allclose(sfac.weight(batch, torch.zeros_like(batch.rewards)), expected)
 
 
 def bandit(sfac, actions: torch.Tensor, rewards: torch.Tensor) -> Batch:

@@ -81,6 +81,9 @@ def test_normalization_and_its_inverse(datasets: Path) -> None:
     assert torch.allclose(rows.std(0, correction=0), torch.ones(3), atol=2e-3)
     restored = rows * torch.tensor(normalized.spec.observation_std) + torch.tensor(normalized.spec.observation_mean)
     assert torch.allclose(restored, plain.train_transitions.rows[:, :3], atol=1e-5)
+    observation, *_, next_observation, _ = normalized.flat.columns.slices  # 12 episodes of 20
+    seen, followed = (normalized.flat.rows[:, columns].reshape(12, 20, 3) for columns in (observation, next_observation))
+    assert np.array_equal(seen[:, 1:], followed[:, :-1])  # what follows is in the same units
 
 
 def test_reward_scale_of_the_return_range(datasets: Path) -> None:

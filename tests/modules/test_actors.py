@@ -53,6 +53,14 @@ def test_one_action_for_each_observation_within_bounds(kind: str) -> None:
 
 
 @every_kind
+def test_the_mode_stays_within_bounds_whatever_the_network_says(kind: str) -> None:
+    actor = make(kind)
+    with torch.no_grad():
+        actor.network.layers[-1].bias.fill_(3.0)
+    assert 0.9 < actor.mode(torch.randn(1, 6, 3, dtype=torch.float64)).abs().max() < 1
+
+
+@every_kind
 def test_density_integrates_to_one(kind: str) -> None:
     actor = make(kind, observation=1, action=1, max_log_std=-1.0)
     low, high = (-1.0, 1.0) if kind == "squashed" else (-np.inf, np.inf)
@@ -161,6 +169,20 @@ def test_mixture_mode_is_the_mean_of_the_heaviest_component() -> None:
         actor.network.layers[-1].bias[0, :3] = torch.tensor([0.0, 3.0, 1.0])
         actor.log_std[0, 2] = -4.0  # narrow, so dense, and rare
     assert torch.equal(actor.mode(observations), actor(observations)[1][:, :, 1])
+
+
+@every_kind
+@pytest.mark.parametrize(("asked", "bound"), [(-50.0, BASE["min_log_std"]), (50.0, BASE["max_log_std"])])
+def test_spreads_stay_within_their_bounds(kind: str, asked: float, bound: float) -> None:
+    """Likelihood has no maximum without the lower one: a spread could shrink onto one action."""
+    actor = make(kind)
+    with torch.no_grad():
+        actor.network.layers[-1].bias.fill_(asked)
+        for name, parameter in actor.named_parameters():
+            if name in ("log_std", "log_scale"):
+                parameter.fill_(asked)
+        log_std = actor(torch.randn(1, 6, 3, dtype=torch.float64))[2 if kind.startswith("mixture") else 1]
+    assert (log_std == bound).all()
 
 
 @every_kind

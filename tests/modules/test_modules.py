@@ -38,6 +38,9 @@ def test_initial_weights_are_those_of_torch_linear_in_distribution() -> None:
     assert layer.weight.abs().max() <= 0.1
     assert layer.weight.mean().item() == pytest.approx(0.0, abs=2e-3)
     assert layer.weight.std().item() == pytest.approx(0.1 / math.sqrt(3), rel=0.02)
+    assert layer.bias.abs().max() <= 0.1
+    assert layer.bias.std().item() == pytest.approx(0.1 / math.sqrt(3), rel=0.1)
+    assert not torch.equal(layer.bias[0], layer.weight[0, 0])  # numbers of its own
 
 
 def test_initial_weights_depend_on_seed_name_and_layer_and_on_nothing_else() -> None:
