@@ -27,7 +27,7 @@ def composed(*overrides: str) -> dict[str, Any]:
     register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = to_plain(compose("train", overrides=list(overrides)))
-    training.set_up_torch(config["engine"])
+    training.set_up_torch(config)
     return config
 
 

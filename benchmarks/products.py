@@ -1,9 +1,9 @@
-"""The three products of a 256x256 layer through torch's default BLAS and through oneDNN, in turn, on this processor.
+"""The three products of a 256x256 layer on this processor, in turn: torch's BLAS, oneDNN, and precision `medium`.
 
     python benchmarks/products.py [--threads 2]
 
-`engine.products=auto` goes by the processor (brpo/functional/products.py); where these figures contradict it, set
-`engine.products=blas` or `onednn`, and tell us.
+`engine.products=auto` and lower precisions go by the processor (brpo/functional/products.py); where these figures contradict
+it, set `engine.products=blas` or `onednn`, and tell us.
 """
 
 import statistics
@@ -32,14 +32,20 @@ def main(threads: int = 1, rounds: int = 15) -> None:
     print(machine())
     chosen = products.use("auto")
     print(f"auto takes oneDNN for: {', '.join(name for name, taken in vars(chosen).items() if taken) or 'nothing'}")
+    print(f"medium is taken as: {products.precision('medium')}")
     for kind, run in kinds.items():
-        times: dict[str, list[float]] = {"blas": [], "onednn": []}
+        times: dict[str, list[float]] = {"blas": [], "onednn": [], "medium": []}
         for _ in range(rounds + 1):
             for name, taken in times.items():
-                products.use(name)
+                products.use("onednn" if name == "onednn" else "blas")
+                torch.set_float32_matmul_precision("medium" if name == "medium" else "highest")
                 taken.append(seconds(lambda run=run: [run(k) for k in range(TENSORS)]) / TENSORS)
-        blas, onednn = (1e6 * statistics.median(taken[1:]) for taken in times.values())
-        print(f"{kind:14s}  blas {blas:4.0f} us  onednn {onednn:4.0f} us  onednn is {blas / onednn:.2f} times as fast")
+        blas, *others = (1e6 * statistics.median(taken[1:]) for taken in times.values())
+        ratios = "  ".join(
+            f"{name} {other:4.0f} us, {blas / other:.2f} times as fast"
+            for name, other in zip(("onednn", "medium"), others, strict=True)
+        )
+        print(f"{kind:14s}  blas {blas:4.0f} us  {ratios}")
 
 
 if __name__ == "__main__":

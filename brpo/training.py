@@ -90,11 +90,17 @@ def make_datamodule(config: dict[str, Any]) -> OfflineDataModule:
     return datamodule
 
 
-def set_up_torch(engine: dict[str, Any], ranks: Ranks = ALONE) -> None:
+def set_up_torch(config: dict[str, Any], ranks: Ranks = ALONE) -> None:
     """Threads, precision of matrix products, and memory."""
+    engine = config["engine"]
     if engine["threads"] or ranks.world == 1:  # several processes share the cores out as Lightning has done it
         torch.set_num_threads(engine["threads"] or _THREADS)  # also after a job of a sweep that had another number
-    torch.set_float32_matmul_precision(engine["matmul_precision"])
+    on_cpu = config["trainer"]["accelerator"] == "cpu" or not torch.cuda.is_available()
+    asked = engine["matmul_precision"]
+    precision = products.precision(asked) if on_cpu else asked
+    if precision != asked and ranks.rank == 0:
+        print(f"note: engine.matmul_precision={asked} would be slower on this CPU; products are float32", flush=True)
+    torch.set_float32_matmul_precision(precision)
     products.use(engine["products"])
     memory.keep_freed()
 
@@ -137,7 +143,7 @@ def train(
     commit = runs.git_commit()  # now: the clone may move on while this trains
     datamodule = make_datamodule(config)
     with strategy.start(config["trainer"], config["parallel"], len(configuration.seed_list(config["seeds"]))) as ranks:
-        set_up_torch(config["engine"], ranks)
+        set_up_torch(config, ranks)
         return _train(config, overrides, resumption, on_folder, datamodule, ranks, commit)
 
 
@@ -264,8 +270,7 @@ def _build(
     trainer = make_trainer(config, folder, [*callbacks, checkpoints], ranks, _users_own(config, "loggers", Logger))
     device = trainer.strategy.root_device
     precision = config["trainer"]["precision"]
-    storage, most = config["data"]["storage"], ranks.most(len(seeds))
-    engine, reason = choose(config["engine"]["name"], algorithm, device, storage, precision, most)
+    engine, reason = choose(config["engine"]["name"], algorithm, device, config["data"]["storage"], precision)
     if engine != "eager":
         require_backend(config["engine"]["backend"])
     group = f", {ranks.world} processes with parallel={ranks.mode}" if ranks.world > 1 else ""

@@ -58,10 +58,6 @@ class Ranks:
         start = self.rank * size + min(self.rank, larger)
         return slice(start, start + size + (self.rank < larger))
 
-    def most(self, count: int) -> int:
-        """The number of seeds of the rank that has most of them."""
-        return -(-count // self.world) if self.shares_seeds else count
-
     def exchange(self, value: T) -> list[T]:
         """The values of all ranks, in their order; every rank must call it."""
         if self.world == 1:

@@ -156,8 +156,6 @@ def test_auto_picks_and_says_why(name: str, device: str, storage: str, chosen: s
     assert choose("auto", long, torch.device("cpu"), "device")[0] == "compile"
     short.pretrain_updates = long.max_updates  # a pre-training counts
     assert choose("auto", short, torch.device("cpu"), "device")[0] == "compile"
-    assert choose("auto", make_algorithm("iql", seeds=range(8)), torch.device("cpu"), "device")[0] == "eager"
-    assert choose("auto", long, torch.device("cpu"), "device", seeds=Ranks(1, 2).most(9))[0] == "eager"  # as rank 0
     assert choose("auto", long, torch.device("cpu"), "device", "bf16-mixed")[0] == "eager"
     with pytest.raises(UserError, match="engine=compile does not go together with trainer.precision=bf16-mixed"):
         choose("compile", long, torch.device("cpu"), "device", "bf16-mixed")

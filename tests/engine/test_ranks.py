@@ -16,9 +16,11 @@ from brpo import behavior
 from brpo.callbacks.pretraining import Pretraining
 from brpo.engine import checkpoint_io, strategy
 from brpo.engine.ranks import Ranks, choose_mode, join_optimizer, own_optimizer, own_state, seed_axis
+from brpo.engine.runner import EagerRunner
 from brpo.errors import LeftToRankZero, UserError
 from brpo.options import OptionRefused
 from brpo.training import _stopping_together
+from tests.algorithms.test_contract import transitions
 from tests.conftest import ROOT, Run, Start
 from tests.helpers import compose_config, make_algorithm, random_batch
 from tests.test_train import wait_for
@@ -46,13 +48,6 @@ def test_every_seed_belongs_to_one_rank(seeds: int, world: int) -> None:
     assert Ranks(1, world, "data").share(seeds) == slice(0, seeds)
 
 
-def test_most_seeds_of_a_rank() -> None:
-    for world, count in ((1, 5), (2, 9), (3, 9), (4, 6)):
-        shares = [Ranks(rank, world).share(count) for rank in range(world)]
-        assert {Ranks(rank, world).most(count) for rank in range(world)} == {max(s.stop - s.start for s in shares)}
-    assert Ranks(1, 2, "data").most(9) == 9
-
-
 def test_auto_shares_seeds_where_there_are_enough() -> None:
     assert choose_mode("auto", 4, 2) == "seeds"
     assert choose_mode("auto", 1, 2) == "data"
@@ -76,6 +71,14 @@ def test_records_are_put_side_by_side_or_averaged() -> None:
     own = {"loss/x": [1.0, 2.0]}
     assert TwoRanks("seeds", {"loss/x": [7.0]}).merge(own) == {"loss/x": [1.0, 2.0, 7.0]}
     assert TwoRanks("data", {"loss/x": [3.0, 6.0]}).merge(own) == {"loss/x": [2.0, 4.0]}
+
+
+def test_gradients_are_means_over_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other of two ranks has three times as much: (1 + 3) / 2 and (2 + 6) / 2, each in its own shape."""
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda flat: flat.mul_(4.0))
+    first, second = Ranks(0, 2, "data").average([torch.ones(2, 3), torch.full((4,), 2.0)])
+    assert torch.equal(first, torch.full((2, 3), 2.0))
+    assert torch.equal(second, torch.full((4,), 4.0))
 
 
 def test_rank_zero_alone_says_what_failed() -> None:
@@ -118,6 +121,12 @@ def test_ranks_that_average_draw_numbers_of_their_own() -> None:
     like = torch.empty(1, 4, 2)
     assert torch.equal(plain.normal("x", like), first.normal("x", like))
     assert not torch.equal(plain.normal("x", like), second.normal("x", like))
+    assert torch.equal(plain.integers("x", 9, 99), first.integers("x", 9, 99))
+    assert not torch.equal(plain.integers("x", 9, 99), second.integers("x", 9, 99))
+    runner = EagerRunner(transitions(), 16)
+    indices = [runner.indices(algorithm, 0, 1) for algorithm in (plain, first, second)]
+    assert torch.equal(indices[0], indices[1])
+    assert not torch.equal(indices[0], indices[2])
 
 
 def test_state_of_all_seeds_falls_apart_into_that_of_a_share() -> None:

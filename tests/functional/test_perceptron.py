@@ -129,21 +129,40 @@ def test_onednn_gives_the_products_of_blas() -> None:
 @pytest.mark.parametrize(
     ("processor", "chosen"),
     [
-        (("AuthenticAMD", 25, True), products.Products(True, True, False)),
-        (("AuthenticAMD", 26, True), products.Products(True, True, True)),
-        (("AuthenticAMD", 23, False), products.Products()),
-        (("GenuineIntel", 6, True), products.Products()),
-        (("", 0, False), products.Products()),
+        (("AuthenticAMD", 25, {"avx512f"}), products.Products(True, True, False)),
+        (("AuthenticAMD", 26, {"avx512f"}), products.Products(True, True, True)),
+        (("AuthenticAMD", 23, set()), products.Products()),
+        (("GenuineIntel", 6, {"avx512f"}), products.Products()),
+        (("", 0, set()), products.Products()),
     ],
 )
 def test_products_by_processor(
-    processor: tuple[str, int, bool], chosen: products.Products, monkeypatch: pytest.MonkeyPatch
+    processor: tuple[str, int, set[str]], chosen: products.Products, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_processor", lambda: processor)
+    vendor, family, flags = processor
+    monkeypatch.setattr(products, "_processor", lambda: products.Processor(vendor, family, frozenset(flags)))
     monkeypatch.setattr(products, "_available", lambda: True)
     products._by_processor.cache_clear()
     assert products.use("auto") == chosen
     products._by_processor.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "flags", "chosen"),
+    [
+        ("GenuineIntel", 6, {"avx512f", "avx512_bf16"}, "highest"),
+        ("GenuineIntel", 6, {"avx512f", "avx512_bf16", "amx_bf16"}, "medium"),
+        ("AuthenticAMD", 25, {"avx512f", "avx512_bf16"}, "highest"),
+        ("AuthenticAMD", 26, {"avx512f", "avx512_bf16"}, "medium"),
+        ("", 0, set(), "medium"),
+    ],
+)
+def test_lower_precision_is_taken_where_the_processor_gains_by_it(
+    vendor: str, family: int, flags: set[str], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_processor", lambda: products.Processor(vendor, family, frozenset(flags)))
+    assert products.precision("medium") == chosen
+    assert products.precision("highest") == "highest"
 
 
 def test_onednn_is_refused_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
