@@ -4,13 +4,9 @@ A file is a checkpoint (brpo/engine/checkpoint_io.py) with the weights of the pr
 recipe. Every member's numbers are the same alone and in a group, so a group takes its members from files of any others.
 """
 
-import ast
 import contextlib
-import functools
 import hashlib
-import inspect
 import json
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from brpo import code, resume
 from brpo import config as configuration
-from brpo import resume
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.engine import checkpoint_io
 from brpo.errors import UserError
@@ -80,7 +76,7 @@ def recipe(config: dict[str, Any], algorithm: OfflineAlgorithm, seed: int) -> Re
 
 
 def _code(algorithm: OfflineAlgorithm) -> str:
-    """SHA-256 of the code of the algorithm's class and of those of its pre-trained parts.
+    """SHA-256 of the code of the algorithm's class, of those of its pre-trained parts, and of `brpo/functional/`.
 
     Who writes a `pretrain` or a network would else be given the model of the code before.
     """
@@ -88,21 +84,7 @@ def _code(algorithm: OfflineAlgorithm) -> str:
     owners = [type(algorithm), *(type(module) for part in parts for module in part.modules())]
     kinds = {kind for owner in owners for kind in owner.__mro__} - set(OfflineAlgorithm.__mro__)
     ours = [kind for kind in kinds if not kind.__module__.startswith("torch.")]
-    codes = [_code_of(kind) for kind in sorted(ours, key=lambda kind: (kind.__module__, kind.__qualname__))]
-    return hashlib.sha256("\n".join(codes).encode()).hexdigest()
-
-
-@functools.cache
-def _code_of(kind: type) -> str:
-    """The syntax tree of a class without comments and docstrings; empty where its source is not to be had."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-    except (OSError, TypeError):
-        return ""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return ast.dump(tree)
+    return code.of_classes(ours, code.functions())
 
 
 def cached_file(made_of: Recipe, dataset_id: str) -> Path:

@@ -15,8 +15,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
+from brpo import code, resume, runs
 from brpo import config as configuration
-from brpo import resume, runs
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.callbacks.checkpoints import Checkpoints
 from brpo.callbacks.evaluate import Evaluate
@@ -195,7 +195,8 @@ def _train(
             parts.pretraining.begin()
         engine = describe_engine(parts.engine, trainer.strategy.root_device, ranks)
         parts.recorder.part = {
-            "max_updates": config["max_updates"], "git": commit, "engine": engine, "versions": runs.versions(),
+            "max_updates": config["max_updates"], "git": commit, "code": code.of_method(algorithm), "engine": engine,
+            "versions": runs.versions(),
         }  # fmt: skip
         try:
             trainer.fit(algorithm, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)

@@ -446,3 +446,16 @@ def test_a_model_of_other_code_is_not_taken() -> None:
         algorithm.__class__ = make(type(algorithm))
         codes.append(behavior.recipe(compose_config(*OPTIONS), algorithm, 0)["code"])
     assert codes[0] == codes[1] != codes[2]
+
+
+def test_a_model_of_another_function_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    algorithm = make_algorithm("sfac", "algo.pretrain_updates=3")
+    codes = []
+    for number, source in enumerate(
+        ("def f(x):\n    return x\n", "def f(x):\n    # one\n    return x\n", "def f(x):\n    return -x\n")
+    ):
+        file = tmp_path / f"{number}.py"
+        file.write_text(source)
+        monkeypatch.setattr("brpo.code.functions", lambda file=file: [file])
+        codes.append(behavior.recipe(compose_config(*OPTIONS), algorithm, 0)["code"])
+    assert codes[0] == codes[1] != codes[2]

@@ -122,6 +122,12 @@ class Recorder(Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Bring `metrics.csv` to what the checkpoint knows, and begin a part of the run."""
+        begun = self.parts[-1].get("code") if self.parts else None
+        if begun and begun != self.part.get("code") and self.ranks.rank == 0:
+            print(
+                "note: the method's code has changed since the part of this run before; `brpo report` will say so",
+                flush=True,
+            )
         self.parts.append({"update": pl_module.update_count, **self.part})
         self._write_rows()
 

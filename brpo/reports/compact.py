@@ -18,11 +18,11 @@ from brpo.reports.seed_result import METRICS, RULES, Curve, Protocol, SeedResult
 
 RUNS, CURVES, CONFIGS, MISSING = "runs.csv", "curves.csv", "configs.json", "missing.txt"
 _VALUES = tuple(f"{rule}_{metric}" for rule in RULES for metric in METRICS)
-_TEXTS = ("run", "algo", "dataset", "digest", "environment", "engine", "versions", "git")
+_TEXTS = ("run", "algo", "dataset", "digest", "environment", "engine", "versions", "git", "code")
 _NUMBERS = ("worst_episode", "cvar", "wall_seconds", "updates_per_second")
 _HEADER = (
     "row", "run", "algo", "dataset", "digest", "environment", "seed", "mode", "episodes", "updates", "every", *_VALUES,
-    "best_update", *_NUMBERS, "together", "engine", "versions", "git", "config", "reference_min", "reference_max",
+    "best_update", *_NUMBERS, "together", "engine", "versions", "git", "code", "config", "reference_min", "reference_max",
 )  # fmt: skip
 
 
@@ -124,7 +124,9 @@ def _count(text: str) -> int | None:
 
 def _result(row: dict[str, str], options: dict[str, Any], curve: Curve) -> SeedResult:
     low, high = (_number(row.get(name) or "") for name in ("reference_min", "reference_max"))  # absent from older files
-    same: dict[str, Any] = {name: row[name] for name in _TEXTS} | {name: _number(row[name]) for name in _NUMBERS}
+    same: dict[str, Any] = {name: row[name] for name in _TEXTS if name in row} | {
+        name: _number(row[name]) for name in _NUMBERS
+    }
     return SeedResult(
         **same,
         seed=int(row["seed"]),

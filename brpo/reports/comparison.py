@@ -93,7 +93,7 @@ def compare(results: Sequence[SeedResult]) -> tuple[list[Comparison], list[str]]
     order = sorted(results, key=lambda result: (result.algo, known[result.algo].place(result)))
     names = list(dict.fromkeys((known[result.algo].name(result), result.algo) for result in order))
     variants: dict[str, int] = {}
-    methods = {}
+    methods, by_name = {}, grouped(results, lambda result: known[result.algo].name(result))
     for name, algo in names:
         methods[name] = Method(name, algo, variants.setdefault(algo, 0))
         variants[algo] += 1
@@ -102,7 +102,8 @@ def compare(results: Sequence[SeedResult]) -> tuple[list[Comparison], list[str]]
         _comparison(protocol, [(methods[known[result.algo].name(result)], result) for result in group])
         for protocol, group in sorted(by_protocol.items(), key=lambda item: str(item[0]))
     ]
-    return comparisons, [note for algorithm in known.values() for note in algorithm.notes]
+    notes = [note for algorithm in known.values() for note in algorithm.notes]
+    return comparisons, notes + [note for method in methods for note in _mixed_code(method, by_name[method])]
 
 
 def _comparison(protocol: Protocol, results: Sequence[tuple[Method, SeedResult]]) -> Comparison:
@@ -113,6 +114,17 @@ def _comparison(protocol: Protocol, results: Sequence[tuple[Method, SeedResult]]
     methods = tuple(dict.fromkeys(method for method, _ in results))
     tasks = tuple(sorted({task for _, task in cells}))
     return Comparison(protocol, methods, tasks, {cell: _each_seed_once(cell[0], found) for cell, found in cells.items()})
+
+
+def _mixed_code(name: str, results: Sequence[SeedResult]) -> list[str]:
+    """A note where a method's numbers come from several states of its code. Older results do not say which they had."""
+    by_code = grouped([result for result in results if result.code], lambda result: result.code)
+    if len(by_code) < 2 and not any(" then " in str(code) for code in by_code):
+        return []
+    states = (
+        f"{' then '.join(part[:12] for part in code.split(' then '))} in {_runs(group)}" for code, group in by_code.items()
+    )
+    return [f"{name} stands for more than one state of the method's code, counted together: {'; '.join(states)}."]
 
 
 def _each_seed_once(method: Method, results: Sequence[SeedResult]) -> list[SeedResult]:

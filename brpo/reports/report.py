@@ -87,7 +87,7 @@ class Report:
     def _provenance(self) -> str:
         results = self.found.results
         lines = [f"git: {', '.join(sorted({result.git or 'no clone' for result in results}))}"]
-        if any((result.git or "").endswith(DIRTY) for result in results):
+        if any(DIRTY in (result.git or "") for result in results):
             lines.append(f"{DIRTY.removeprefix('-')}: the code of those runs was not wholly committed when they started")
         lines += sorted({f"versions: {result.versions}" for result in results})
         return "".join(f"- {line}\n" for line in lines)

@@ -94,7 +94,8 @@ class SeedResult:
         together: seeds that were trained in the same run.
         engine: what made the updates.
         versions: of Python and the packages.
-        git: commit.
+        git: commit, of each part of the run where they differ.
+        code: digest of the method's code, likewise; None in results from before it was kept.
         options: dotted keys of the configuration that say what the method is, and their values.
         references: the returns that score 0 and 100; None without, and in results from before they were kept.
         curve: its evaluations.
@@ -118,6 +119,7 @@ class SeedResult:
     versions: str
     git: str | None
     options: Mapping[str, Any] = field(repr=False)
+    code: str | None = None
     references: tuple[float, float] | None = None
     curve: Curve = field(default=(), repr=False)
 
@@ -189,12 +191,18 @@ def from_result(run: str, result: Mapping[str, Any]) -> list[SeedResult]:
             together=len(seeds),
             engine=f"{engine['name']} on {engine['device']}",
             versions=", ".join(f"{name} {version}" for name, version in result["versions"].items()),
-            git=result["git"],
+            git=_of_parts(result, "git") or result["git"],
             options=options,
+            code=_of_parts(result, "code"),
             references=references,
         )
         for place, seed in enumerate(seeds)
     ]
+
+
+def _of_parts(result: Mapping[str, Any], key: str) -> str | None:
+    """What the parts of a run say, once each and in their order; None where they say nothing."""
+    return " then ".join(dict.fromkeys(part[key] for part in result.get("parts", []) if part.get(key))) or None
 
 
 def _number(value: Any) -> float | None:

@@ -135,6 +135,17 @@ def test_best_is_the_largest_mean_over_seeds_of_the_present_mode(tmp_path: Path)
     assert recorder.best_update == 10  # NaN is no best
 
 
+@pytest.mark.parametrize(("begun", "noted"), [([], False), ([{}], False), ([{"code": "a"}], True), ([{"code": "b"}], False)])
+def test_other_code_than_the_run_began_with_is_named(
+    begun: list[dict[str, str]], noted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder = Recorder(RunFolder(tmp_path), mode="mean", episodes=10)
+    recorder.parts, recorder.part = [*begun], {"code": "b"}
+    recorder.on_fit_start(cast(Any, FakeTrainer()), SimpleNamespace(update_count=5))
+    assert ("the method's code has changed" in capsys.readouterr().out) == noted
+    assert recorder.parts == [*begun, {"update": 5, "code": "b"}]
+
+
 def test_a_run_from_before_a_column_goes_on_with_it(tmp_path: Path) -> None:
     recorder = Recorder(RunFolder(tmp_path), mode="mean", episodes=10)
     recorder.rows = [row(5, 0, 1.0)]

@@ -26,6 +26,7 @@ def make_run(
     episodes: int = 3,
     every: int = 10,
     source: str | None = None,
+    code: Sequence[str] = (),
     **options: Any,
 ) -> Path:
     """A finished run.
@@ -42,6 +43,7 @@ def make_run(
         episodes: of an evaluation.
         every: updates between evaluations.
         source: where the behaviour model came from; None leaves it out.
+        code: digest of the method's code in each part of the run.
         options: of the algorithm.
     """
     folder, updates = RunFolder(path), every * len(next(iter(scores.values())))
@@ -68,6 +70,7 @@ def make_run(
         for place, value in enumerate(values)
     ]  # fmt: skip
     recorder.train_seconds = updates / 50
+    recorder.parts = [{"update": 0, "git": "c" * 40, "code": digest} for digest in code]
     write_metrics(folder.metrics, recorder.rows)
     low, high = references or (None, None)
     spec = make_spec(dataset_id=dataset, digest=digest, reference_min=low, reference_max=high)

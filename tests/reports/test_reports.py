@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -297,6 +298,19 @@ def test_seeds_of_several_runs_are_put_together(tmp_path: Path) -> None:
     text = report([tmp_path]).markdown()
     assert "| bc | 3.0 ± 1.0 |" in text
     assert "2 seeds" in text
+
+
+def test_seeds_of_changed_code_are_named(tmp_path: Path) -> None:
+    """Also where one run went on with it, and in a report of the report."""
+    make_run(tmp_path / "runs" / "a", {0: [1.0]}, code=["a" * 64])
+    make_run(tmp_path / "runs" / "same", {1: [1.0]}, code=["a" * 64])
+    make_run(tmp_path / "runs" / "older", {2: [1.0]})
+    assert "state of the method's code" not in report([tmp_path]).markdown()
+    make_run(tmp_path / "runs" / "b", {3: [1.0]}, code=["a" * 64, "b" * 64])
+    report([tmp_path / "runs"]).write(tmp_path / "report")
+    for found in (report([tmp_path / "runs"]), report([tmp_path / "report"])):
+        (note,) = (line for line in found.markdown().splitlines() if "more than one state of the method's code" in line)
+        assert re.search(rf"bc stands for .*: {'a' * 12} in .*/a, .*/same; {'a' * 12} then {'b' * 12} in .*/b\.", note)
 
 
 def test_two_digests_are_refused(tmp_path: Path) -> None:
