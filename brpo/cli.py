@@ -71,6 +71,9 @@ def evaluate(
     episodes: Annotated[int | None, typer.Option(min=1, help="For each seed; the run's own number unless given.")] = None,
     mode: Annotated[Mode | None, typer.Option(help="The mode or a sample; the run's own unless given.")] = None,
     checkpoint: CheckpointRule = Rule.last,
+    first_seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the episodes' start states; those of training begin at 10000.")
+    ] = None,
     sampler: Sampler = None,
     steps: Steps = None,
     candidates: Annotated[
@@ -91,7 +94,9 @@ def evaluate(
         acting = {name: value for name, value in options.items() if value is not None}
         if table is not None:  # before the rollouts, which take long
             _check_table(table, [*_ROW, *options, "seed", *saved_runs.columns_of(path, acting)])
-        result = saved_runs.evaluate_checkpoint(path, episodes=episodes, mode=mode.value if mode else None, acting=acting)
+        result = saved_runs.evaluate_checkpoint(
+            path, episodes=episodes, mode=mode.value if mode else None, first_seed=first_seed, acting=acting
+        )
         _print_evaluation(result, acting)
         if table is not None:
             what = {"run": str(run), **{name: result[name] for name in _ROW[1:]}, **options}
@@ -164,7 +169,17 @@ def _print_evaluation(result: dict[str, Any], acting: Mapping[str, Any]) -> None
     print(f"{result['episodes']} {where}, {result['mode']} action{other}, {result['moment']}")
 
 
-_ROW = ("run", "algo", "dataset", "digest", "checkpoint", "update", "mode", "episodes")  # a row of --csv begins so
+_ROW = (
+    "run",
+    "algo",
+    "dataset",
+    "digest",
+    "checkpoint",
+    "update",
+    "mode",
+    "episodes",
+    "first_seed",
+)  # a row of --csv begins so
 
 
 def _check_table(path: Path, header: list[str]) -> None:

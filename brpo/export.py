@@ -117,7 +117,7 @@ def export(
         write_atomically(target, content)
     except OSError as error:
         raise UserError(f"{target} cannot be written ({disk_error(error)}).") from error
-    return Exported(provenance, saved_runs.moment(algorithm), difference)
+    return Exported(provenance, saved_runs.moment(algorithm, checkpoint), difference)
 
 
 def _provenance(algorithm: OfflineAlgorithm, config: dict[str, Any], checkpoint: Path, seed: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from brpo.errors import UserError
 from brpo.evaluation import environments
 from brpo.evaluation.kinds import MODES, kind_of
 from brpo.evaluation.make import columns, make_evaluator
+from brpo.evaluation.rollout import FIRST_SEED
 from brpo.options import require_one_of, require_whole
 from brpo.types import DataSpec
 
@@ -104,14 +105,20 @@ def folder_of(path: Path) -> runs.RunFolder:
 
 
 def evaluate_checkpoint(
-    path: Path | str, *, episodes: int | None = None, mode: str | None = None, acting: Mapping[str, Any] | None = None
+    path: Path | str,
+    *,
+    episodes: int | None = None,
+    mode: str | None = None,
+    first_seed: int | None = None,
+    acting: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate the policies of a checkpoint, from the same starts as the evaluations of training.
+    """Evaluate the policies of a checkpoint, from the same starts as the evaluations of training unless told otherwise.
 
     Args:
         path: the checkpoint.
         episodes: of each seed, samples on a toy task; None: as the run's own evaluations.
         mode: `mean` or `sampled`; None: as the run's own evaluations.
+        first_seed: of the environment, whose episodes start from it and the numbers after it; None: 10000, as in training.
         acting: options of `algo.acting` other than the run's own.
 
     Raises:
@@ -121,6 +128,8 @@ def evaluate_checkpoint(
         require_one_of(MODES, mode=mode)
     if episodes is not None:
         require_whole(1, episodes=episodes)
+    if first_seed is not None:
+        require_whole(0, first_seed=first_seed)
     path = checkpoint_of(path, "last")
     algorithm, config = load_algorithm(path, acting)
     spec, seeds = algorithm.spec, configuration.seed_list(config["seeds"])
@@ -131,11 +140,16 @@ def evaluate_checkpoint(
         **({"mode": mode} if mode else {}),
     }
     configuration.check_evaluation(spec.dataset_id, options["mode"])
+    if sampled and first_seed is not None:
+        raise UserError(f"{spec.dataset_id} has no episodes that could start from other seeds. Leave the first seed out.")
+    first = FIRST_SEED if first_seed is None else first_seed
     if "candidates" in (acting or {}) and options["mode"] == "sampled":
         raise UserError("Candidates are chosen among where the mode is mean; sampled takes a plain sample. Leave them out.")
     eta = config["data"].get("eta", 0.0)  # runs from before there were toy tasks have none
     try:
-        evaluator = make_evaluator(spec, len(seeds), episodes=options["episodes"], mode=options["mode"], eta=eta)
+        evaluator = make_evaluator(
+            spec, len(seeds), episodes=options["episodes"], mode=options["mode"], eta=eta, first_seed=first
+        )
     except environments.EnvironmentUnavailable as error:
         raise UserError(f"No rollouts: {error}.") from error
     with contextlib.closing(evaluator):
@@ -147,9 +161,10 @@ def evaluate_checkpoint(
         "environment": None if sampled else environments.describe(spec.environment)["id"],
         "checkpoint": path.name,
         "update": algorithm.update_count,
-        "moment": moment(algorithm),
+        "moment": moment(algorithm, path),
         "episodes": options["episodes"],
         "mode": options["mode"],
+        "first_seed": None if sampled else first,
         "rows": rows,
         "digits": kind_of(spec.dataset_id).digits,
     }
@@ -164,12 +179,15 @@ def columns_of(path: Path, acting: Mapping[str, Any]) -> list[str]:
     return columns(load_algorithm(path, acting)[0].spec.dataset_id)
 
 
-def moment(algorithm: OfflineAlgorithm) -> str:
-    """How far the training of an algorithm has come, in words; says where the policy is not what a run ends with."""
+def moment(algorithm: OfflineAlgorithm, path: Path) -> str:
+    """How far the training in a checkpoint has come, in words; says where the policy is not what a run ends with."""
     made = algorithm.moment(algorithm.update_count)
     if algorithm.update_count < 0:
         return f"{made} of {algorithm.pretrain_updates}: the policy has not been trained yet"
-    return made if algorithm.update_count >= algorithm.max_updates else f"{made} of {algorithm.max_updates}: not finished"
+    if algorithm.update_count >= algorithm.max_updates:
+        return made
+    finished = folder_of(path).result.exists()  # an earlier checkpoint, then
+    return f"{made} of {algorithm.max_updates}" + ("" if finished else ": not finished")
 
 
 def film(path: Path, *, mode: str, max_frames: int, acting: Mapping[str, Any] | None = None) -> Iterator[Path]:
@@ -216,7 +234,7 @@ def _act_as(
 
 
 def _frames(env: Any, act: Any, max_frames: int) -> Any:
-    observation, _ = env.reset(seed=10_000)
+    observation, _ = env.reset(seed=FIRST_SEED)
     for step in range(max_frames):
         yield env.render()
         observation, _, terminated, truncated, _ = env.step(act(observation, step))

@@ -35,6 +35,8 @@ def test_train_resume_and_take_up_the_run(datasets: Path, tmp_path: Path) -> Non
     assert saved_runs.load_algorithm(str(run))[0].seeds.tolist() == [4, 7]
     evaluated = saved_runs.evaluate_checkpoint(str(run), episodes=1, mode="sampled")
     assert [row.seed for row in evaluated["rows"]] == [4, 7]
+    starts = [saved_runs.evaluate_checkpoint(run, mode="mean", first_seed=first)["rows"] for first in (None, 10_000, 20_000)]
+    assert starts[0] == starts[1] != starts[2]
     assert len(estimates.estimate(str(run), updates=2).points[-1]) == 2
     assert export.export(str(run), str(tmp_path / "policy.pt2"), seed=7).provenance["seed"] == 7
     assert diagnosis.diagnose(str(run)).seeds == [4, 7]

@@ -86,6 +86,8 @@ def test_train_resume_and_evaluate(
     assert "eval.mode=mean is not allowed on toy/8gaussians" in str(refused.exception)
     refused = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "whole"), "--steps", "2"])
     assert "has no choice of steps: diffusion policies alone have a choice. Leave it out." in str(refused.exception)
+    refused = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "whole"), "--first-seed", "1"])
+    assert "toy/8gaussians has no episodes that could start from other seeds" in str(refused.exception)
     table = tmp_path / "scores.csv"
     table.write_text("run,algo,of rollouts\n")
     monkeypatch.setattr("brpo.saved_runs.evaluate_checkpoint", None)  # the file is refused before

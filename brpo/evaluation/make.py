@@ -9,12 +9,21 @@ from brpo.datasets.ids import is_toy
 from brpo.evaluation import environments
 from brpo.evaluation.evaluate import RolloutEvaluator, RolloutSummary
 from brpo.evaluation.kinds import Evaluator
-from brpo.evaluation.rollout import Rollouts
+from brpo.evaluation.rollout import FIRST_SEED, Rollouts
 from brpo.evaluation.toy import ToyEvaluator, ToySummary
 from brpo.types import DataSpec
 
 
-def make_evaluator(spec: DataSpec, seeds: int, *, episodes: int, mode: str, eta: float, processes: int = 1) -> Evaluator:
+def make_evaluator(
+    spec: DataSpec,
+    seeds: int,
+    *,
+    episodes: int,
+    mode: str,
+    eta: float,
+    processes: int = 1,
+    first_seed: int = FIRST_SEED,
+) -> Evaluator:
     """Rollouts in the environment that the data set names; samples on a toy task.
 
     Args:
@@ -24,6 +33,7 @@ def make_evaluator(spec: DataSpec, seeds: int, *, episodes: int, mode: str, eta:
         mode: `mean` or `sampled`, of rollouts.
         eta: temperature of a toy task's target.
         processes: that the environments are shared out to.
+        first_seed: of the environments; episode k starts from `first_seed + k`. Toy tasks have no episodes.
 
     Raises:
         EnvironmentUnavailable: the environment cannot be made here.
@@ -31,7 +41,7 @@ def make_evaluator(spec: DataSpec, seeds: int, *, episodes: int, mode: str, eta:
     if is_toy(spec.dataset_id):
         return ToyEvaluator(spec.dataset_id, episodes, eta)
     make = environments.maker(spec.environment, sizes=(spec.observation_dim, spec.action_dim))
-    return RolloutEvaluator(Rollouts(make, seeds, episodes, processes=processes), mode)
+    return RolloutEvaluator(Rollouts(make, seeds, episodes, first_seed, processes), mode)
 
 
 def columns(dataset_id: str) -> list[str]:

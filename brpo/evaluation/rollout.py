@@ -9,6 +9,7 @@ import numpy as np
 from brpo.evaluation.group import EnvGroup
 from brpo.evaluation.processes import ProcessEnvs
 
+FIRST_SEED = 10_000  # of the environments of an evaluation
 MAX_STEPS = 100_000  # an environment without a step limit may never end
 MOST = 512  # environments at once: a simulator takes a megabyte and more
 Act = Callable[[np.ndarray, int], np.ndarray]
@@ -39,7 +40,7 @@ class Rollouts:
     """
 
     def __init__(
-        self, make: Callable[[], gymnasium.Env], seeds: int, episodes: int, seed: int = 10_000, processes: int = 1
+        self, make: Callable[[], gymnasium.Env], seeds: int, episodes: int, seed: int = FIRST_SEED, processes: int = 1
     ) -> None:
         self.seeds, self.episodes, self.seed = seeds, episodes, seed
         self.at_once = min(episodes, max(1, MOST // seeds))  # episodes of each policy

@@ -424,13 +424,16 @@ def test_a_checkpoint_that_names_foreign_code_is_not_built(tmp_path: Path) -> No
     assert not marker.exists()
 
 
-def test_an_unfinished_run_says_how_far_it_is() -> None:
+def test_an_unfinished_run_says_how_far_it_is(tmp_path: Path) -> None:
     algorithm = make_algorithm("sfac")
     algorithm.max_updates, algorithm.pretrain_updates = 10, 5
     words = {-3: "pre-training update 2 of 5: the policy has not been trained yet", 4: "update 4 of 10: not finished"}
     for update, expected in {**words, 10: "update 10"}.items():
         algorithm.update_count = update
-        assert saved_runs.moment(algorithm) == expected
+        assert saved_runs.moment(algorithm, tmp_path / "last.ckpt") == expected
+    (tmp_path / "result.json").touch()
+    algorithm.update_count = 4
+    assert saved_runs.moment(algorithm, tmp_path / "best.ckpt") == "update 4 of 10"
 
 
 def test_a_checkpoint_of_other_sizes_is_one_line(tmp_path: Path) -> None:
