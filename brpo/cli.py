@@ -322,6 +322,9 @@ def report_runs(
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for report.md, CSV tables and pictures.")] = None,
     published: Annotated[bool, typer.Option(help="Add published scores of the same data set ids.")] = False,
+    last: Annotated[
+        bool, typer.Option("--last", help="Of runs with the same seed the one that is found last counts.")
+    ] = False,
 ) -> None:
     """Compare finished runs, from their result files alone: Markdown here, and CSV and pictures in a folder."""
     from brpo.reports import run_folders
@@ -335,7 +338,7 @@ def report_runs(
     if out is not None:  # before the reading, which takes long
         _make_folder(out)
     try:
-        found = report(runs)
+        found = report(runs, last)
     except UserError:
         if out is not None and made:
             out.rmdir()  # which is empty

@@ -1,7 +1,9 @@
 """What may stand beside what: methods and tasks, and the results that belong to each pair of them."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -106,6 +108,17 @@ def compare(results: Sequence[SeedResult]) -> tuple[list[Comparison], list[str]]
     return comparisons, notes + [note for method in methods for note in _mixed_code(method, by_name[method])]
 
 
+def last_of_each(results: Sequence[SeedResult]) -> tuple[list[SeedResult], list[str]]:
+    """Of results for one seed of the same options, data and protocol the last; and a note of the runs that are left out."""
+    kept: dict[tuple[Any, ...], SeedResult] = {}
+    for result in results:
+        options = json.dumps(result.options, sort_keys=True)
+        kept[result.algo, options, result.dataset, result.digest, result.protocol, result.seed] = result
+    chosen = list(kept.values())
+    left = [f"seed {result.seed} of {result.run}" for result in results if all(result is not other for other in chosen)]
+    return chosen, [f"Left out, since a later run has the seed: {', '.join(left)}."] if left else []
+
+
 def _comparison(protocol: Protocol, results: Sequence[tuple[Method, SeedResult]]) -> Comparison:
     cells: dict[tuple[Method, Task], list[SeedResult]] = {}
     for method, result in results:
@@ -135,7 +148,8 @@ def _each_seed_once(method: Method, results: Sequence[SeedResult]) -> list[SeedR
         if dict(first.values) != dict(result.values):
             raise UserError(
                 f"Seed {result.seed} of {method.name} on {result.dataset} is there twice with different numbers: "
-                f"{first.run} and {result.run}. Give brpo report only the run that counts, or other seeds."
+                f"{first.run} and {result.run}. Give brpo report only the run that counts, or --last: "
+                f"the one that is found last counts then."
             )
     return list(kept.values())
 

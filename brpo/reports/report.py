@@ -8,7 +8,7 @@ from pathlib import Path
 from brpo.errors import UserError
 from brpo.files import write_atomically
 from brpo.reports import compact, published, run_folders, tables
-from brpo.reports.comparison import Comparison, Tasks, compare
+from brpo.reports.comparison import Comparison, Tasks, compare, last_of_each
 from brpo.reports.run_folders import Found
 from brpo.reports.seed_result import METRICS, RULES
 from brpo.runs import DIRTY
@@ -104,8 +104,12 @@ def _profiles(comparison: Comparison, number: int) -> dict[str, Tasks]:
     return {picture(names[scope], number): tasks for scope, tasks in comparison.scopes().items()}
 
 
-def report(paths: Path | str | Sequence[Path | str]) -> Report:
+def report(paths: Path | str | Sequence[Path | str], last: bool = False) -> Report:
     """A report on what lies below a path or several, see `run_folders.find`.
+
+    Args:
+        paths: in the order that `last` goes by.
+        last: of runs with the same seed of a method the last one counts (below a folder, by name); else they are refused.
 
     Raises:
         UserError: there are no results, or some that cannot stand beside one another, see `comparison.compare`.
@@ -114,7 +118,9 @@ def report(paths: Path | str | Sequence[Path | str]) -> Report:
     found = run_folders.find([Path(path) for path in several])
     if not found.results:
         raise UserError(f"No run is finished and evaluated: {'; '.join(found.missing) or 'no path was given'}.")
-    return Report(found, *compare(found.results))
+    results, left_out = last_of_each(found.results) if last else (found.results, [])
+    comparisons, notes = compare(results)
+    return Report(Found(results, found.missing), comparisons, [*notes, *left_out])
 
 
 def _section(comparison: Comparison, number: int | None) -> Iterator[str]:

@@ -343,6 +343,18 @@ def test_a_seed_counts_once(tmp_path: Path) -> None:
         report([tmp_path])
 
 
+def test_the_last_run_with_a_seed_counts_where_that_is_asked_for(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "2020", {0: [1.0], 1: [7.0]})
+    make_run(tmp_path / "runs" / "2021", {0: [3.0]})
+    found = report([tmp_path / "runs"], last=True)
+    found.write(tmp_path / "report")
+    for text in (found.markdown(), report([tmp_path / "report"]).markdown()):
+        assert "| bc | 5.0 ± 2.0 |" in text
+    assert "Left out, since a later run has the seed: seed 0 of " in found.markdown()
+    turned = report([tmp_path / "runs" / "2021", tmp_path / "runs" / "2020"], last=True)
+    assert "| bc | 4.0 ± 3.0 |" in turned.markdown()
+
+
 def test_where_no_curve_is_above_zero(tmp_path: Path) -> None:
     """Shares of what is below it say nothing; a little below 0 is 0."""
     make_run(tmp_path / "bc", {0: [-30.0, 10.0]})
