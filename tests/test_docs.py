@@ -1,6 +1,7 @@
 """What the pages say that a machine can hold them to: links, anchors, and the code of use.md."""
 
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -117,12 +118,17 @@ def test_a_table_becomes_a_data_set_as_the_page_says(tmp_path: Path, monkeypatch
 @pytest.mark.filterwarnings("ignore")  # Minari's: of fields that need not be given
 def test_own_data_and_a_trained_policy_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs" / "use.md").read_text()
-    _, making, training, using, acting, from_file = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    _, making, describing, training, using, acting, from_file = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "sets"))
-    exec(making, {})
+    made: dict = {}
+    exec(making, made)
     (dataset_id,) = set(re.findall(r"mylab/[\w-]+", text))
     found = sources.load(dataset_id)
     assert (len(found.rows), found.references, found.clipped) == (1000, (-1200.0, -150.0), 0)
+    exec(describing.replace("-1200.0", "-900.0"), made)
+    later = sources.load(dataset_id)
+    assert (later.references, later.digest) == ((-900.0, -150.0), found.digest)
+    assert json.loads(later.environment or "")["id"] == "Pendulum-v1"
 
     short = training.replace('"seeds=[3,7]"', '"seeds=[3,7]", "trainer=smoke"').replace("max_updates=60000", "max_updates=3")
     names: dict = {"__name__": "__main__"}

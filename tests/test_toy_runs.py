@@ -146,6 +146,10 @@ def test_bdpo_draws_its_paths_and_knows_what_its_start_is_worth(tmp_path: Path, 
         UserError, match="other targets: toy/8gaussians with 0.06, toy/8gaussians with 0.1. Give runs of one"
     ):
         experiment.table([folder, tmp_path / "other"], tmp_path / "none.csv")
+    fewer = run(tmp_path / "fewer", "bdpo", "max_updates=6", "algo.pretrain_updates=4", "eval.every=6", "eval.episodes=50")
+    assert fewer["evaluation"]["episodes"] == 50
+    with pytest.raises(UserError, match="eval.episodes makes other noise floors: toy/8gaussians with 0"):
+        experiment.table([folder, tmp_path / "fewer"], tmp_path / "none.csv")
 
 
 @pytest.mark.parametrize("eta", ["0", "-0.06", "nan"])

@@ -62,9 +62,12 @@ def table(
     Prints the comparison of BDPO with the other algorithms as Markdown, where there are runs of both (see `markdown`).
     """
     lines = [numbers_of(run) for run in runs]
-    targets = {(line["task"], line["eta"]) for line in lines}
-    if unlike := sorted(f"{task} with {eta}" for task, eta in targets if sum(task == other for other, _ in targets) > 1):
-        raise UserError(f"data.eta makes other targets: {', '.join(unlike)}. Give runs of one value for each task.")
+    for key, why in (("eta", "data.eta makes other targets"), ("noise_floor", "eval.episodes makes other noise floors")):
+        values = {(line["task"], line[key]) for line in lines}
+        if unlike := sorted(
+            f"{task} with {value}" for task, value in values if sum(task == other for other, _ in values) > 1
+        ):
+            raise UserError(f"{why}: {', '.join(unlike)}. Give runs of one value for each task.")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_records(out, lines)
     print(out)
