@@ -85,7 +85,7 @@ def test_sql_leaves_out_what_is_bad_enough() -> None:
     assert sql.latest["weight/effective_share"].tolist() == pytest.approx([1 / 3])
 
 
-@every_one
+@pytest.mark.parametrize("algo", ["eql", "iql", "sql", "xql"])
 def test_value_meets_the_target_critic_and_actor_and_critic_the_new_value(algo: str) -> None:
     """The losses that an update records are those of the target's Q and of the V that its own step of V left behind."""
     algorithm, reference = make_algorithm(algo), make_algorithm(algo)

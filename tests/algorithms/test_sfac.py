@@ -411,6 +411,28 @@ def test_critic_targets_by_hand() -> None:
         assert sfac.critic_loss(batch).item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("value_loss", ["normalizer", "expectile", "softmax", "sample"])
+def test_each_part_meets_what_the_parts_before_it_left(value_loss: str) -> None:
+    """Behaviour model, V, actor, Q; V and the actor with the targets' Q of the data."""
+    algorithm, reference = (make_algorithm("sfac", f"algo.value_loss={value_loss}") for _ in range(2))
+    for each in (algorithm, reference):
+        set_apart(each.critic_target)
+    batch = random_batch()
+    algorithm.step(batch)
+    records = algorithm.take_records()
+    critics = reference.critic_target(batch.observations, batch.actions)
+    q = critics.amin(1)
+    for part, loss in (
+        ("behavior", lambda: reference.behavior_loss(batch)),
+        ("value", lambda: reference.value_loss(batch, q)),
+        ("actor", lambda: reference.actor_loss(batch, q, reference.shrink(critics))),
+        ("critic", lambda: reference.critic_loss(batch)),
+    ):
+        value = loss()
+        assert records[f"loss/{part}"] == pytest.approx(value.tolist()), part
+        reference.descend(part, value)
+
+
 def test_sample_asks_the_target_critics_at_the_policys_action() -> None:
     """Q of the next observation's, V of the observation's own."""
     sfac, batch = make_algorithm("sfac", "algo.value_loss=sample"), random_batch()
