@@ -138,7 +138,7 @@ class OfflineDataModule(lightning.LightningDataModule):
         self._spec = self._describe(flat, units)
         self.heldout_lengths, self.heldout_returns = flat.lengths[heldout], flat.returns[heldout]
         self.train_returns = flat.returns[~heldout]
-        draws = self._draws(flat.lengths[~heldout])
+        draws = self._draws(flat.lengths[~heldout], flat.gross)
         if file is not None:
             self.flat = flat
             train = MappedTransitions.of(file, flat, units, ~heldout, draws)
@@ -151,17 +151,17 @@ class OfflineDataModule(lightning.LightningDataModule):
         self.train_transitions = train
         self.heldout_transitions = held if heldout.any() else None
 
-    def _draws(self, lengths: np.ndarray) -> EpisodeDraw | None:
+    def _draws(self, lengths: np.ndarray, gross: float) -> EpisodeDraw | None:
         if self.return_temperature is None:
             return None
-        return EpisodeDraw.of(lengths, transforms.return_weights(self.train_returns, self.return_temperature))
+        return EpisodeDraw.of(lengths, transforms.return_weights(self.train_returns, gross, self.return_temperature))
 
     def _units(self, flat: minari_io.Flat) -> transforms.Units:
         return transforms.Units.of_observations(
             flat.observation_mean,
             flat.observation_std,
             self.normalize_observations,
-            factor=transforms.reward_factor(self.reward_scale, flat.returns),
+            factor=transforms.reward_factor(self.reward_scale, flat.returns, flat.gross),
             shift=self.reward_shift,
         )
 

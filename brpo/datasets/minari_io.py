@@ -49,6 +49,7 @@ class DatasetSummary:
         columns: what the columns of the rows are.
         lengths: transitions of each episode.
         returns: sum of the rewards of each episode.
+        gross: the largest sum of an episode's rewards by magnitude: what the rounding of returns is relative to.
         ended: per episode, `TERMINATED`, `TRUNCATED` or 0 for neither (the recording stops).
         action_low: lower bounds in environment units.
         action_high: upper bounds in environment units.
@@ -62,6 +63,7 @@ class DatasetSummary:
     columns: Columns
     lengths: np.ndarray
     returns: np.ndarray
+    gross: float
     ended: np.ndarray
     action_low: np.ndarray
     action_high: np.ndarray
@@ -158,6 +160,7 @@ class _Scan:
         self.moments = Moments()
         self.lengths: list[int] = []
         self.returns: list[float] = []
+        self.gross = 0.0
         self.ended: list[int] = []
         self.clipped = self.boundary = 0
 
@@ -166,6 +169,7 @@ class _Scan:
         _update_digest(self.digest, episode)
         self.lengths.append(len(episode["rewards"]))
         self.returns.append(float(episode["rewards"].sum(dtype=np.float64)))
+        self.gross = max(self.gross, float(np.abs(episode["rewards"], dtype=np.float64).sum()))
         self.ended.append(_ending(episode))
         rows = _flatten(episode, self._scaled(episode["actions"]))
         self.moments.add(rows[:, : episode["observations"].shape[1]])
@@ -187,6 +191,7 @@ class _Scan:
             columns=Columns(len(self.moments.mean), len(self.low)),
             lengths=np.array(self.lengths),
             returns=np.array(self.returns),
+            gross=self.gross,
             ended=np.array(self.ended),
             action_low=self.low,
             action_high=self.high,

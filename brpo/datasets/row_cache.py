@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import struct
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -175,14 +175,19 @@ def _read(path: Path, sources: Sources) -> tuple[minari_io.DatasetSummary, RowFi
                    if sources.get(name) != description["sources"].get(name)]  # fmt: skip
         if changed:
             raise UnusableCache(f"the data set has changed since it was written ({', '.join(sorted(changed)[:3])})")
-        summary = _summary(description["summary"])
+        summary = _summary({"gross": 0.0, **description["summary"]})
         width = sum(summary.columns.widths)
         if size != 4 * width * summary.lengths.sum() or _checksum(file, size) != description["rows"]:
             raise UnusableCache("its rows are not those that were written, the file is altered")
     except BaseException:
         file.close()
         raise
-    return summary, RowFile(file, size // (4 * width), width)
+    rows = RowFile(file, size // (4 * width), width)
+    if summary.gross == 0.0:  # the file was written before it was kept there
+        rewards = np.abs(rows.mapped()[:, summary.columns.slices[2]][:, 0], dtype=np.float64)
+        begins = np.cumsum(summary.lengths) - summary.lengths
+        summary = replace(summary, gross=float(np.add.reduceat(rewards, begins).max()))
+    return summary, rows
 
 
 def _read_description(file: BinaryIO) -> tuple[dict[str, Any], int]:

@@ -45,6 +45,7 @@ def generate(dataset_id: str) -> Flat:
         rows=rows,
         lengths=np.ones(count, np.int64),
         returns=energies.astype(np.float64),
+        gross=float(np.abs(energies).max()),
         ended=np.full(count, TERMINATED),
         action_low=np.full(2, -1.0),
         action_high=np.full(2, 1.0),

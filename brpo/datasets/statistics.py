@@ -77,7 +77,7 @@ def notices(datamodule: OfflineDataModule) -> list[str]:
     found, flat = [], datamodule.flat
     if datamodule.heldout_share > 0 and datamodule.heldout_transitions is None:
         found.append("one episode leaves nothing to hold out: heldout/* is of what is trained on")
-    if datamodule.reward_scale == transforms.RETURN_RANGE and not transforms.have_range(flat.returns):
+    if datamodule.reward_scale == transforms.RETURN_RANGE and not transforms.have_range(flat.returns, flat.gross):
         found.append(
             "all returns are equal, and rewards are not scaled by their range: data.reward_scale=NUMBER scales them"
         )
@@ -85,7 +85,7 @@ def notices(datamodule: OfflineDataModule) -> list[str]:
         found.append(
             f"data.return_temperature={datamodule.return_temperature}: batches are as of {draw.effective:.1f} of the "
             f"{len(draw.lengths)} training episodes, those of the largest returns most"
-            if transforms.have_range(datamodule.train_returns)
+            if transforms.have_range(datamodule.train_returns, flat.gross)
             else f"all returns are equal: data.return_temperature={datamodule.return_temperature} has no effect"
         )
     mean, std = flat.observation_mean, flat.observation_std

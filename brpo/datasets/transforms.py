@@ -85,36 +85,42 @@ def is_constant(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     return std <= 1e-6 * np.abs(mean)
 
 
-def have_range(returns: np.ndarray) -> bool:
-    """Whether returns differ, but for rounding."""
-    return float(returns.max() - returns.min()) > 1e-6 * float(np.abs(returns).max())
+def have_range(returns: np.ndarray, gross: float) -> bool:
+    """Whether returns differ, but for rounding: that of the rewards, which may cancel within an episode.
+
+    Args:
+        returns: of the episodes.
+        gross: the largest sum of an episode's rewards by magnitude.
+    """
+    return float(np.ptp(returns)) > 1e-6 * gross
 
 
-def reward_factor(scale: float | str, returns: np.ndarray) -> float:
+def reward_factor(scale: float | str, returns: np.ndarray, gross: float) -> float:
     """The factor on rewards: a number as it is; `return_range` gives `1000 / (max - min)` of the episodes' returns.
 
     Source of the latter: the authors' code of IQL (arXiv:2110.06169) for locomotion. Where all returns are equal, but for
-    rounding, it is 1.
+    rounding (`have_range`), it is 1.
 
     Raises:
         ValueError: the scale is neither a positive number nor `return_range`.
     """
     if scale == RETURN_RANGE:
-        return 1000.0 / float(returns.max() - returns.min()) if have_range(returns) else 1.0
+        return 1000.0 / float(np.ptp(returns)) if have_range(returns, gross) else 1.0
     if not is_number(scale) or not float(scale) > 0:
         raise ValueError(f"data.reward_scale={scale} is not allowed. Use a positive number or {RETURN_RANGE}.")
     return float(scale)
 
 
-def return_weights(returns: np.ndarray, temperature: float) -> np.ndarray:
+def return_weights(returns: np.ndarray, gross: float, temperature: float) -> np.ndarray:
     """Weight of each episode's transitions, at most 1, float64 (episodes,): `exp(return / eta)`, eta = temperature x range.
 
     Source: the return-weighted sampling of Hong et al. 2023 (arXiv:2306.13085), for any method. What is cloned from such
     batches is, where transitions are deterministic and nothing is discounted, the policy that maximizes the return less eta
     times its KL to the behaviour: the optimum's episodes are the data's, re-weighted so [ours, by the usual identity of
-    control as inference, arXiv:1805.00909]. Where all returns are equal, but for rounding, so are the weights.
+    control as inference, arXiv:1805.00909]. Where all returns are equal, but for rounding
+    (`have_range`), so are the weights.
     """
-    if not have_range(returns):
+    if not have_range(returns, gross):
         return np.ones(len(returns))
     returns = returns.astype(np.float64)
     return np.exp((returns - returns.max()) / (temperature * np.ptp(returns)))

@@ -97,12 +97,13 @@ def test_reward_scale_of_the_return_range(datasets: Path) -> None:
 
 
 def test_reward_factor_edge_cases() -> None:
-    assert transforms.reward_factor("return_range", np.array([3.0, 3.0])) == 1.0
-    assert transforms.reward_factor("return_range", np.array([0.1 + 0.2, 0.3])) == 1.0  # equal but for rounding
-    assert transforms.reward_factor(2, np.array([1.0])) == 2.0
+    assert transforms.reward_factor("return_range", np.array([3.0, 3.0]), 3.0) == 1.0
+    assert transforms.reward_factor("return_range", np.array([0.1 + 0.2, 0.3]), 0.3) == 1.0  # equal but for rounding
+    assert transforms.reward_factor("return_range", np.array([-1.0, 1.0]), 9e5) == 500.0
+    assert transforms.reward_factor(2, np.array([1.0]), 1.0) == 2.0
     for bad in ("range", 0.0, -1.0, True, None, math.inf, [1.0]):
         with pytest.raises(ValueError, match=r"data.reward_scale=.* is not allowed"):
-            transforms.reward_factor(bad, np.array([1.0]))
+            transforms.reward_factor(bad, np.array([1.0]), 1.0)
 
 
 def test_heldout_out_of_range() -> None:
@@ -185,7 +186,7 @@ def test_episodes_weighted_by_return_are_those_of_the_regularized_optimum() -> N
         return eta * math.log(sum(behavior[way][a] * math.exp(q((*way, a)) / eta) for a in range(3)))
 
     recorded = np.array([math.prod(behavior[way[:t]][way[t]] for t in range(3)) for way in ways])
-    weighted = recorded * transforms.return_weights(returns, temperature)
+    weighted = recorded * transforms.return_weights(returns, np.abs(returns).max(), temperature)
     for begun in behavior:
         through = np.array([way[: len(begun)] == begun for way in ways])
         for action in range(3):
@@ -253,6 +254,25 @@ def test_a_single_episode_has_no_range_of_returns(datasets: Path) -> None:
     write_dataset(datasets, "tests/alone-v0", [random_episode(np.random.default_rng(0), 5)])
     alone, unscaled = statistics.notices(make("tests/alone-v0", reward_scale="return_range"))
     assert "nothing to hold out" in alone and "data.reward_scale=NUMBER" in unscaled
+
+
+@pytest.mark.parametrize("storage", ["device", "memmap"])
+def test_rounding_is_no_range_of_returns(storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards that cancel within each episode: what is left of them are the roundings of float32."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    rng, episodes = np.random.default_rng(0), []
+    for _ in range(20):
+        rewards = rng.normal(size=200).astype(np.float32)
+        episodes.append({**random_episode(rng, 200), "rewards": rewards - rewards.mean()})
+    write_dataset(tmp_path, "tests/centred-v0", episodes)
+    options = {"storage": storage, "heldout": 0.1, "reward_scale": "return_range", "return_temperature": 0.1}
+    datamodule = make("tests/centred-v0", **options)
+    assert 0.0 < np.ptp(datamodule.flat.returns) < 1e-4 < 100.0 < datamodule.flat.gross
+    assert datamodule.spec.reward_scale == 1.0
+    equal = [text for text in statistics.notices(datamodule) if text.startswith("all returns are equal")]
+    assert ["reward_scale" in text for text in equal] == [True, False]
+    draw = datamodule.train_transitions.episodes
+    assert draw is not None and draw.effective == pytest.approx(18.0)
 
 
 @pytest.mark.parametrize(

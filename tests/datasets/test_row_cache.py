@@ -92,6 +92,28 @@ def test_the_same_is_known_of_the_data(root: Path) -> None:
         assert not isinstance(left, np.ndarray) or left.dtype == right.dtype, field.name
 
 
+def test_a_cache_of_before_the_size_of_rewards_was_kept_is_good(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_gross(summary: minari_io.DatasetSummary) -> dict[str, Any]:
+        values = dataclasses.asdict(summary)
+        del values["gross"]
+        return values
+
+    with monkeypatch.context() as before:
+        before.setattr(row_cache, "asdict", without_gross)
+        row_cache.load(ID)
+    written = cache(root).read_bytes()
+    assert b"gross" not in written
+    forbid_reading(monkeypatch)
+    assert row_cache.load(ID)[0].gross == pytest.approx(minari_gross(root), rel=1e-6)
+    assert cache(root).read_bytes() == written
+
+
+def minari_gross(root: Path) -> float:
+    """From the episodes' own rewards, in the file of the data set."""
+    with h5py.File(root / ID / "data" / "main_data.hdf5") as file:
+        return max(float(np.abs(file[name]["rewards"][()]).sum()) for name in file)  # type: ignore[index]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_short_training_gives_the_same_weights(root: Path, tmp_path: Path) -> None:
     weights = []
