@@ -148,7 +148,7 @@ def dotted_key(override: str) -> str:
 
 def algorithm_name(config: Any) -> str:
     """The name of the algorithm's module, `sfac`."""
-    return str(config["algo"]["_target_"]).split(".")[-2]
+    return str(config["algo"]["_target_"]).split(".")[-2:][0]
 
 
 def seed_list(seeds: Any) -> list[int]:

@@ -56,6 +56,19 @@ def test_planned_jobs_are_those_that_hydra_makes() -> None:
     assert plan.planned_jobs(composed("algo=glob(*)")) == []  # Hydra alone knows what that is
 
 
+def test_what_was_typed_is_resolved_by_each_job_and_what_stands_in_a_file_by_hydra() -> None:
+    config = composed("algo=bc", "seeds=[0],[1]", "run_dir=x/${seeds}/${algo._target_}")
+    jobs = plan.planned_jobs(config)
+    assert jobs == [["algo=bc", f"seeds=[{seed}]", "run_dir=x/${seeds}/${algo._target_}"] for seed in (0, 1)]
+    sweeps._refuse_misunderstandings(jobs)
+    config.hydra.overrides.task = ["algo=bc"]
+    config.hydra.sweeper.params = {"batch_size": "1,2", "run_dir": "x/${batch_size}"}
+    jobs = plan.planned_jobs(config)
+    assert jobs == [[f"batch_size={size}", "run_dir=x/256", "algo=bc"] for size in (1, 2)]
+    with pytest.raises(UserError, match="run_dir=x/256 would be the folder of several jobs"):
+        sweeps._refuse_misunderstandings(jobs)
+
+
 @pytest.mark.parametrize(
     "accelerator, devices, cores, threads, environment, jobs, expected",
     [
@@ -442,6 +455,23 @@ def test_sweep_with_a_failing_job_and_its_table(cli: Run, tmp_path: Path, tmp_pa
     assert again.returncode == 2, again.stderr
     assert again.stdout.count("already finished") == 2
     assert [record["run_dir"] for record in records_of(tmp_path)[4:]] == [record["run_dir"] for record in records]
+
+
+def test_jobs_with_an_algorithm_that_is_none_or_the_folder_of_another_fail_alone(cli: Run, tmp_path: Path) -> None:
+    kinds = ["algo._target_=iql,brpo.algorithms.bc.BC", "seeds=[0],[1]", "run_dir=x/${algo._target_}"]
+    sweep = cli("-m", *TINY, "trainer=smoke", "algo=bc", *kinds, "hydra/launcher=basic")
+    assert sweep.returncode == 2
+    records = records_of(tmp_path)
+    assert [record["status"] for record in records] == ["failed", "failed", "done", "failed"]
+    assert records[2]["overrides"][-1] == "run_dir=x/${algo._target_}" and (tmp_path / "x/brpo.algorithms.bc.BC").is_dir()
+    alone = cli(*TINY, "trainer=smoke", "algo=bc", "algo._target_=iql")
+    assert f"error: {records[0]['error']}\n" == alone.stderr and "names 'iql'" in alone.stderr
+    assert "run_dir=x/brpo.algorithms.bc.BC already holds a run" in records[3]["error"]
+
+
+def test_a_job_without_an_algorithm_has_a_record() -> None:
+    config = OmegaConf.create({"algo": 5, "dataset": "${nowhere}"})
+    assert sweep_job._algorithm_and_dataset(config) == ("unknown", "unknown")
 
 
 def test_a_job_has_one_process(cli: Run) -> None:

@@ -22,7 +22,7 @@ from brpo.errors import Interrupted
 from brpo.exits import DONE, INTERRUPTED, outcome_of
 from brpo.sweeps.callback import SweepCallback, first_line, write
 from brpo.sweeps.folder import Job, Status, SweepFolder, claim_device
-from brpo.sweeps.plan import LEADER, is_local
+from brpo.sweeps.plan import LEADER, is_local, readable
 
 WATCH_SECONDS = 2.0  # between looks at whether the leader still lives
 UNEXPECTED = 1  # exit code of an error that is ours
@@ -39,7 +39,7 @@ def run_job(config: DictConfig, run: Run) -> None:
     hydra = HydraConfig.get()
     os.chdir(hydra.runtime.cwd)  # a cluster may start a job elsewhere
     folder = SweepFolder(Path(hydra.sweep.dir))
-    job = Job(hydra.job.num, list(hydra.overrides.task), algorithm_name(config), str(config.dataset), pid=os.getpid())
+    job = Job(hydra.job.num, list(map(readable, hydra.overrides.task)), *_algorithm_and_dataset(config), pid=os.getpid())
     if SweepCallback.leading is not None:
         if folder.stopped.exists() or _recorded(folder, job, run, config.debug).status == Status.interrupted:
             sys.exit(INTERRUPTED)
@@ -47,6 +47,14 @@ def run_job(config: DictConfig, run: Run) -> None:
         _run_in_worker(folder, job, run, config.debug)
     else:
         _recorded(folder, job, lambda on_folder: _run_until_stopped(folder, run, on_folder), config.debug)
+
+
+def _algorithm_and_dataset(config: DictConfig) -> tuple[str, str]:
+    """For the job's record. Nothing has been checked yet: what is wrong with them the run itself says, and fails alone."""
+    try:
+        return algorithm_name(config), str(config.dataset)
+    except Exception:  # an interpolation of what is not there, an algo that is no mapping
+        return "unknown", "unknown"
 
 
 def _run_in_worker(folder: SweepFolder, job: Job, run: Run, debug: bool) -> None:

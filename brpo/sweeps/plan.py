@@ -1,10 +1,12 @@
 """Before a sweep starts: its jobs, how many at a time, and on what. Imports nothing heavy."""
 
 import os
+import re
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 # In the environment of the workers: the process that leads the sweep, and how many jobs share the machine.
 LEADER, AT_A_TIME = "BRPO_SWEEP_LEADER", "BRPO_SWEEP_JOBS"
@@ -36,15 +38,22 @@ def planned_jobs(config: Any) -> list[list[str]]:
 
     if not str(config.hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
         return []
+    # Each job resolves what was typed for itself. Parameters in a file Hydra does resolve here, for all jobs alike.
+    overrides: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)
     try:
         typed = [
             *(f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()),
-            *config.hydra.overrides.task,
+            *overrides["task"],
         ]
-        overrides = OverridesParser.create().parse_overrides(typed)
-        return [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
+        batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), None)
+        return [list(map(readable, job)) for batch in batches for job in batch]
     except (HydraException, AssertionError, ValueError):  # a pattern as in algo=glob(*) is resolved by Hydra alone
         return []
+
+
+def readable(override: str) -> str:
+    """An override with an interpolation as it was typed: Hydra's sweeper puts a backslash before each bracket and colon."""
+    return re.sub(r"\\(\W)", r"\1", override) if "$\\{" in override else override
 
 
 def devices_for(config: Any) -> list[str]:
