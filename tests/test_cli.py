@@ -40,6 +40,19 @@ def test_wrong_arguments_are_one_line(
     assert capsys.readouterr().err.splitlines() == [says]
 
 
+def test_a_folder_that_torch_could_not_make_is_left_to_torch(tmp_path: Path) -> None:
+    """It makes it as it is imported, whatever the engine."""
+    (tmp_path / "file").touch()
+    program = "import os, brpo; print(os.environ.get('TORCHINDUCTOR_CACHE_DIR'))"
+    for folder, kept in ((tmp_path / "file" / "x", None), (tmp_path / "y", tmp_path / "y")):
+        variables = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder)}
+        command = [sys.executable, "-c", program]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, check=True)
+        assert result.stdout == f"{kept}\n"
+        said = f"note: TORCHINDUCTOR_CACHE_DIR={folder} cannot be made (Not a directory); torch keeps what it compiles in a "
+        assert result.stderr == ("" if kept else f"{said}folder of its own\n")
+
+
 def test_a_report_that_cannot_be_written_is_refused_before_the_runs_are_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,6 +193,44 @@ def test_what_cannot_be_compiled_is_said_or_runs_eagerly(capsys: pytest.CaptureF
         EagerRunner(DATA, 8).run(refused, 0, 3)
 
 
+@pytest.mark.parametrize("overrides", [[], ["algo.optimizer.fused=false"]])
+def test_a_disk_error_while_compiling_is_no_disk_error_of_the_run(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/nope")
+
+    monkeypatch.setattr(torch._dynamo.convert_frame, "compile_frame", refuse)
+    eager, compiled = pair("bc", overrides)
+    compile_update(compiled, "aot_eager", or_eager=True)
+    run_both(eager, compiled)
+    assert_equal(eager, compiled, 0.0)
+    note = "cannot be compiled and goes on eagerly: FileNotFoundError: [Errno 2] No such file or directory: '/proc/nope'"
+    assert capsys.readouterr().out.count(note) == 1
+    refused = pair("bc", overrides)[0]
+    compile_update(refused, "aot_eager")
+    with pytest.raises(UserError, match="engine=compile cannot compile BC: .*No such file or directory: '/proc/nope'"):
+        EagerRunner(DATA, 8).run(refused, 0, 3)
+
+
+@pytest.mark.parametrize("overrides", [[], ["algo.optimizer.fused=false"]])
+def test_a_disk_error_of_what_is_compiled_is_one_of_the_run(overrides: list[str]) -> None:
+    """A part of the update may have been made, and must not be made again."""
+    calls = []
+
+    def fail(*_: Any) -> None:
+        calls.append(1)
+        raise OSError(28, "No space left on device")
+
+    name = f"fails_running_{len(overrides)}"
+    torch._dynamo.register_backend(lambda graph, inputs: fail, name=name)
+    compiled = pair("bc", overrides)[1]
+    compile_update(compiled, name, or_eager=True)
+    with pytest.raises(OSError, match="No space left on device"):
+        run_both(compiled, compiled)
+    assert calls == [1]
+
+
 def test_a_loss_that_cannot_be_compiled_is_said_or_runs_eagerly(capsys: pytest.CaptureFixture[str]) -> None:
     """Where losses alone are compiled: under another optimizer, and where ranks average."""
     eager, compiled = pair("bc", ["algo.optimizer.fused=false"])
