@@ -31,6 +31,7 @@ from brpo.engine import memory, strategy
 from brpo.engine.checkpoint_io import DigestCheckpointIO
 from brpo.engine.choose import choose, make_runner
 from brpo.engine.compiled import require_backend
+from brpo.engine.optimizers import try_step
 from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import TrainingDiverged, UserError
 from brpo.evaluation import environments
@@ -49,7 +50,7 @@ _THREADS = torch.get_num_threads()  # torch follows OMP_NUM_THREADS
 
 
 def make_algorithm(node: Any, spec: DataSpec, *, seeds: list[int], max_updates: int) -> OfflineAlgorithm:
-    """Build the algorithm of a configuration node, and its optimizers once to see that their options are allowed.
+    """Build the algorithm of a configuration node; and its optimizers once, with a step, to see whether they may be so.
 
     Raises:
         UserError: an option is refused.
@@ -57,11 +58,12 @@ def make_algorithm(node: Any, spec: DataSpec, *, seeds: list[int], max_updates: 
     algorithm = configuration.build(node, spec, place="algo", seeds=seeds, max_updates=max_updates)
     try:
         algorithm.configure_optimizers()
+        try_step(algorithm.optimizer_factory)
     except OptionRefused as error:
         raise error.of("algo") from error
     except UserError:
         raise
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
         raise UserError(
             f"algo.optimizer={node['optimizer']} is refused: {' '.join(str(error).split())}. "
             f"Give what {node['optimizer']['_target_']} takes, as algo.optimizer.lr=3e-4."

@@ -3,7 +3,7 @@
 # pyright: reportPrivateImportUsage=false
 # torch does not list its `_foreach_` functions.
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,19 @@ def check_optimizers(optimizers: Iterable[torch.optim.Optimizer], several_seeds:
         if kind in NOT_BY_ELEMENT and several_seeds:
             raise UserError(f"algo.optimizer: {kind} steps by whole tensors, which hold all seeds: train one at a time.")
         require_at_least_zero(**{"optimizer.lr": optimizer.param_groups[0]["lr"]})
+
+
+def try_step(factory: Callable[[list[Tensor]], torch.optim.Optimizer]) -> None:
+    """Make a step of zeros: torch looks at some options, as the number of betas, in the first step alone.
+
+    Raises:
+        ValueError: or what else torch raises, of an option that it cannot use.
+    """
+    parameter = torch.zeros(2, 2, requires_grad=True)
+    optimizer = factory([parameter])
+    if not optimizer.defaults.get("capturable"):  # of a GPU, and the algorithm is not there yet
+        parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
 
 
 def rate_type(device: torch.device) -> torch.dtype:

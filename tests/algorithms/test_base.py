@@ -151,6 +151,8 @@ def test_refusals(options: dict, message: str) -> None:
         ("bc", "algo.schedule=cosine", "algo.schedule=cosine is not allowed; it must be a mapping"),
         ("bc", "algo.optimizer.lr=-1", "algo.optimizer=.* is refused: .*learning rate"),
         ("bc", "algo.optimizer.lr=inf", "algo.optimizer.lr=inf is not allowed; it must be at least 0 and finite.$"),
+        ("bc", "+algo.optimizer.betas=[0.9]", "algo.optimizer=.* is refused: .*index out of range"),
+        ("bc", "+algo.optimizer.betas=[0.9,0.99,0.999]", "algo.optimizer=.* is refused: too many values to unpack"),
         ("bc", "+algo.learning_rates=5", "algo.learning_rates=5 is not allowed; it must be a mapping from actor"),
         ("bdpo", "algo.critic.critics=0", "algo.critic.critics=0 is not allowed; it must be a whole number >= 1"),
         ("bdpo", "algo.value.critics=0", "algo.value.critics=0 is not allowed; it must be a whole number >= 1"),
