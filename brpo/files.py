@@ -8,9 +8,12 @@ import io
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from brpo.errors import UserError
 
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without hard links say
 
@@ -114,9 +117,31 @@ def _keep(path: Path, keep: Path) -> None:
             link.unlink(missing_ok=True)
 
 
+def typed_path(name: str, typed: str | Path) -> Path:
+    """A path that was typed, with `~` in it for a home folder.
+
+    Raises:
+        UserError: no such home folder is known; names what was typed.
+    """
+    try:
+        return Path(typed).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{name}={typed} names a home folder that is not known here. Write it without ~.") from error
+
+
+def home() -> Path | None:
+    """The user's home folder; None where none is known, as of a user without an entry in the system's list."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
 def user_cache() -> Path:
-    """Our folder among the user's caches; it may not be there yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brpo"
+    """Our folder among the user's caches, or among temporary files; it may not be there yet."""
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "brpo"
+    return folder / ".cache" / "brpo" if (folder := home()) else Path(tempfile.gettempdir()) / f"brpo-{os.getuid()}"
 
 
 def sync_folder(folder: Path) -> None:

@@ -23,6 +23,7 @@ from brpo.errors import UserError
 from brpo.evaluation.kinds import kind_of
 from brpo.evaluation.scores import spread
 from brpo.exits import in_one_line
+from brpo.files import typed_path
 from brpo.training import train
 
 RUN_KEYS = (*(key for key in configuration.KEYS if key not in configuration.USERS_OWN), "actor")  # a group
@@ -56,10 +57,10 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
         if resumption is not None:
             _keep_the_length(config, resumption.folder.read_config()[0], overrides)
     elif resume is not None:
-        resumption = resuming.resume_from(Path(str(resume)).expanduser())
+        resumption = resuming.resume_from(typed_path("resume", str(resume)))
         config, overrides = _continued_config(resumption.folder, overrides)
         configuration.check_config(config)
-        elsewhere = config["run_dir"] and Path(config["run_dir"]).expanduser().resolve()
+        elsewhere = config["run_dir"] and typed_path("run_dir", config["run_dir"]).resolve()
         if elsewhere and elsewhere != resumption.folder.path.resolve():
             raise UserError(
                 f"run_dir={config['run_dir']} is not where resume={resume} goes on: {resumption.folder.path}. Leave it out; "
@@ -125,7 +126,7 @@ def silence_other_ranks() -> None:
 def _automatic(config: dict[str, Any]) -> resuming.Resumption | None:
     """`resume=auto`: the run in run_dir, else the newest unfinished one like this; None starts a run."""
     if config["run_dir"]:
-        folder = runs.RunFolder(Path(config["run_dir"]).expanduser())
+        folder = runs.RunFolder(typed_path("run_dir", config["run_dir"]))
         found = folder if folder.holds_run() else None
     else:
         found = resuming.find_unfinished(config, configuration.algorithm_name(config))

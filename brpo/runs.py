@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from brpo.errors import UserError
-from brpo.files import remove_leftovers, write_atomically, write_records
+from brpo.files import remove_leftovers, typed_path, write_atomically, write_records
 
 DIRTY = "-dirty"  # behind a commit: the code or its configuration differ from it
 _PACKAGES = ("brpo", "torch", "lightning", "numpy", "gymnasium", "mujoco", "minari", "hydra-core")
@@ -150,10 +150,10 @@ def new_run_folder(config: dict[str, Any], algorithm: str) -> RunFolder:
     """A folder nobody else has: runs/<algo>/<data set>/<time>-<id>; or `run_dir`, which must not hold a run.
 
     Raises:
-        UserError: `run_dir` holds a run.
+        UserError: `run_dir` holds a run, or is no path.
     """
     if config["run_dir"]:
-        folder = RunFolder(Path(config["run_dir"]).expanduser())
+        folder = RunFolder(typed_path("run_dir", config["run_dir"]))
         refuse_second_run(folder)
         return folder
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"

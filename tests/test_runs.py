@@ -2,6 +2,8 @@ import csv
 import errno
 import json
 import os
+import pwd
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +11,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from brpo import results, resume, runs, training
+from brpo import files, results, resume, runs, training
 from brpo.callbacks.recorder import Recorder
+from brpo.datasets.catalog import data_roots
 from brpo.engine.checkpoint_io import encode
 from brpo.errors import UserError
 from brpo.files import write_json
-from tests.helpers import compose_config, make_spec
+from tests.helpers import ROOT, compose_config, make_spec
 
 
 @pytest.fixture
@@ -30,6 +33,28 @@ def started(config: dict, name: str | None = None, updates: int | None = 10) -> 
         content = {"state_dict": {}, "brpo": {"updates": updates}}
         (folder.checkpoints / "last.ckpt").write_bytes(encode(content))
     return folder
+
+
+def test_without_a_home_folder_defaults_do_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without an entry in the system's list, as containers have them."""
+    for name in ("HOME", "XDG_CACHE_HOME", "MINARI_DATASETS_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+    def getpwuid(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", getpwuid)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert files.user_cache() == tmp_path / f"brpo-{os.getuid()}"
+    assert data_roots() == [ROOT / "data"]
+    with pytest.raises(UserError, match="^run_dir=~/x names a home folder that is not known here. Write it without ~.$"):
+        files.typed_path("run_dir", "~/x")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", "~nobody-here/x")
+    with pytest.raises(UserError, match="^MINARI_DATASETS_PATH=~nobody-here/x names a home folder"):
+        data_roots()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.user_cache() == tmp_path / ".cache" / "brpo"
+    assert files.typed_path("run_dir", "~/x") == tmp_path / "x"
 
 
 def test_two_runs_get_two_folders(here: Path) -> None:

@@ -310,6 +310,11 @@ def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path)
         (["max_updates"], "max_updates"),
         (["resume=nowhere"], "resume=nowhere does not exist"),
         (["run_dir=/proc/brpo"], "cannot be written"),
+        (["run_dir='~nobody-here/x'"], "run_dir=~nobody-here/x names a home folder that is not known here."),
+        (["run_dir='~nobody-here/x'", "resume=auto"], "run_dir=~nobody-here/x names a home folder that is not known"),
+        (["resume='~nobody-here/x'"], "resume=~nobody-here/x names a home folder that is not known here."),
+        (["algo=bdpo", "behavior='~nobody-here/x'"], "behavior=~nobody-here/x names a home folder that is not known here."),
+        (["algo=bc", "+algo.optimizer.betas=[0.9,0.99,0.999]"], "is refused: too many values to unpack (expected 2). Give"),
         (["data.reward_scale=rnage"], "data.reward_scale=rnage is not allowed. Use a positive number or return_range"),
     ],
 )

@@ -1,6 +1,5 @@
 """Where the pre-trained behaviour model of a run comes from, and that the next run finds it."""
 
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -11,6 +10,7 @@ from brpo.algorithms.base import OfflineAlgorithm
 from brpo.behavior import Member
 from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import UserError
+from brpo.files import typed_path
 
 SOURCES = ("auto", "fresh")
 
@@ -57,7 +57,7 @@ class Pretraining(Callback):
                     f"behavior={source} is not possible: {type(algorithm).__name__} has no behaviour model that could be "
                     f"taken from there. Leave it out."
                 )
-            self.members = behavior.read_chosen(Path(source).expanduser(), self.config, algorithm)
+            self.members = behavior.read_chosen(typed_path("behavior", source), self.config, algorithm)
         elif source == "auto" and algorithm.pretrain_updates:
             self.members = self._cached()
         untrained = [part for part in algorithm.pretrained if part not in algorithm.trained]

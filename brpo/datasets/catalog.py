@@ -14,7 +14,7 @@ import minari
 from brpo.datasets import toy
 from brpo.datasets.ids import is_toy
 from brpo.errors import UserError
-from brpo.files import one_writer
+from brpo.files import home, one_writer, typed_path
 
 _ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
 _D4RL = re.compile(  # the ids of D4RL's own files; what Minari's hub has of it stands in a namespace
@@ -31,15 +31,16 @@ def data_roots() -> list[Path]:
     The clone's `data/` is searched in either case. What is downloaded comes into the first.
 
     Raises:
-        UserError: the variable names a file.
+        UserError: the variable names a file, or no path.
     """
     configured = os.environ.get("MINARI_DATASETS_PATH")
     bundled = Path(__file__).resolve().parents[2] / "data"
     if configured:
-        if Path(configured).expanduser().is_file():
+        folder = typed_path("MINARI_DATASETS_PATH", configured)
+        if folder.is_file():
             raise UserError(f"MINARI_DATASETS_PATH={configured} is a file; it must name a folder of data sets.")
-        return [Path(configured).expanduser().resolve(), bundled]
-    return [bundled, Path.home() / ".minari" / "datasets"]
+        return [folder.resolve(), bundled]
+    return [bundled, *([folder / ".minari" / "datasets"] if (folder := home()) else [])]
 
 
 def make_root(root: Path) -> None:
