@@ -45,12 +45,11 @@ def cached_files() -> list[CachedFile]:
 
 
 def _paths() -> Iterator[tuple[str, Path]]:
-    from brpo.datasets.catalog import data_roots
+    from brpo.datasets.row_cache import caches
 
     for path in (user_cache() / "behavior").glob("*.ckpt"):
         yield "behaviour models", path
-    rows = {path.resolve() for root in data_roots() for path in root.rglob(".brpo-cache/*.rows")}
-    for path in rows | {path.resolve() for path in user_cache().glob("*.rows")}:
+    for path in caches():
         yield "rows", path
 
 

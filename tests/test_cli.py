@@ -102,8 +102,13 @@ def test_caches_are_listed_and_removed(
         return capsys.readouterr().out
 
     assert say() == "nothing is cached\n"
+    (tmp_path / "data").mkdir()
     old, new = tmp_path / "caches/brpo/behavior/a-seed0-1.ckpt", tmp_path / "caches/brpo/behavior/a-seed1-2.ckpt"
     rows = [tmp_path / "data/lab/.brpo-cache/logs-v0.rows", tmp_path / "caches/brpo/logs-v0-3.rows"]
+    for name, disk in (("far", tmp_path / "disk"), ("circle", tmp_path / "data")):
+        disk.mkdir(exist_ok=True)
+        (tmp_path / "data" / name).symlink_to(disk)
+    rows.append(tmp_path / "disk/.brpo-cache/far-v0.rows")  # of data/far/far-v0
     others = [tmp_path / "data/lab/logs-v0/data.hdf5", tmp_path / "data/lab/.brpo-cache/logs-v0.lock"]
     for path in (old, new, *rows, *others):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +118,7 @@ def test_caches_are_listed_and_removed(
     for path in (old, new, *rows):
         assert path.name in said and str(path.parent) in said
     assert not any(path.name in said for path in others)
-    assert "4 files, 8.0 MB; --remove deletes them" in said
+    assert "5 files, 10.0 MB; --remove deletes them" in said
     said = say("--older", "30", "--remove")
     assert new.name not in said and "1 file, 2.0 MB: deleted" in said and not old.exists() and new.exists()
     assert say("--older", "30") == "nothing in the caches is older than 30 days\n"

@@ -68,17 +68,24 @@ def local_ids() -> dict[str, Path]:
     return found
 
 
-def _below(root: Path) -> Iterator[Path]:
-    """Folders of data sets, also behind symbolic links, which `Path.glob` does not follow."""
+def folders(root: Path) -> Iterator[Path]:
+    """Folders of data sets and those above, also behind symbolic links, which `Path.glob` does not follow."""
     for name, children, _ in os.walk(root, followlinks=True):
         folder = Path(name)
         children[:] = [child for child in children if not child.startswith(".")]  # no id; an import that is under way
         circle = folder.is_symlink() and folder.resolve() in [parent.resolve() for parent in folder.parents]
-        if (folder / "data" / "metadata.json").exists() and not circle:
+        if circle or _is_dataset(folder):
+            children.clear()
+        if not circle:
             yield folder
-            children.clear()
-        elif circle:
-            children.clear()
+
+
+def _is_dataset(folder: Path) -> bool:
+    return (folder / "data" / "metadata.json").exists()
+
+
+def _below(root: Path) -> Iterator[Path]:
+    return filter(_is_dataset, folders(root))
 
 
 def check_id(dataset_id: str) -> None:

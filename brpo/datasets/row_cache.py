@@ -17,12 +17,13 @@ import minari
 import numpy as np
 
 from brpo.datasets import episodes, minari_io
-from brpo.datasets.catalog import find_dataset
+from brpo.datasets.catalog import data_roots, find_dataset, folders
 from brpo.errors import UserError
 from brpo.files import one_writer, sync_folder, user_cache
 
 _MAGIC = b"brpo rows, 2    "  # another number wherever rows or description change their meaning
 _TRAILER = struct.Struct("<Q32s16s")  # bytes of the description, its SHA-256, the magic
+_BESIDE = ".brpo-cache"  # folder beside a data set's
 _BLOCK = 1 << 22  # bytes read at a time while a checksum is made
 
 Sources = dict[str, list[int]]
@@ -84,7 +85,13 @@ def load(dataset_id: str) -> tuple[minari_io.Flat, RowFile]:
 def places(folder: Path) -> tuple[Path, Path]:
     """Where the cache of a data set's folder may lie: beside the folder, else in the user's cache folder."""
     mark = hashlib.sha256(str(folder).encode()).hexdigest()[:12]  # data sets of one name may lie in several folders
-    return folder.parent / ".brpo-cache" / f"{folder.name}.rows", user_cache() / f"{folder.name}-{mark}.rows"
+    return folder.parent / _BESIDE / f"{folder.name}.rows", user_cache() / f"{folder.name}-{mark}.rows"
+
+
+def caches() -> set[Path]:
+    """All that lie where `places` would have them, also of data sets that are gone."""
+    beside = (path for root in data_roots() for folder in folders(root) for path in (folder / _BESIDE).glob("*.rows"))
+    return {path.resolve() for path in (*beside, *user_cache().glob("*.rows"))}
 
 
 def _sources(folder: Path) -> Sources:
