@@ -214,8 +214,8 @@ def _check_array(where: str, name: str, array: np.ndarray, rows: int) -> None:
         raise UserError(f"{where} has the shape {array.shape}, expected {axes} axes and a row at least.")
     if len(array) != rows:
         raise UserError(f"{where} has {len(array)} rows, expected {rows}, as many as there are rewards.")
-    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
-        raise UserError(f"{where} holds {array.dtype}, expected numbers.")
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:  # complex, or longdouble
+        raise UserError(f"{where} holds {array.dtype}, expected whole or floating-point numbers of 64 bits at most.")
     if name == "actions" and not np.issubdtype(array.dtype, np.floating):
         raise UserError(f"{where} holds {array.dtype}; only continuous actions, floating-point numbers, can be trained on.")
     with np.errstate(over="ignore"):
