@@ -118,7 +118,7 @@ def objectives(orders: Sequence[int], clip: float, also: Sequence[str] = ()) -> 
         clip: epsilon as a share of the radius of convergence, in (0, 1].
         also: names of divergences that are not in the table, as `alpha:0.7`.
     """
-    divergences = [*DIVERGENCES.values(), *map(get_divergence, also)]
+    divergences = [get_divergence(name) for name in (*DIVERGENCES, *also)]
     exact = [Objective(divergence) for divergence in divergences]
     expandable = [d for d in divergences if d.smooth and any(d.conditional_symmetry_taylor(max(orders))[2:])]
     clipped = [Objective(d, None, clip * d.series_radius) for d in expandable]

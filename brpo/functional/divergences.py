@@ -99,10 +99,7 @@ def _taylor(divergence: Divergence, order: int) -> tuple[float, ...]:
         divergence.f(torch.ones(2, dtype=torch.float64))  # a single number would pass through math.log
         coefficients = _derivatives(divergence.f, order if divergence.coefficient is None else min(order, 1))
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"f of the divergence {divergence.name!r} cannot be differentiated: {reason}. {BY_TORCH}"
-        ) from error
+        raise _not_by_torch(divergence, error) from error
     if divergence.coefficient is not None:
         coefficients += tuple(divergence.coefficient(n) for n in range(2, order + 1))
     elif order >= 2:
@@ -131,6 +128,13 @@ def _derivatives(f: Callable[[Tensor], Tensor], order: int) -> tuple[float, ...]
 
 
 BY_TORCH = "It must take and give a torch tensor, by torch's functions: torch.log and not math.log."
+
+
+def _not_by_torch(divergence: Divergence, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:200]
+    return ValueError(f"f of the divergence {divergence.name!r} cannot be differentiated: {reason}. {BY_TORCH}")
+
+
 BESIDE = 1e-3  # how far from 1 a user's f is looked at
 
 
@@ -154,6 +158,26 @@ def _check_beside_one(divergence: Divergence) -> None:
             f"The divergence {divergence.name!r} has no Taylor series at 1: f''(1) = {2 * c2:g} by differentiation, but "
             f"{2 * found[0]:g} just below and {2 * found[1]:g} just above (at a distance of {BESIDE:g}, in float64). Set "
             "smooth=False if f has a kink there, and it is used without a series; or write f without float32 and less sharp."
+        )
+
+
+@cache
+def _check_convex(divergence: Divergence) -> None:
+    """Whether the slopes of f rise from point to point between ratios of 0.01 and 20, but for rounding.
+
+    Raises:
+        ValueError: they do not, or f fails.
+    """
+    t = torch.logspace(-2.0, math.log10(20.0), 200, dtype=torch.float64)
+    try:
+        slopes = divergence.f(t).diff() / t.diff()
+    except Exception as error:  # whatever a function of the user's raises
+        raise _not_by_torch(divergence, error) from error
+    rounding = 1e-9 * (slopes[1:].abs() + slopes[:-1].abs()) + 1e-12 * slopes.abs().max()
+    if len(falls := (slopes.diff() < -rounding).nonzero()):
+        raise ValueError(
+            f"{divergence.name!r} is no divergence: f is concave at t = {t[falls[0, 0] + 1].item():.2g}, and must be convex "
+            f"for all t > 0. Take another f, or write this one without float32, whose rounding looks the same."
         )
 
 
@@ -311,9 +335,11 @@ def get_divergence(name: str) -> Divergence:
     """The entry of a name: a key of `DIVERGENCES`, or `NAME:NUMBER` with a key of `PARAMETRIC`, as in `alpha:0.5`.
 
     Raises:
-        ValueError: the name is unknown (the message lists the known ones), or has no finite number behind it.
+        ValueError: the name is unknown (the message lists the known ones), or has no finite number behind it; or f is not
+            convex.
     """
     if isinstance(name, str) and name in DIVERGENCES:
+        _check_convex(DIVERGENCES[name])
         return DIVERGENCES[name]
     kind, _, number = str(name).partition(":")
     if kind not in PARAMETRIC:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import integrate, special, stats
 
-from brpo.functional.divergences import DIVERGENCES, Divergence, alpha, get_divergence
+from brpo.functional.divergences import DIVERGENCES, Divergence, _check_convex, alpha, get_divergence
 
 ALPHAS = ["alpha:-1.5", "alpha:0", "alpha:1e-9", "alpha:0.5", "alpha:1", "alpha:3"]
 ALL = [*DIVERGENCES, *ALPHAS]
@@ -264,6 +264,34 @@ def test_the_radius_of_a_series_with_every_other_coefficient_is_not_overestimate
 def test_one_line_of_python_adds_a_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DIVERGENCES, "mine", Divergence("mine", "ours", lambda t: (t - 1.0).pow(4) + t * t.log() - t + 1.0))
     assert get_divergence("mine").taylor(4) == pytest.approx((0, 0, 1 / 2, -1 / 6, 1 / 12 + 1))
+
+
+@pytest.mark.parametrize(
+    ("f", "message"),
+    [
+        (lambda t: t * t * t.log() - t + 1.0, "'mine' is no divergence: f is concave at t = 0.01, and must be convex for"),
+        (lambda t: -t * t.log(), "'mine' is no divergence: f is concave at"),
+        (lambda t: torch.minimum(t - 1.0, 0.0 * t), "'mine' is no divergence: f is concave at t = 0.98"),
+        (lambda t: math.log(t), "f of the divergence 'mine' cannot be differentiated: .*torch.log and not math.log"),
+        (lambda t: (t - 1.0).relu(), None),
+        (lambda t: 1e-6 * (t - 1.0).abs() + 1e6 * (t - 1.0), None),
+        (lambda t: t.pow(-20.0) - 1.0, None),
+        (lambda t: torch.special.xlogy(t, t) + 1e5 * (t - 1.0), None),
+    ],
+)
+def test_an_entry_that_is_not_convex_is_refused_by_its_name(f, message: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DIVERGENCES, "mine", Divergence("mine", "ours", f, smooth=False))
+    if message is None:
+        assert get_divergence("mine").f is f
+        return
+    with pytest.raises(ValueError, match=message):
+        get_divergence("mine")
+
+
+@pytest.mark.parametrize("parameter", [-20.0, -1.0, 1e-9, 0.5, 1.5, 30.0])
+def test_known_divergences_are_convex(parameter: float) -> None:
+    for entry in (*map(get_divergence, DIVERGENCES), alpha(parameter)):
+        _check_convex(entry)
 
 
 def test_total_variation_has_no_series() -> None:
