@@ -185,9 +185,12 @@ _ROW = (
 def _check_table(path: Path, header: list[str]) -> None:
     """Refuse a CSV file that rows with these columns cannot be added to."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
     with path.open("a+", newline="") as file:
         file.seek(0)
         first, wanted = file.readline(), ",".join(header)
+    if new:
+        path.resolve().unlink()  # it can be made; what follows may yet be refused
     if first not in ("", f"{wanted}\n"):
         raise UserError(f"{path} has other columns than the rows to be added: {wanted}. Name another file.")
 

@@ -192,7 +192,8 @@ def test_what_it_refuses(datasets: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert "does not exist" in refusal(str(tmp_path / "nothing"))
     write_dataset(tmp_path / "others", DATASET, [random_episode(np.random.default_rng(5), 20) for _ in range(12)])
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "others"))
-    assert f"The data set {DATASET} has changed since" in refusal(run)
+    new = tmp_path / "new.csv"
+    assert f"The data set {DATASET} has changed since" in refusal(run, "--csv", str(new)) and not new.exists()
 
 
 def test_toy_tasks_are_refused(tmp_path: Path) -> None:

@@ -82,8 +82,9 @@ def test_train_resume_and_evaluate(
     shown = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "whole"), "--episodes", "200"]).stdout
     assert f"{stored['final']['sliced_wasserstein'][0]:.4f}" in shown
     assert "200 samples a seed, sampled action, update 12" in shown
-    refused = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "whole"), "--mode", "mean"])
-    assert "eval.mode=mean is not allowed on toy/8gaussians" in str(refused.exception)
+    new = tmp_path / "new.csv"
+    refused = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "whole"), "--mode", "mean", "--csv", str(new)])
+    assert "eval.mode=mean is not allowed on toy/8gaussians" in str(refused.exception) and not new.exists()
     refused = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "whole"), "--steps", "2"])
     assert "has no choice of steps: diffusion policies alone have a choice. Leave it out." in str(refused.exception)
     refused = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "whole"), "--first-seed", "1"])
