@@ -265,7 +265,9 @@ def _print_estimates(found: Sequence[tuple[Path, "Estimate"]], discount: float) 
                 "none says how large an estimate may be"
             )
         for run, each in own:
-            if each.data_best is not None and max(each.points[-1]) > each.data_best:
+            if not each.has_ended:
+                print(f"note: {run}: the fit has not ended: give more --updates, until little is still missing")
+            if each.is_beyond_the_data:
                 print(f"note: {run} is above every episode of the data: an extrapolation, not to be believed")
 
 

@@ -43,6 +43,7 @@ POINTS = 5  # estimates on the way
 BATCH = 256
 PIECE = 4096  # transitions that go through the networks at once
 READ = 262_144  # transitions that are read at once, and of which the fit is judged
+UNFINISHED = 0.1  # share of an estimate that may be missing at the end of a fit
 LEFT_OUT = 0.01  # share of a discounted return that an episode's end may leave out
 WHAT = ("algo", "dataset", "digest", "checkpoint", "update", "mode", "discount")
 COLUMNS = (*WHAT, "updates", "seed", "value", "missing", "data_return", "data_best")  # of a table of estimates
@@ -73,6 +74,19 @@ class Estimate:
     def points(self) -> list[list[float]]:
         """The estimates in their order, the last one last."""
         return list(self.values.values())
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether every seed's Q is where its equation wants it, but for `UNFINISHED`."""
+        last = zip(self.points[-1], self.missing, strict=True)
+        sizes = [max(abs(value), abs(value + lacks), abs(self.data_return)) for value, lacks in last]
+        return all(abs(lacks) <= UNFINISHED * size for lacks, size in zip(self.missing, sizes, strict=True))
+
+    @property
+    def is_beyond_the_data(self) -> bool:
+        """Whether a seed is above every episode, and would stay there if what is missing came to it."""
+        last = zip(self.points[-1], self.missing, strict=True)
+        return self.data_best is not None and any(value + min(lacks, 0.0) > self.data_best for value, lacks in last)
 
     def rows(self) -> list[dict[str, Any]]:
         """For a table: each seed at each point."""

@@ -163,7 +163,7 @@ def test_what_lies_beyond_the_data_is_said(capsys: pytest.CaptureFixture[str]) -
     what = {"dataset": "a/b-v0", "digest": "0", "algo": "bc"}
 
     def estimated(name: str, value: float, data_best: float | None) -> tuple[Path, estimates.Estimate]:
-        return Path(name), estimates.Estimate(what, {1: [2.0, value]}, [0, 1], [0.25, 0.75], 2.0, data_best)
+        return Path(name), estimates.Estimate(what, {1: [2.0, value]}, [0, 1], [0.05, 0.15], 2.0, data_best)
 
     cli._print_estimates([estimated("x", 2.9, None)], 0.9)
     said = capsys.readouterr().out
@@ -174,7 +174,26 @@ def test_what_lies_beyond_the_data_is_said(capsys: pytest.CaptureFixture[str]) -
     assert "a/b-v0: discounted return (0.9), estimated; of the data 2.00, at most 3.00" in said
     assert said.splitlines()[-1] == "note: y is above every episode of the data: an extrapolation, not to be believed"
     assert said.count("note") == 1
-    assert "0.50 ± 0.25" in said  # still missing
+    assert "0.10 ± 0.05" in said  # still missing
+
+
+@pytest.mark.parametrize(
+    ("value", "missing", "notes"),
+    [
+        (-2.0, -48.0, ["has not ended"]),  # rewards below zero: Q has not come down yet
+        (-49.0, -1.0, []),
+        (-10.0, -1.0, ["is above"]),
+        (-10.0, 20.0, ["has not ended", "is above"]),
+    ],
+)
+def test_a_fit_that_has_not_ended_is_said_first(
+    value: float, missing: float, notes: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    what = {"dataset": "a/b-v0", "digest": "0", "algo": "bc"}
+    found = estimates.Estimate(what, {1: [value, -50.0]}, [0, 1], [missing, 0.0], -60.0, -30.0)
+    cli._print_estimates([(Path("x"), found)], 0.9)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: x")]
+    assert len(said) == len(notes) and all(note in line for note, line in zip(notes, said, strict=True))
 
 
 def refusal(*arguments: str) -> str:
