@@ -3,6 +3,8 @@
 import functools
 import importlib.util
 import json
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeGuard
@@ -94,6 +96,16 @@ def describe(specification: str | None) -> dict[str, Any]:
     return {"id": name, "kwargs": arguments, "max_episode_steps": limit}
 
 
+def _cannot_be_made(name: str, error: Exception) -> EnvironmentUnavailable:
+    """What an environment's own code raised; MuJoCo does where it cannot be imported with a library for rendering."""
+    words = f"{name} cannot be made ({type(error).__name__}: {error})"
+    backend = os.environ.get("MUJOCO_GL")
+    if backend and "mujoco" not in sys.modules and importlib.util.find_spec("mujoco") is not None:
+        others = "install that library or unset it" if backend == "egl" else "MUJOCO_GL=egl renders without a screen, too"
+        words += f"; MuJoCo cannot load what MUJOCO_GL={backend} asks it to render with: {others}"
+    return EnvironmentUnavailable(words)
+
+
 def maker(
     specification: str | None, render: bool = False, sizes: tuple[int, int] | None = None
 ) -> Callable[[], gymnasium.Env]:
@@ -106,7 +118,7 @@ def maker(
     try:
         _register_optional(wanted["id"])
     except Exception as error:  # whatever its simulator raises
-        raise EnvironmentUnavailable(f"{wanted['id']} cannot be made ({type(error).__name__}: {error})") from error
+        raise _cannot_be_made(wanted["id"], error) from error
     if wanted["id"] not in gymnasium.registry:
         raise EnvironmentUnavailable(
             f"{wanted['id']} is not registered here; install the package that has it "
@@ -134,7 +146,7 @@ def maker(
         spaces = env.observation_space, env.action_space
         env.close()
     except Exception as error:  # whatever the simulator raises: training can do without it
-        raise EnvironmentUnavailable(f"{wanted['id']} cannot be made ({type(error).__name__}: {error})") from error
+        raise _cannot_be_made(wanted["id"], error) from error
     if not is_continuous(spaces[1]):
         raise EnvironmentUnavailable(
             f"{wanted['id']} has the action space {spaces[1]}; it must be continuous ({CONTINUOUS})"

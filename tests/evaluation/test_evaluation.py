@@ -3,6 +3,7 @@ import importlib
 import json
 import os
 import signal
+import sys
 from typing import Any
 
 import gymnasium
@@ -239,6 +240,33 @@ def test_a_simulator_that_cannot_be_imported_takes_its_own_environments_alone(mo
     ):
         environments.maker('{"id": "AntMaze_UMaze-v4"}')
     environments._quiet_mujoco.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("backend", "advice"),
+    [("osmesa", "MUJOCO_GL=egl renders without a screen, too"), ("egl", "install that library or unset it"), (None, "")],
+)
+def test_a_library_for_rendering_that_is_missing_is_named(
+    backend: str | None, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where MuJoCo finds no OSMesa: PyOpenGL's words name neither it nor the variable."""
+
+    def make(*_: Any, **__: Any) -> Any:
+        raise AttributeError("'NoneType' object has no attribute 'glGetError'")
+
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    if backend:
+        monkeypatch.setenv("MUJOCO_GL", backend)
+    monkeypatch.setattr(gymnasium, "make", make)
+    monkeypatch.setattr(environments, "_quiet_mujoco", lambda: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "mujoco")
+    monkeypatch.delitem(sys.modules, "mujoco", raising=False)
+    with pytest.raises(environments.EnvironmentUnavailable) as caught:
+        environments.maker(spec())
+    asked = f"; MuJoCo cannot load what MUJOCO_GL={backend} asks it to render with: {advice}" if backend else ""
+    assert str(caught.value).endswith(
+        f"cannot be made (AttributeError: 'NoneType' object has no attribute 'glGetError'){asked}"
+    )
 
 
 def test_an_environment_of_other_sizes_is_unavailable() -> None:
