@@ -117,6 +117,34 @@ def test_train_evaluate_and_resume(algo: str, cli: Run, tmp_path: Path) -> None:
     assert "update 40" in evaluated.stdout
 
 
+@pytest.mark.parametrize(
+    ("overrides", "hint"),
+    [
+        (
+            ["algo=iql", "actor=mixture", "+algo.actor.cells=3"],
+            "With actor= typed, ~algo.actor.cells leaves out an option of the algorithm's own actor.",
+        ),
+        (
+            ["algo=sfac", "actor@algo.behavior=mixture", "+algo.behavior.cells=3"],
+            "With actor@algo.behavior= typed, ~algo.behavior.cells leaves out an option of the algorithm's own behavior.",
+        ),
+        (
+            ["algo=iql", "actor=gaussian", "~algo.actor.min_log_std", "~algo.actor.max_log_std"],
+            "Give what is missing, +algo.actor.min_log_std=... +algo.actor.max_log_std=..., and no ~ that takes it away.",
+        ),
+        (
+            ["algo=sfac", "actor@algo.behavior=gaussian", "~algo.behavior.hidden"],
+            "Give what is missing, +algo.behavior.hidden=..., and no ~ that takes it away.",
+        ),
+    ],
+)
+def test_options_of_another_kind_of_policy_come_with_the_way_out(overrides: list[str], hint: str, cli: Run) -> None:
+    refused = cli(*overrides, *TINY, "trainer=smoke")
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert line.endswith(hint)
+
+
 def wait_for(condition: Any, process: Command) -> None:
     """Poll until the condition holds; fail with the process's own words where it ends first."""
     end = time.monotonic() + PATIENCE

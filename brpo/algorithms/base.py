@@ -1,6 +1,7 @@
 """What every algorithm shares: seeds, optimizers, one gradient step per part, records, and acting in environment units."""
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -197,8 +198,8 @@ class OfflineAlgorithm(lightning.LightningModule):
                 raise  # not of the options
             words = in_words(error)
             known = f" {known_options(classes_above(kind))}" if words.startswith(f"{kind.__name__} ") else ""
-            if name == "actor" and known:
-                known += " With actor= typed, ~algo.actor.NAME leaves out an option of the algorithm's own actor."
+            if name in ("actor", "behavior") and known:  # whose kind can be chosen, and the options of the first one stay
+                known += _way_out(name, words)
             raise UserError(f"The {name} of {type(self).__name__} cannot be built: {words}.{known}") from error
         initialize(part, self.seeds, name)
         draw_others(part, lambda: factory(self.spec, 1), self.seeds, name)
@@ -535,6 +536,16 @@ class OfflineAlgorithm(lightning.LightningModule):
         """Take up the counter, and what `due` will be asked."""
         self.update_count = int(checkpoint["brpo"]["updates"])
         self.asked = {(every, after) for every, after in checkpoint["brpo"].get("asked", [])}
+
+
+def _way_out(part: str, words: str) -> str:
+    """What to type where the options of a policy's kind are not those of the kind that the algorithm's file names."""
+    names = re.findall(r"'(\w+)'", words)
+    if " has no option " in words:
+        typed = "actor=" if part == "actor" else f"actor@algo.{part}="
+        return f" With {typed} typed, ~algo.{part}.{names[0]} leaves out an option of the algorithm's own {part}."
+    given = " ".join(f"+algo.{part}.{name}=..." for name in names)
+    return f" Give what is missing, {given}, and no ~ that takes it away." if names else ""
 
 
 def _are_seeds(seeds: Sequence[int]) -> bool:
