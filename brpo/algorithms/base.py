@@ -360,6 +360,11 @@ class OfflineAlgorithm(lightning.LightningModule):
         keys = streams.key(self.stream_seeds, streams.purpose(name), self.updates)
         return streams.normal(keys, tuple(like.shape[1:]), like.dtype)
 
+    def uniform(self, name: str, like: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1] of the shape and type of `like` (seeds, ...): a function of seed, update and name."""
+        keys = streams.key(self.stream_seeds, streams.purpose(name), self.updates)
+        return streams.uniform(keys, tuple(like.shape[1:]), like.dtype)
+
     def sample(self, observations: Tensor, name: str) -> Tensor:
         """An action of the policy for each observation (seeds, n, ...), (seeds, n, action); `name` names the noise."""
         like = observations.new_empty(*observations.shape[:-1], self.actor.noise_dim)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.datasets.datamodule import Transitions, batch_indices
+from brpo.errors import UserError
 
 
 class EagerRunner:
@@ -19,6 +20,7 @@ class EagerRunner:
 
     def __init__(self, transitions: Transitions, batch_size: int) -> None:
         self.transitions, self.batch_size = transitions, batch_size
+        self.checked: bool | None = None  # whether it was in the pre-training that the first update was looked at
 
     def run(self, algorithm: OfflineAlgorithm, start: int, stop: int) -> None:
         """Make the updates [start, stop)."""
@@ -31,6 +33,25 @@ class EagerRunner:
         return batch_indices(algorithm.stream_seeds.to(device), updates, self.batch_size, self.transitions)
 
     def update(self, algorithm: OfflineAlgorithm, indices: Tensor) -> None:
-        """One update for each row of indices."""
-        for row in indices.unbind(0):
+        """One update for each row of indices. The first of each phase is looked at: no graph has been captured by then."""
+        rows = indices.unbind(0)
+        if self.checked is not algorithm.pretraining:
+            self.checked = algorithm.pretraining
+            before = global_generators(algorithm.device)
+            algorithm.step(self.transitions.gather(rows[0]))
+            if not all(map(torch.equal, before, global_generators(algorithm.device))):
+                raise UserError(
+                    f"{type(algorithm).__name__} draws random numbers from torch's global generator (torch.randn, dropout, "
+                    f"rsample of torch.distributions): the same command would not give the same result, nor would a "
+                    f"resumed run. Draw them with self.normal(name, like), self.uniform(name, like), self.integers(name, "
+                    f"count, high) or self.sample(observations, name) (docs/extending.md)."
+                )
+            rows = rows[1:]
+        for row in rows:
             algorithm.step(self.transitions.gather(row))
+
+
+def global_generators(device: torch.device) -> list[Tensor]:
+    """The states of torch's own random number generators that an update on a device could draw from."""
+    own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *own]

@@ -107,15 +107,20 @@ def test_divergence_names_part_seed_and_update() -> None:
 def test_noise_and_whole_numbers_depend_on_seed_update_and_name() -> None:
     toy, alone = Toy(seeds=[0, 1]), Toy(seeds=[1])
     like = torch.empty(2, 4, 3)
-    first = toy.normal("a", like)
+    first, even = toy.normal("a", like), toy.uniform("a", like)
     assert torch.equal(first[1], alone.normal("a", like[1:])[0])
     assert not torch.equal(first, toy.normal("b", like))
+    assert torch.equal(even[1], alone.uniform("a", like[1:])[0])
+    assert even.shape == like.shape
+    assert ((even > 0) & (even < 1)).all()
+    assert not torch.equal(even, toy.uniform("b", like))
     whole = toy.integers("a", 64, 5)
     assert torch.equal(whole[1], alone.integers("a", 64, 5)[0])
     assert not torch.equal(whole[0], whole[1])
     assert not torch.equal(whole, toy.integers("b", 64, 5))
     toy.updates += 1
     assert not torch.equal(first, toy.normal("a", like))
+    assert not torch.equal(even, toy.uniform("a", like))
     assert not torch.equal(whole, toy.integers("a", 64, 5))
 
 

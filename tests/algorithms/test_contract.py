@@ -230,6 +230,7 @@ def test_a_transition_order_does_not_matter(algo: str) -> None:
     first, second = make_algorithm(algo), make_algorithm(algo)
     for algorithm in (first, second):
         algorithm.normal = lambda name, like: torch.zeros_like(like)  # type: ignore[method-assign]
+        algorithm.uniform = lambda name, like: torch.full_like(like, 0.3)  # type: ignore[method-assign]
         algorithm.integers = lambda name, count, high: torch.ones(1, count, dtype=torch.int64)  # type: ignore[method-assign]
     first.step(batch)
     second.step(shuffled)
@@ -325,6 +326,7 @@ def test_batch_stream_is_what_the_runner_trains_on() -> None:
 
     class Spy:
         seeds = stream_seeds = torch.tensor([4])
+        pretraining, device = False, torch.device("cpu")
 
         def step(self, batch: Batch) -> None:
             seen.append(batch.rewards)

@@ -171,6 +171,18 @@ def test_a_checkpoint_continues_in_the_compiled_version() -> None:
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
+def test_numbers_of_the_global_generator_are_refused_in_a_continued_run() -> None:
+    """Its first update is a compiled one."""
+    algorithm = pair("bc", [])[0]
+    EagerRunner(DATA, 8).run(algorithm, 0, 2)
+    plain = algorithm.actor_loss
+    algorithm.actor_loss = lambda batch: plain(batch) + torch.rand(2)
+    compile_update(algorithm)
+    with pytest.raises(UserError, match="BC draws random numbers from torch's global generator"):
+        EagerRunner(DATA, 8).run(algorithm, 2, 5)
+    assert algorithm.update_count == 3
+
+
 class Peeking(type(pair("bc", [])[0])):  # type: ignore[misc]
     """Looks at a value."""
 

@@ -46,6 +46,37 @@ def test_replayed_chunks(algo: str, overrides: list[str]) -> None:
     assert len(runner.graphs) == 1
 
 
+def careless(algorithm: OfflineAlgorithm, method: str) -> OfflineAlgorithm:
+    """It with an update, or a `pretrain`, that draws a number which no seed of the run sets."""
+    plain = getattr(algorithm, method)
+    setattr(algorithm, method, lambda batch: (torch.rand(1), plain(batch)))
+    return algorithm
+
+
+@pytest.mark.parametrize("start", [0, 7])  # of a run, and of a part that was resumed
+@pytest.mark.parametrize("replays", [False, True])
+def test_numbers_of_the_global_generator_are_refused_in_the_first_update(replays: bool, start: int) -> None:
+    algorithm = careless(make_algorithm("bc"), "update")
+    algorithm.update_count = start
+    runner = GraphRunner(DATA, 8, chunk=4, capture=capture_for(algorithm)) if replays else EagerRunner(DATA, 8)
+    with pytest.raises(
+        UserError, match=r"BC draws random numbers from torch's global generator .*self\.normal\(name, like\)"
+    ):
+        runner.run(algorithm, start, start + 4)
+    assert algorithm.update_count == start + 1
+
+
+@pytest.mark.parametrize("method", ["pretrain", "update"])
+def test_both_phases_are_looked_at(method: str) -> None:
+    algorithm = careless(make_algorithm("sfac", "algo.pretrain_updates=4"), method)
+    algorithm.begin_pretraining()
+    runner, reached = EagerRunner(DATA, 8), -3 if method == "pretrain" else 1
+    with pytest.raises(UserError, match="SfAC draws random numbers from torch's global generator"):
+        for start in (-4, 0):
+            runner.run(algorithm, start, start + 4)
+    assert algorithm.update_count == reached
+
+
 class EveryThird(OfflineAlgorithm):
     """Counts on the device how often it was due; chunks of 4 start at three different phases."""
 
