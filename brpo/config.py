@@ -13,6 +13,7 @@ from brpo.datasets.ids import is_toy
 from brpo.errors import UserError
 from brpo.evaluation.kinds import MODES
 from brpo.options import OptionRefused, classes_above, in_words, is_number, known_options, meant
+from brpo.outside import VARIABLE, own_packages
 from brpo.sweeps.plan import sweep_jobs
 
 KEYS = (
@@ -295,8 +296,8 @@ def check_own_classes(config: dict[str, Any]) -> None:
         check_trusted({key: value for key, value in config.items() if key not in USERS_OWN})
     except Untrusted as error:
         raise UserError(
-            f"{error} A run with it could be neither evaluated nor resumed: an algorithm and its parts lie below brpo/ "
-            f"(README, 'An algorithm: two files')."
+            f"{error} A run with it could be neither evaluated nor resumed: an algorithm and its parts lie below brpo/, or "
+            f"in a package of yours that you name in the shell, {VARIABLE}=PACKAGE (docs/extending.md, 'Outside the clone')."
         ) from error
 
 
@@ -341,7 +342,7 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def check_trusted(node: Any) -> None:
-    """Refuse a configuration out of a file that names anything but classes of brpo and torch.optim.
+    """Refuse a configuration out of a file that names anything but classes of brpo, torch.optim and `BRPO_IMPORT`.
 
     The name must lie in one of these packages and resolve to a class defined there: `brpo.files.os.system` does not.
 
@@ -366,16 +367,18 @@ def check_trusted(node: Any) -> None:
 
 
 def _check_target(target: Any) -> None:
+    packages = (*TRUSTED_MODULES, *own_packages())
     refusal = Untrusted(
-        f"The run's configuration names {target!r}; only classes of {' and '.join(TRUSTED_MODULES)} are built from files."
+        f"The run's configuration names {target!r}; only classes of {' and '.join(TRUSTED_MODULES)} are built from files, "
+        f"and those of packages that {VARIABLE} names in the shell."
     )
-    if not isinstance(target, str) or not any(target.startswith(f"{module}.") for module in TRUSTED_MODULES):
+    if not isinstance(target, str) or not target.startswith(tuple(f"{package}." for package in packages)):
         raise refusal
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{refusal} It cannot be imported: {error}.") from error
+    except Exception as error:  # whatever is wrong with code of the user's own
+        raise UserError(f"{refusal} It cannot be imported: {' '.join(str(error).split())}.") from error
     home = getattr(found, "__module__", "")
-    if not (inspect.isclass(found) and any(home == m or home.startswith(f"{m}.") for m in TRUSTED_MODULES)):
+    if not (inspect.isclass(found) and f"{home}.".startswith(tuple(f"{package}." for package in packages))):
         raise refusal

@@ -24,6 +24,7 @@ from brpo.evaluation.kinds import kind_of
 from brpo.evaluation.scores import spread
 from brpo.exits import in_one_line
 from brpo.files import typed_path
+from brpo.outside import import_own
 from brpo.training import train
 
 RUN_KEYS = (*(key for key in configuration.KEYS if key not in configuration.USERS_OWN), "actor")  # a group
@@ -45,6 +46,7 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
     Raises:
         UserError: see `brpo.training.train`.
     """
+    import_own()
     config = configuration.to_plain(composed)
     silence_other_ranks()
     _refuse_processes_in_sweep(config)
@@ -169,7 +171,8 @@ def _continued_config(folder: runs.RunFolder, overrides: list[str]) -> tuple[dic
     except HydraException as error:
         raise UserError(
             f"{folder.path} was started with: {' '.join(kept) or 'no options'}. Together with what was just typed "
-            f"({' '.join(typed)}) this gives no configuration: {in_one_line(error)} {_MAY_CHANGE}"
+            f"({' '.join(typed)}) this gives no configuration: {in_one_line(error)} A run that was started with "
+            f"--config-dir wants it again. {_MAY_CHANGE}"
         ) from error
     _keep_defaults(config, stored, kept, typed)
     _check_trusted(config)

@@ -20,6 +20,7 @@ from brpo.evaluation.kinds import MODES, kind_of
 from brpo.evaluation.make import columns, make_evaluator
 from brpo.evaluation.rollout import FIRST_SEED
 from brpo.options import require_one_of, require_whole
+from brpo.outside import import_own
 from brpo.types import DataSpec
 
 
@@ -37,6 +38,7 @@ def load_algorithm(
         UserError: the checkpoint is damaged, or names classes that are not ours; or it knows no such way of acting, or has
             not that seed.
     """
+    import_own()
     path = checkpoint_of(path, "last")
     checkpoint = checkpoint_io.read(path)
     try:

@@ -1,4 +1,4 @@
-"""The README's recipes in a copy: one entry adds a divergence, two files an algorithm, and the tests find both."""
+"""The recipes of the README and of docs/extending.md in a copy: the tests find a divergence, and algorithms by two files."""
 
 import os
 import re
@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT
+from tests.test_outside import recipe
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with a divergence and an algorithm more, both taken from the README's text."""
+    """A copy of the project with a divergence and two algorithms more, taken from the texts."""
     root = tmp_path_factory.mktemp("copy")
     for name in ("brpo", "conf", "tests"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -29,6 +30,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "brpo" / "algorithms" / "mine.py").write_text('"""Mine. Source: the README."""\n\n' + algorithm)
     config = (root / "conf" / "algo" / "bc.yaml").read_text().replace("brpo.algorithms.bc.BC", "brpo.algorithms.mine.Mine")
     (root / "conf" / "algo" / "mine.yaml").write_text(config)
+    code, options = recipe()
+    (root / "brpo" / "algorithms" / "cql.py").write_text(code)
+    (root / "conf" / "algo" / "cql.yaml").write_text(options)
     return root
 
 
@@ -54,11 +58,10 @@ assert not all(torch.equal(a, b) for a, b in zip(before, sfac.actor.parameters()
     assert result.returncode == 0, result.stderr[-3000:]
 
 
-def test_the_tests_find_both(copy: Path) -> None:
-    """The divergence by the tests of the table and of the series, the algorithm by the contract."""
-    files = [
-        f"tests/{file}.py" for file in ("functional/test_divergences", "functional/test_series", "algorithms/test_contract")
-    ]
+def test_the_tests_find_them(copy: Path) -> None:
+    """The divergence by the tests of the table and of the series, the algorithms by the contract and the configuration."""
+    names = ("functional/test_divergences", "functional/test_series", "algorithms/test_contract", "test_config")
+    files = [f"tests/{file}.py" for file in names]
     environment = {**os.environ, "PYTHONPATH": str(copy), "HYPOTHESIS_STORAGE_DIRECTORY": str(copy / ".hypothesis")}
     command = [
         sys.executable,
@@ -71,7 +74,7 @@ def test_the_tests_find_both(copy: Path) -> None:
         "-rA",
         *files,
         "-k",
-        "half_jeffreys or mine",
+        "half_jeffreys or mine or cql",
     ]
     result = subprocess.run(command, cwd=copy, capture_output=True, text=True, env=environment, timeout=300)
     assert result.returncode == 0, result.stdout[-3000:]
@@ -80,5 +83,7 @@ def test_the_tests_find_both(copy: Path) -> None:
         "test_monotone[2-half_jeffreys]",
         "test_seeds_together_equal_seeds_alone[mine-overrides",
         "test_act_speaks_environment_units[mine]",
+        "test_seeds_together_equal_seeds_alone[cql-overrides",
+        "test_every_option_of_an_algorithm_is_commented[cql]",
     ):
         assert name in result.stdout

@@ -11,6 +11,7 @@ FLOORS = {
     "types": 0,
     "errors": 0,
     "options": 0,
+    "outside": 0,
     "files": 0,
     "functional": 0,
     "modules": 1,

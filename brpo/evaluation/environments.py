@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 import gymnasium
 import numpy as np
 
+from brpo.outside import VARIABLE, import_own
 from brpo.types import goal_keys
 
 CONTINUOUS = "a one-dimensional Box of floating-point numbers"
@@ -84,7 +85,10 @@ def describe(specification: str | None) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EnvironmentUnavailable(f"the environment specification cannot be read ({error})") from error
     if not isinstance(name, str) or ":" in name:  # "module:id" would import the module
-        raise EnvironmentUnavailable(f"the environment id {name!r} names a module to import, which is not done")
+        raise EnvironmentUnavailable(
+            f"the environment id {name!r} names a module to import, which is not done: "
+            f"give the id alone, and name the package in the shell, {VARIABLE}=PACKAGE"
+        )
     if wrappers:
         raise EnvironmentUnavailable(f"{name} was recorded under {len(wrappers)} wrapper(s), which are not rebuilt")
     files = [key for key in arguments if str(key).endswith(("file", "path", "dir"))]
@@ -113,8 +117,10 @@ def maker(
 
     Raises:
         EnvironmentUnavailable: it is not registered here, or cannot be made.
+        UserError: a package that `BRPO_IMPORT` names cannot be imported.
     """
     wanted = describe(specification)
+    import_own()
     try:
         _register_optional(wanted["id"])
     except Exception as error:  # whatever its simulator raises
@@ -122,7 +128,7 @@ def maker(
     if wanted["id"] not in gymnasium.registry:
         raise EnvironmentUnavailable(
             f"{wanted['id']} is not registered here; install the package that has it "
-            f"(gymnasium-robotics for PointMaze and AntMaze)"
+            f"(gymnasium-robotics for PointMaze and AntMaze), and name one of your own in the shell, {VARIABLE}=PACKAGE"
         )
 
     options = {"max_episode_steps": wanted["max_episode_steps"], **wanted["kwargs"]}
@@ -131,7 +137,8 @@ def maker(
 
     def make() -> gymnasium.Env:
         _quiet_mujoco()
-        _register_optional(wanted["id"])  # here too: it may be called in another process
+        import_own()  # here too: it may be called in another process
+        _register_optional(wanted["id"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an environment's age is the data set's matter
             try:
