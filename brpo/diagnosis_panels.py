@@ -12,7 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FormatStrFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from brpo.callbacks.recorder import WEIGHTS
-from brpo.diagnosis import AT_BOUND, CLIPPED, EFFECTIVE, FITS, VALUES, Curve, Diagnosis, effective, number
+from brpo.diagnosis import AT_BOUND, CLIPPED, EFFECTIVE, FITS, TERMS, VALUES, Curve, Diagnosis, effective, number
 from brpo.functional import series
 from brpo.modules.diffusion import DiffusionActor
 
@@ -63,12 +63,17 @@ class Panel:
 # --- Why a panel is left out ------------------------------------------------------------------------------------------
 
 
-def no_quantity(name: str, words: str) -> Callable[[Diagnosis], str]:
+def not_recorded(*names: str) -> str:
+    """Reason where something that the algorithm itself records or gives is not there; it may have it all the same."""
+    return f"not recorded ({' or '.join(names)}; docs/diagnose.md)"
+
+
+def no_quantity(name: str) -> Callable[[Diagnosis], str]:
     """Reason where the algorithm does not give a quantity, or gives no finite number of it."""
 
     def reason(diagnosis: Diagnosis) -> str:
         if name not in diagnosis.quantities:
-            return f"{diagnosis.name} {words}"
+            return not_recorded(f"`{name}` of `diagnose`")
         positive = (diagnosis.quantities[name] > 0) & np.isfinite(diagnosis.quantities[name])
         return "" if positive.any() else "no value of it is positive and finite"
 
@@ -76,25 +81,26 @@ def no_quantity(name: str, words: str) -> Callable[[Diagnosis], str]:
 
 
 def no_curve(tags: tuple[str, ...], words: str) -> Callable[[Diagnosis], str]:
-    """Reason where none of some tags was recorded."""
+    """Reason where none of some tags was recorded; `words` are that where other tags were."""
 
     def reason(diagnosis: Diagnosis) -> str:
         if any(tag in diagnosis.curves for tag in tags):
             return ""
-        return f"{diagnosis.name} {words}" if diagnosis.curves else "the run folder has no TensorBoard events"
+        return words if diagnosis.curves else "the run folder has no TensorBoard events"
 
     return reason
 
 
 def no_fit(diagnosis: Diagnosis) -> str:
     """Reason where nothing says how a policy fits held-out actions."""
-    return "" if diagnosis.fits else f"{diagnosis.name} gives no density, distance or denoising error of held-out actions"
+    names = ("`actor/log_prob`", "`behavior/log_prob`", "`actor/error`", "`actor/denoising_error` of `diagnose`")
+    return "" if diagnosis.fits else not_recorded(*names)
 
 
 def no_fit_over_time(diagnosis: Diagnosis) -> str:
     """As `no_fit`, over time."""
     tags = tuple(f"heldout/{name}/mean" for name in diagnosis.fits)
-    return no_fit(diagnosis) or no_curve(tags, "did not record it")(diagnosis)
+    return no_fit(diagnosis) or no_curve(tags, "not recorded")(diagnosis)
 
 
 def no_series(diagnosis: Diagnosis) -> str:
@@ -110,7 +116,7 @@ def no_value_gap(diagnosis: Diagnosis) -> str:
         return ""
     if diagnosis.algorithm.spec.environment is None:
         return "the data set names no environment to roll out in"
-    return "no rollouts were made" if "critic" in diagnosis.algorithm.trained else f"{diagnosis.name} has no critic"
+    return "no rollouts were made" if "critic" in diagnosis.algorithm.trained else f"{diagnosis.name} has no part `critic`"
 
 
 def judged_by_data(diagnosis: Diagnosis) -> bool:
@@ -124,8 +130,9 @@ def of_diffusion(diagnosis: Diagnosis) -> bool:
 
 
 def no_terms(diagnosis: Diagnosis) -> str:
-    """Reason where the policy loss is not a sum of two."""
-    return "" if diagnosis.terms() else no_curve((), "has a policy loss of one term")(diagnosis)
+    """Reason where no two terms of the policy loss were recorded."""
+    pairs = not_recorded(*(" and ".join(f"`{tag}`" for tag in pair) for pair in TERMS))
+    return "" if diagnosis.terms() else no_curve((), pairs)(diagnosis)
 
 
 # --- Panels -----------------------------------------------------------------------------------------------------------
@@ -359,16 +366,18 @@ def number_ticks(axis: Axis, integer: bool = False) -> None:
 PANELS = (
     Panel(
         "Ratio of policy and behaviour model",
-        no_quantity(WEIGHTS[1], "takes no ratio of its policy and a behaviour model"),
+        no_quantity(WEIGHTS[1]),
         draw_weights(WEIGHTS[1], "$\\rho = \\pi/\\pi_D$"),
     ),
-    Panel("Weights w", no_quantity(WEIGHTS[0], "weighs no transitions"), draw_weights(WEIGHTS[0], "w")),
-    Panel("Shares at a clip or a bound", no_curve((AT_BOUND, *CLIPPED), "records no such share"), draw_clipped),
-    Panel("Effective sample size", no_curve(EFFECTIVE, "weighs no transitions"), draw_effective),
+    Panel("Weights w", no_quantity(WEIGHTS[0]), draw_weights(WEIGHTS[0], "w")),
+    Panel(
+        "Shares at a clip or a bound", no_curve((AT_BOUND, *CLIPPED), not_recorded("`weight/clipped_share`")), draw_clipped
+    ),
+    Panel("Effective sample size", no_curve(EFFECTIVE, not_recorded(f"`{EFFECTIVE[0]}`")), draw_effective),
     Panel("Fit of held-out actions over time", no_fit_over_time, draw_fit_over_time),
     Panel("Fit of held-out actions by episode", no_fit, draw_fit_by_episode),
     Panel("Truncated series", no_series, draw_series),
-    Panel("Pathwise KL", no_curve((KL,), "records no pathwise KL here"), draw_kl, of_diffusion),
+    Panel("Pathwise KL", no_curve((KL,), not_recorded(f"`{KL}`")), draw_kl, of_diffusion),
     Panel("Value gap", no_value_gap, draw_value_gap),
     Panel(
         "Value and return-to-go",

@@ -17,15 +17,16 @@ from typer.testing import CliRunner
 
 from brpo import cli, diagnosis, diagnosis_page, diagnosis_panels, saved_runs
 from brpo.callbacks.evaluate import BOUNDARY_SHARE, boundary_share
-from brpo.callbacks.recorder import Recorder
+from brpo.callbacks.recorder import WEIGHTS, Recorder
 from brpo.diagnosis import Curve
+from brpo.diagnosis_panels import KL
 from brpo.engine.checkpoint_io import encode
 from brpo.errors import UserError
 from brpo.exits import exit_code_of
 from brpo.runs import RunFolder
 from brpo.training import make_datamodule
 from tests.callbacks.test_callbacks import FakeTrainer
-from tests.conftest import random_episode, write_dataset
+from tests.conftest import ROOT, random_episode, write_dataset
 from tests.helpers import ALGORITHMS, compose_config, make_algorithm, random_batch, shrink
 
 DATASET = "tests/pendulum/tiny-v0"
@@ -89,6 +90,20 @@ def test_every_method_gets_a_page(algo: str, datasets: Path, tmp_path: Path, mon
         assert f"- No {panel}: {reason}." in page
 
 
+def test_the_page_lists_what_feeds_the_panels() -> None:
+    """All that an algorithm records or gives itself, for who writes one."""
+    page = (ROOT / "docs" / "diagnose.md").read_text()
+    tags = (
+        *diagnosis.CLIPPED,
+        diagnosis.EFFECTIVE[0],
+        *sum(diagnosis.TERMS, ()),
+        *diagnosis.VALUES,
+        *diagnosis.FITS,
+        *WEIGHTS,
+    )
+    assert [tag for tag in (*tags, KL) if f"`{tag}`" not in page] == []
+
+
 def test_what_lacks_is_said_in_words(datasets: Path, tmp_path: Path) -> None:
     """A run without events, rollouts, held-out episodes and series."""
     exact = saved_run(tmp_path / "exact", "sfac", "data.heldout=0", "algo.regularizer.exact=true", seeds=(0,))
@@ -107,9 +122,9 @@ def test_what_lacks_is_said_in_words(datasets: Path, tmp_path: Path) -> None:
     )  # not of the KL and of V: no diffusion, no critic
     assert diagnosis_page.draw(empty).startswith(b"\x89PNG")
     absent = diagnosis_page.absent(cloned)
-    assert absent["Value gap"] == "BC has no critic"
-    assert absent["Weights w"] == "BC weighs no transitions"
-    assert absent["Ratio of policy and behaviour model"] == "BC takes no ratio of its policy and a behaviour model"
+    assert absent["Value gap"] == "BC has no part `critic`"
+    assert absent["Weights w"] == "not recorded (`weight/w` of `diagnose`; docs/diagnose.md)"
+    assert absent["Ratio of policy and behaviour model"] == "not recorded (`ratio/rho` of `diagnose`; docs/diagnose.md)"
 
 
 def test_quantities_are_those_of_all_transitions_in_order(
