@@ -18,6 +18,7 @@ from torch import Tensor
 from brpo import code, resume
 from brpo import config as configuration
 from brpo.algorithms.base import OfflineAlgorithm
+from brpo.console import say
 from brpo.engine import checkpoint_io
 from brpo.errors import UserError
 from brpo.files import user_cache, write_atomically
@@ -193,10 +194,10 @@ def _chosen_members(
     data = made_of["data"] if made_of else ours["config"]["data"]
     theirs, mine = data.get("return_temperature"), config["data"]["return_temperature"]
     if theirs != mine:
-        print(f"note: behavior={path} was fitted with data.return_temperature={theirs}, this run has {mine}", flush=True)
+        say(f"note: behavior={path} was fitted with data.return_temperature={theirs}, this run has {mine}")
     made, length = int(ours["updates"]), ours.get("config", {}).get("max_updates", 0)
     if maker != algo["_target_"] and made < length:  # the model is what that run trains
-        print(f"note: behavior={path} is of a run that has made {made} of its {length} updates", flush=True)
+        say(f"note: behavior={path} is of a run that has made {made} of its {length} updates")
     held, wanted = state["seeds"].tolist(), algorithm.seeds.tolist()
     missing = [seed for seed in wanted if seed not in held]
     if missing and len(held) > 1:
@@ -204,10 +205,7 @@ def _chosen_members(
             f"behavior={path} has the seeds {held} and not {missing}. Give seeds that it has, or one of one seed."
         )
     if len(wanted) > len(held):
-        print(
-            f"note: behavior={path} is one model for {len(wanted)} seeds: no spread over them has its share in it",
-            flush=True,
-        )
+        say(f"note: behavior={path} is one model for {len(wanted)} seeds: no spread over them has its share in it")
     positions = [held.index(seed) if seed in held else 0 for seed in wanted]
     return [Member(_own_weights(path, state, algorithm, k), str(path)) for k in positions]
 
@@ -233,7 +231,7 @@ def _read_any(path: Path) -> tuple[dict[str, Any], Path]:
     if found is None or checkpoint is None:
         raise UserError(f"{notice} behavior={path} has no whole checkpoint. A run folder has checkpoints/last.ckpt.".strip())
     if notice:
-        print(notice, flush=True)
+        say(notice)
     return checkpoint, found
 
 
@@ -246,7 +244,7 @@ def _check_units(path: Path, stored: dict[str, Any], spec: DataSpec) -> None:
             f"data.normalize_observations that it was trained with, or behavior=fresh."
         )
     if stored["digest"] != spec.digest:
-        print(f"note: behavior={path} was trained on other data, {stored['dataset_id']}", flush=True)
+        say(f"note: behavior={path} was trained on other data, {stored['dataset_id']}")
 
 
 def _own_weights(path: Path, state: dict[str, Tensor], algorithm: OfflineAlgorithm, position: int) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """From exceptions to exit codes and one line on stderr. Imports nothing heavy."""
 
+import contextlib
 import re
 import sys
 import traceback
@@ -11,6 +12,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from brpo.console import replace_unknown_characters
 from brpo.errors import Interrupted, LeftToRankZero, TrainingDiverged, UserError
 from brpo.options import meant
 
@@ -62,6 +64,7 @@ def run_command(main: Callable[..., Any]) -> NoReturn:
 
 def outcome_of(run: Callable[[], Any], debug: bool = False) -> tuple[int, str | None]:
     """As `exit_code_of`; gives the exit code and the line, None where all went well."""
+    replace_unknown_characters()
     try:
         run()
     except (KeyboardInterrupt, Interrupted) as error:
@@ -97,7 +100,8 @@ def disk_error(error: OSError) -> str:
 def _report(message: str, code: int, debug: bool) -> tuple[int, str]:
     if debug:
         traceback.print_exc()
-    print(message, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # closed
+        print(message, file=sys.stderr, flush=True)
     return code, message
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from brpo.console import say
 from brpo.errors import UserError
 
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without hard links say
@@ -85,11 +86,11 @@ def one_writer(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"another process is writing {path}; waiting for it", flush=True)
+            say(f"another process is writing {path}; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             reason = f"the file system has no locks ({error.strerror})"
-            print(f"note: {reason}; see that no other process writes {path}", flush=True)
+            say(f"note: {reason}; see that no other process writes {path}")
         yield
 
 

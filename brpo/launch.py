@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from brpo import config as configuration
 from brpo import resume as resuming
 from brpo import runs
+from brpo.console import say
 from brpo.engine.strategy import several_processes
 from brpo.errors import UserError
 from brpo.evaluation.kinds import kind_of
@@ -84,7 +85,7 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
             keeps = f" resume={path} goes on with the options that it was started with." if resume == "auto" else ""
             raise UserError(f"{path} was started with other values: {values}. {_MAY_CHANGE}{keeps}")
         if resumption.folder.result.exists() and resumption.updates >= config["max_updates"]:
-            print(f"already finished: {resumption.folder.path} ({resumption.folder.result})", flush=True)
+            say(f"already finished: {resumption.folder.path} ({resumption.folder.result})")
             if on_folder is not None:
                 on_folder(resumption.folder.path)
             return {**resumption.folder.read_result(), "run_dir": str(resumption.folder.path)}
@@ -98,7 +99,7 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
                 f"max_updates={config['max_updates']} is below the {resumption.updates} updates that "
                 f"{resumption.checkpoint} has made."
             )
-        print(resumption.notice, flush=True)
+        say(resumption.notice)
     result = train(config, overrides, resumption, on_folder)
     report(result)
     return result
@@ -133,7 +134,7 @@ def _automatic(config: dict[str, Any]) -> resuming.Resumption | None:
     else:
         found = resuming.find_unfinished(config, configuration.algorithm_name(config))
     if found is None:
-        print("resume=auto: no run to continue, starting one", flush=True)
+        say("resume=auto: no run to continue, starting one")
         return None
     return resuming.resume_in(found)
 
@@ -158,7 +159,7 @@ def _continued_config(folder: runs.RunFolder, overrides: list[str]) -> tuple[dic
     for item in typed_then:
         key = key_of(item)
         if key in configuration.USERS_OWN:
-            print(f"note: {item} is left out; type it again if the run is to go on with it", flush=True)
+            say(f"note: {item} is left out; type it again if the run is to go on with it")
         elif key == "sweep":
             continue  # what the sweep set for this job stands beside it
         elif key not in RUN_KEYS:
@@ -199,7 +200,7 @@ def _keep(config: dict[str, Any], key: str, stored: Any) -> None:
     *parents, name = key.split(".")
     node = functools.reduce(dict.__getitem__, parents, config)
     if node[name] != stored:
-        print(f"note: {key}={stored}, as the run was started; today's default is {node[name]}", flush=True)
+        say(f"note: {key}={stored}, as the run was started; today's default is {node[name]}")
         node[name] = stored
 
 
@@ -219,13 +220,13 @@ def report(result: dict[str, Any]) -> None:
         text = f"{name}: " + ", ".join(f"{kind.words[k]} {_over_seeds(v, kind.digits)}" for k, v in numbers.items())
         if name == "best":
             text += f" (at update {result['best']['update']})"
-        print(text, flush=True)
-    print(
+        say(text)
+    say(
         f"{result['updates_per_second'] or 0:.0f} updates/s, {result['wall_seconds']:.0f} s; {result['run_dir']}/result.json"
     )
     if not scored:
         run = result["run_dir"]
-        print(f"no scores; what was learned: brpo diagnose {run}; what it may be worth: brpo estimate {run}")
+        say(f"no scores; what was learned: brpo diagnose {run}; what it may be worth: brpo estimate {run}")
 
 
 def _over_seeds(values: list[float], digits: int) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from brpo.console import say
 from brpo.errors import UserError
 from brpo.files import remove_leftovers, typed_path, write_atomically, write_records
 
@@ -126,7 +127,7 @@ class RunFolder:
                 raise UserError(f"Another process is training in {self.path}. Wait for it, or stop it first.") from error
             except OSError as error:
                 reason = f"the file system has no locks ({error.strerror})"
-                print(f"note: {reason}; see that no other process trains in {self.path}", flush=True)
+                say(f"note: {reason}; see that no other process trains in {self.path}")
             else:
                 remove_leftovers(self.path)
                 remove_leftovers(self.checkpoints)

@@ -12,6 +12,7 @@ import torch
 from brpo import config as configuration
 from brpo import resume, runs
 from brpo.algorithms.base import OfflineAlgorithm
+from brpo.console import say
 from brpo.datasets.ids import is_toy
 from brpo.engine import checkpoint_io, ranks
 from brpo.errors import UserError
@@ -94,7 +95,7 @@ def checkpoint_of(run: Path | str, rule: str) -> Path:
         return path
     path, _, notice = resume.newest_checkpoint(runs.RunFolder(run))
     if notice:
-        print(notice)
+        say(notice)
     if path is None:
         raise UserError(f"{run} has no whole checkpoint. A run folder has checkpoints/last.ckpt.")
     return path

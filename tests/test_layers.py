@@ -9,6 +9,7 @@ from tests.helpers import ROOT
 
 FLOORS = {
     "types": 0,
+    "console": 0,
     "errors": 0,
     "options": 0,
     "outside": 0,

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from brpo import behavior
 from brpo.algorithms.base import OfflineAlgorithm
 from brpo.behavior import Member
+from brpo.console import say
 from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import UserError
 from brpo.files import typed_path
@@ -72,7 +73,7 @@ class Pretraining(Callback):
         members = [member for member in found if member is not None]
         if 0 < len(members) < len(found):
             some = f"the cache has {len(members)} of {len(found)} seeds"
-            print(f"behaviour model: {some}; all are trained, as they share one stack", flush=True)
+            say(f"behaviour model: {some}; all are trained, as they share one stack")
         return members if len(members) == len(found) else None
 
     def _read(self, made_of: behavior.Recipe) -> Member | None:
@@ -82,7 +83,7 @@ class Pretraining(Callback):
         try:
             return behavior.read_cached(path, made_of, self.algorithm)
         except UserError as error:
-            print(f"{error} It is not used.", flush=True)
+            say(f"{error} It is not used.")
             return None
 
     def _recipes(self) -> list[behavior.Recipe]:
@@ -102,9 +103,9 @@ class Pretraining(Callback):
             behavior.install(algorithm, members)
             algorithm.after_pretraining()
             self._remember(members)
-            print(f"behaviour model: taken from {', '.join(sorted({str(m.source) for m in members}))}", flush=True)
+            say(f"behaviour model: taken from {', '.join(sorted({str(m.source) for m in members}))}")
         elif algorithm.pretrain_updates:
-            print(f"behaviour model: trained for {algorithm.pretrain_updates} updates first", flush=True)
+            say(f"behaviour model: trained for {algorithm.pretrain_updates} updates first")
             algorithm.begin_pretraining()
             self.begun_with = self._conditions()
 
@@ -125,7 +126,7 @@ class Pretraining(Callback):
         """Into the cache; with `auto`, a good file of the same recipe stays: others may have taken it."""
         spec = self.algorithm.spec
         if self.begun_with not in (None, self._conditions()):
-            print("note: the behaviour model is not stored: its pre-training was resumed with other options", flush=True)
+            say("note: the behaviour model is not stored: its pre-training was resumed with other options")
             return
         for member, made_of in zip(members, self._recipes(), strict=True):
             path = behavior.cached_file(made_of, spec.dataset_id)
@@ -133,9 +134,7 @@ class Pretraining(Callback):
                 if self.config["behavior"] == "fresh" or not behavior.has(path, made_of, self.algorithm):
                     behavior.write(path, member, made_of, spec)
             except OSError as error:
-                print(
-                    f"note: the behaviour model cannot be stored in {path} ({error.strerror}); training goes on", flush=True
-                )
+                say(f"note: the behaviour model cannot be stored in {path} ({error.strerror}); training goes on")
 
     def _remember(self, members: list[Member]) -> None:
         """Files (null where this run has trained the member) and digests, in the order of all seeds."""

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.profiler import ProfilerActivity, profile, tensorboard_trace_handler
 
+from brpo.console import say
 from brpo.files import write_atomically
 
 
@@ -59,5 +60,5 @@ class Profile(Callback):
         order = "self_cuda_time_total" if pl_module.device.type == "cuda" else "self_cpu_time_total"
         table = self.profiler.key_averages().table(sort_by=order, row_limit=self.rows, max_name_column_width=60)
         write_atomically(self.folder / "summary.txt", f"updates {batch[0]} to {batch[1]}\n{table}\n")
-        print(f"profile of the updates {batch[0]} to {batch[1]}: {self.folder}", flush=True)
+        say(f"profile of the updates {batch[0]} to {batch[1]}: {self.folder}")
         self.profiler = None

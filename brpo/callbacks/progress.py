@@ -1,5 +1,6 @@
 """Progress: a bar in updates where the output is a terminal, plain lines where it is not."""
 
+import contextlib
 import time
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from brpo.callbacks.recorder import Recorder
+from brpo.console import say
 
 
 class UpdateProgress(ProgressBar):
@@ -49,7 +51,8 @@ class UpdateProgress(ProgressBar):
                 TimeRemainingColumn(),
             )
             self.bar = Progress(*columns, console=self.console)
-            self.bar.start()
+            with contextlib.suppress(OSError):  # a terminal that was closed, as in `say`
+                self.bar.start()
             name, done, total = self._position(pl_module, pl_module.pretraining)
             self.bar.add_task(name, total=total, completed=done, speed="", score="")
 
@@ -83,7 +86,8 @@ class UpdateProgress(ProgressBar):
         name, done, total = self._position(algorithm, pretraining)
         if self.bar is not None:
             task, speed = self.bar.task_ids[0], f"{self._rate:.0f}/s"
-            self.bar.update(task, description=name, total=total, completed=done, speed=speed, score=score)
+            with contextlib.suppress(OSError):
+                self.bar.update(task, description=name, total=total, completed=done, speed=speed, score=score)
             return
         if time.monotonic() - self._line_at < self.every_seconds:
             return
@@ -91,7 +95,7 @@ class UpdateProgress(ProgressBar):
         score = score or ("no score yet" if self.scored else "")
         score = f"{score}  " if score and not pretraining else ""
         left = (total - done) / max(self._rate, 1e-9)
-        print(f"{name} {done}/{total}  {self._rate:.0f}/s  {score}{left:.0f} s left", flush=True)
+        say(f"{name} {done}/{total}  {self._rate:.0f}/s  {score}{left:.0f} s left")
 
     def teardown(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         """Close the bar, so that whatever is printed next stands below it."""
@@ -103,5 +107,6 @@ class UpdateProgress(ProgressBar):
 
     def _close(self) -> None:
         if self.bar is not None:
-            self.bar.stop()
+            with contextlib.suppress(OSError):
+                self.bar.stop()
             self.bar = None

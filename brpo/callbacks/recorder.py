@@ -13,6 +13,7 @@ from torch.utils.tensorboard.summary import scalar
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from brpo import runs
+from brpo.console import say
 from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import TrainingDiverged
 from brpo.evaluation.kinds import ROLLOUTS, Kind, Summary
@@ -124,10 +125,7 @@ class Recorder(Callback):
         """Bring `metrics.csv` to what the checkpoint knows, and begin a part of the run."""
         begun = self.parts[-1].get("code") if self.parts else None
         if begun and begun != self.part.get("code") and self.ranks.rank == 0:
-            print(
-                "note: the method's code has changed since the part of this run before; `brpo report` will say so",
-                flush=True,
-            )
+            say("note: the method's code has changed since the part of this run before; `brpo report` will say so")
         self.parts.append({"update": pl_module.update_count, **self.part})
         self._write_rows()
 

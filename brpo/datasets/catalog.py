@@ -11,6 +11,7 @@ from pathlib import Path
 
 import minari
 
+from brpo.console import say
 from brpo.datasets import toy
 from brpo.datasets.ids import is_toy
 from brpo.errors import UserError
@@ -174,7 +175,7 @@ def _download(dataset_id: str, root: Path) -> Path:
         make_root(root)
         with made_apart(dataset_id, root) as place:
             if place is not None:
-                print(f"{dataset_id} is not on this machine; downloading it to {root}", flush=True)
+                say(f"{dataset_id} is not on this machine; downloading it to {root}")
                 with minari_root(place), _quiet_client():
                     minari.download_dataset(dataset_id)
     except Exception as error:  # the hub's client raises its network library's own types, which are no OSError

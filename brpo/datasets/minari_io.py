@@ -11,6 +11,7 @@ import gymnasium
 import minari
 import numpy as np
 
+from brpo.console import say
 from brpo.datasets import episodes
 from brpo.datasets.catalog import find_dataset
 from brpo.datasets.transforms import Moments
@@ -208,7 +209,7 @@ def _action_bounds(
     """Bounds of the action space; the extremes of the data, found in a pass of their own, where it is unbounded."""
     low, high = (np.where(np.abs(bound) < UNBOUNDED, bound.astype(np.float64), np.inf) for bound in (space.low, space.high))
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        print("note: the action space is unbounded; the extremes of the data stand in for its bounds", flush=True)
+        say("note: the action space is unbounded; the extremes of the data stand in for its bounds")
         data_low, data_high = np.full_like(low, np.inf), np.full_like(high, -np.inf)
         for episode in episodes.checked_episodes(dataset, dataset_id, len(low)):
             data_low = np.minimum(data_low, episode["actions"].min(0))

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import minari
 import numpy as np
 
+from brpo.console import say
 from brpo.datasets import episodes, minari_io
 from brpo.datasets.catalog import data_roots, find_dataset, folders
 from brpo.errors import UserError
@@ -108,7 +109,7 @@ def _find(folder: Path, sources: Sources) -> tuple[minari_io.DatasetSummary, Row
         except FileNotFoundError:
             continue
         except (OSError, UnusableCache) as error:
-            print(f"{path} is not used: {error}", flush=True)
+            say(f"{path} is not used: {error}")
     return None
 
 
@@ -121,7 +122,7 @@ def _make(
             with one_writer(path):
                 with contextlib.suppress(FileNotFoundError, UnusableCache):
                     return _read(path, sources)  # another process has made it while this one waited
-                print(f"{dataset_id}: writing its rows to {path} (once)", flush=True)
+                say(f"{dataset_id}: writing its rows to {path} (once)")
                 _convert(path, folder, sources, dataset, dataset_id)
                 return _read(path, sources)
         except (OSError, UnusableCache) as error:

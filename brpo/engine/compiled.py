@@ -12,6 +12,7 @@ from torch._functorch import config as functorch_config
 from torch._inductor.exc import InductorError
 
 from brpo.algorithms.base import OfflineAlgorithm
+from brpo.console import say
 from brpo.engine.optimizers import FusedAdamStep, rate_type
 from brpo.errors import UserError
 from brpo.options import require
@@ -83,7 +84,7 @@ def _give_up(what: str, algorithm: OfflineAlgorithm, error: Exception, or_eager:
     reason = " ".join(str(error).split())[:300]
     if not or_eager:
         raise UserError(f"engine=compile cannot compile {type(algorithm).__name__}: {reason}") from error
-    print(f"note: {what} cannot be compiled and goes on eagerly: {reason}", flush=True)
+    say(f"note: {what} cannot be compiled and goes on eagerly: {reason}")
 
 
 def _whole_update(

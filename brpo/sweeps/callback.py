@@ -20,6 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from brpo.config import RESUME_MAY_CHANGE, resume_may_change
+from brpo.console import say
 from brpo.errors import UserError
 from brpo.exits import DONE, INTERRUPTED, WRONG_INPUT, exit_code_of, in_one_line
 from brpo.options import require
@@ -96,7 +97,7 @@ class Sweep:
         interrupted = self.interrupted or code == INTERRUPTED
         if done and not away and not interrupted:
             self._report()
-        print(f"{done} of {_count(total)} done\nbrpo collect {self.folder.path}", flush=True)
+        say(f"{done} of {_count(total)} done\nbrpo collect {self.folder.path}")
         if interrupted:
             return INTERRUPTED
         return code if done == total else WRONG_INPUT
@@ -111,7 +112,7 @@ class Sweep:
         except (UserError, OSError) as error:
             print(f"no report: {error}", file=sys.stderr, flush=True)
         else:
-            print(f"{found.headline()}\nreport: {self.folder.report}/report.md")
+            say(f"{found.headline()}\nreport: {self.folder.report}/report.md")
 
 
 def _count(jobs: int) -> str:
@@ -144,7 +145,7 @@ class SweepCallback(Callback):
         _refuse_twins(sweep.jobs)
         sweep.folder.create(sweep.jobs, devices_for(config) if local else [])
         SweepCallback.leading = sweep
-        print(f"sweep: {_count(len(sweep.jobs)) if sweep.jobs else 'jobs'} in {sweep.folder.path}", flush=True)
+        say(f"sweep: {_count(len(sweep.jobs)) if sweep.jobs else 'jobs'} in {sweep.folder.path}")
         os.environ.pop(LEADER, None)
         os.environ.pop(AT_A_TIME, None)
         if local:  # elsewhere there is one job, in this process, or the cluster's, which go on when the leader has gone

@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from brpo.console import say
 from brpo.errors import UserError
 from brpo.files import write_json
 
@@ -193,7 +194,7 @@ def claim_device(folder: Path, devices: Sequence[str], turn: int = 0) -> tuple[s
                 file.close()
             except OSError as error:
                 taken = devices[turn % len(devices)]
-                print(f"note: the file system has no locks ({error.strerror}); device {taken} by its turn", flush=True)
+                say(f"note: the file system has no locks ({error.strerror}); device {taken} by its turn")
                 return taken, file
             else:
                 return device, file
