@@ -1,5 +1,6 @@
 """Training from Python, as the command line does it."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from brpo.config import register_resolvers
-from brpo.errors import UserError
+from brpo.engine.strategy import begun_by_lightning
+from brpo.errors import LeftToRankZero, UserError
 from brpo.exits import in_one_line
 from brpo.launch import key_of, launch
 
@@ -26,7 +28,8 @@ def train(*overrides: str) -> dict[str, Any]:
     Raises:
         UserError: an option is refused; nothing was written then.
         TrainingDiverged: a loss became NaN or infinite; the last good checkpoint is kept.
-        Interrupted: a signal arrived; a checkpoint was written.
+        Interrupted: a signal arrived, or something else ended it early; a checkpoint was written.
+        SystemExit: in a process that another one has started for this training (`trainer.devices=2`), at its end.
     """
     typed = [str(override) for override in overrides]
     if swept := [item for item in typed if item.startswith("-") or key_of(item) in ("sweep", "hydra")]:
@@ -39,4 +42,11 @@ def train(*overrides: str) -> dict[str, Any]:
             composed = compose("train", overrides=typed)
         except HydraException as error:
             raise UserError(in_one_line(error)) from error
-        return launch(composed, typed)
+        try:
+            result = launch(composed, typed)
+        except LeftToRankZero:
+            if not begun_by_lightning():
+                raise
+        if begun_by_lightning():
+            sys.exit()  # the rest of the script is for the process that was started by the user
+    return result

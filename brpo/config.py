@@ -37,13 +37,18 @@ FAMILIES = (  # words of data set ids that by_family knows
     "default", "mujoco", "antmaze", "kitchen", "toy", "hopper", "halfcheetah", "walker2d", "umaze", "medium", "large",
     "diverse", "replay", "expert",
 )  # fmt: skip
-# Options of Lightning's trainer that manual optimization refuses too late or does not heed, and what stands for them.
+# Options of Lightning's trainer that manual optimization refuses too late or does not heed, or that move the end of a
+# training without its knowing, and what stands for them.
 NOT_THE_TRAINERS = {
     "gradient_clip_val": "algo.gradient_clip",
     "accumulate_grad_batches": "batch_size",
     "max_steps": "max_updates",
     "fast_dev_run": "trainer=smoke",
     "max_epochs": "max_updates",
+    "min_steps": "max_updates",
+    "min_epochs": "max_updates",
+    "limit_train_batches": "max_updates",
+    "overfit_batches": "a data set with few episodes",
     "logger": "loggers",
     "callbacks": "callbacks",
     "default_root_dir": "run_dir",

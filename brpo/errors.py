@@ -10,7 +10,7 @@ class TrainingDiverged(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """SIGINT or SIGTERM arrived; a checkpoint was written first. Exit code 130."""
+    """A run ended before its last update, as SIGINT or SIGTERM arrived; a checkpoint was written first. Exit code 130."""
 
 
 class LeftToRankZero(RuntimeError):

@@ -25,6 +25,7 @@ from brpo.callbacks.profile import Profile
 from brpo.callbacks.progress import UpdateProgress
 from brpo.callbacks.recorder import Recorder
 from brpo.callbacks.signals import Signals
+from brpo.console import say
 from brpo.datasets import statistics
 from brpo.datasets.datamodule import OfflineDataModule
 from brpo.engine import memory, strategy
@@ -101,7 +102,7 @@ def set_up_torch(config: dict[str, Any], ranks: Ranks = ALONE) -> None:
     asked = engine["matmul_precision"]
     precision = products.precision(asked) if on_cpu else asked
     if precision != asked and ranks.rank == 0:
-        print(f"note: engine.matmul_precision={asked} would be slower on this CPU; products are float32", flush=True)
+        say(f"note: engine.matmul_precision={asked} would be slower on this CPU; products are float32")
     torch.set_float32_matmul_precision(precision)
     products.use(engine["products"])
     memory.keep_freed()
@@ -138,13 +139,14 @@ def train(
     Raises:
         UserError: the input is wrong (nothing was written then), or the disk is full.
         TrainingDiverged: a loss became NaN or infinite; the last good checkpoint is kept.
-        Interrupted: a signal arrived; a checkpoint was written.
+        Interrupted: a signal arrived, or something else ended it early; a checkpoint was written.
         LeftToRankZero: one of these, on a rank other than 0.
     """
     _quiet_libraries()
     commit = runs.git_commit()  # now: the clone may move on while this trains
     datamodule = make_datamodule(config)
-    with strategy.start(config["trainer"], config["parallel"], len(configuration.seed_list(config["seeds"]))) as ranks:
+    seeds = len(configuration.seed_list(config["seeds"]))
+    with strategy.environment_kept(), strategy.start(config["trainer"], config["parallel"], seeds) as ranks:
         set_up_torch(config, ranks)
         return _train(config, overrides, resumption, on_folder, datamodule, ranks, commit)
 
@@ -183,7 +185,7 @@ def _train(
                 else:
                     resumption = resume.take_up(resumption, datamodule.spec, config, overrides, parts.scored)
         resumption = ranks.exchange(resumption)[0]
-        print(f"run folder: {folder.path}", flush=True)
+        say(f"run folder: {folder.path}")
         if on_folder is not None and ranks.rank == 0:
             on_folder(folder.path)
         transitions = datamodule.train_transitions.to(trainer.strategy.root_device)
@@ -207,6 +209,7 @@ def _train(
             raise TrainingDiverged(
                 f"{error}. " + (f"The last good checkpoint is {kept}." if kept else "No checkpoint had been written yet.")
             ) from error
+        parts.checkpoints.require_end(algorithm)
         result = summarize(config, datamodule.spec, parts.recorder, algorithm.update_count, engine, commit)
         result["behavior"] = parts.pretraining.provenance
         if ranks.rank == 0:
@@ -247,9 +250,9 @@ def _build(
     algorithm.join(ranks)
     words = configuration.family_words(spec.dataset_id, config["data"]["family"])
     family = "/".join(word for word in words if word in configuration.FAMILIES)
-    print(f"{describe(datamodule, algorithm, seeds)}, family {family or 'default'}", flush=True)
+    say(f"{describe(datamodule, algorithm, seeds)}, family {family or 'default'}")
     for notice in [*statistics.notices(datamodule), *algorithm.notices(), *idle_options(algorithm, overrides)]:
-        print(f"note: {notice}", flush=True)
+        say(f"note: {notice}")
     constants = {"data/boundary_share": datamodule.flat.boundary_share, **algorithm.constants()}
     kind, mode, episodes = kind_of(spec.dataset_id), evaluation["mode"], evaluation["episodes"]
     recorder = Recorder(folder, ranks, mode=mode, episodes=episodes, kind=kind, constants=constants)
@@ -277,7 +280,7 @@ def _build(
     if engine != "eager":
         require_backend(config["engine"]["backend"])
     group = f", {ranks.world} processes with parallel={ranks.mode}" if ranks.world > 1 else ""
-    print(f"engine: {engine} on {device.type} ({reason}){group}", flush=True)
+    say(f"engine: {engine} on {device.type} ({reason}){group}")
     return Parts(datamodule, algorithm, recorder, pretraining, checkpoints, trainer, engine, evaluate.evaluator is not None)
 
 
@@ -334,7 +337,7 @@ def make_trainer(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-    except (TypeError, ValueError, MisconfigurationException) as error:
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(
             f"The trainer's options {config['trainer']} are refused: {' '.join(str(error).split())} "
             f"Give arguments of lightning.Trainer; without a GPU, trainer=cpu."
@@ -360,7 +363,7 @@ def _evaluator(config: dict[str, Any], spec: DataSpec, seeds: int, ranks: Ranks)
             spec, seeds, episodes=options["episodes"], mode=options["mode"], eta=config["data"]["eta"], processes=processes
         )
     except environments.EnvironmentUnavailable as error:
-        print(f"no rollouts: {error}; offline diagnostics remain", flush=True)
+        say(f"no rollouts: {error}; offline diagnostics remain")
         return None
 
 

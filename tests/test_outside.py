@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from brpo import config
-from brpo.behavior import _code_of
+from brpo.code import of_classes
 from brpo.errors import UserError
 from brpo.evaluation import environments
 from brpo.outside import import_own
 from tests.conftest import ROOT, Run, random_episode, write_dataset
 
 REGISTER = (
-    "gymnasium.register('HelperPoint-v0', entry_point='gymnasium.envs.classic_control:PendulumEnv', max_episode_steps=20)"
+    "gymnasium.register('OwnPendulum-v0', entry_point='gymnasium.envs.classic_control:PendulumEnv', max_episode_steps=20)"
 )
 
 
@@ -45,9 +45,9 @@ def test_train_resume_and_evaluate(outside: Path, cli: Run, tmp_path: Path, data
     exec(REGISTER, {"gymnasium": gymnasium})
     try:
         episodes = [random_episode(np.random.default_rng(0), 20) for _ in range(4)]
-        write_dataset(data_root, "tests/helper-v0", episodes, env="HelperPoint-v0")
+        write_dataset(data_root, "tests/helper-v0", episodes, env="OwnPendulum-v0")
     finally:
-        del gymnasium.registry["HelperPoint-v0"]
+        del gymnasium.registry["OwnPendulum-v0"]
     named = {"PYTHONPATH": str(outside), "BRPO_IMPORT": "research"}
     conf = ["--config-dir", str(outside / "conf")]
     options = [*conf, "algo=cqlout", "dataset=tests/helper-v0", "trainer=smoke", "run_dir=run", "eval.processes=2"]
@@ -84,7 +84,7 @@ def importable(outside: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(outside))
     monkeypatch.setenv("BRPO_IMPORT", " research, ")
     yield outside
-    gymnasium.registry.pop("HelperPoint-v0", None)
+    gymnasium.registry.pop("OwnPendulum-v0", None)
     for name in ("research", "research.cql"):
         sys.modules.pop(name, None)
 
@@ -108,18 +108,19 @@ def test_the_code_of_outside_classes_is_hashed(importable: Path) -> None:
     """Where such an algorithm is pre-trained, another text of it takes no model of the earlier one."""
     from research.cql import CQL  # pyright: ignore[reportMissingImports]
 
-    assert "critic_target" in _code_of(CQL)
+    unknown = type("Unknown", (), {"__module__": "nowhere"})
+    assert of_classes([CQL]) not in (of_classes([unknown]), of_classes([CQL.__mro__[1]]))
 
 
 def test_an_environment_of_a_named_package_is_made(importable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    specification = '{"id": "HelperPoint-v0"}'
+    specification = '{"id": "OwnPendulum-v0"}'
     with monkeypatch.context() as patch:
         patch.delenv("BRPO_IMPORT")
         with pytest.raises(environments.EnvironmentUnavailable, match="not registered here.* BRPO_IMPORT=PACKAGE"):
             environments.maker(specification)
     environments.maker(specification, sizes=(3, 1))().close()
     with pytest.raises(environments.EnvironmentUnavailable, match=r"give the id alone, and name .* BRPO_IMPORT=PACKAGE"):
-        environments.maker('{"id": "research:HelperPoint-v0"}')
+        environments.maker('{"id": "research:OwnPendulum-v0"}')
     monkeypatch.setenv("BRPO_IMPORT", "research,nothing_here")
     with pytest.raises(UserError, match="^BRPO_IMPORT=research,nothing_here: nothing_here cannot be imported"):
         environments.maker(specification)

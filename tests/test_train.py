@@ -237,6 +237,19 @@ def test_a_signal_among_the_imports_is_no_traceback(tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (130, b"")
 
 
+def test_a_training_that_is_out_of_time_is_an_interrupted_one(cli: Run, tmp_path: Path) -> None:
+    """Not a finished one, whose last policy would be taken for that of `max_updates`."""
+    options = tiny("bc", "eval.every=1000", "engine.chunk=5", "run_dir=run")
+    stopped = cli(*options, "max_updates=1000000", "+trainer.max_time='00:00:00:01'")
+    assert stopped.returncode == 130, stopped.stderr
+    assert "interrupted: stopped before max_updates=1000000, by trainer.max_time or a callback, at update" in stopped.stderr
+    assert not (tmp_path / "run" / "result.json").exists()
+    updates = checkpoint_io.read(tmp_path / "run" / "checkpoints" / "last.ckpt")["brpo"]["updates"]
+    again = cli("resume=run", f"max_updates={updates + 5}")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["updates"] == updates + 5
+
+
 def test_resume_of_a_finished_damaged_or_different_run(cli: Run, tmp_path: Path) -> None:
     options = tiny("bc", "eval.every=10", "engine.chunk=5")
     fresh = cli(*options, "max_updates=20", "resume=auto")

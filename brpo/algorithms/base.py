@@ -522,8 +522,12 @@ class OfflineAlgorithm(lightning.LightningModule):
     # --- Checkpoints hold tensors and plain containers only -----------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what a checkpoint needs to stand alone. The loops' state goes: `updates` says where to continue."""
+        """Add what a checkpoint needs to stand alone. The loops' state goes: `updates` says where to continue.
+
+        So does that of trainer.max_time: a run that goes on has that time again.
+        """
         checkpoint.pop("loops", None)
+        checkpoint.get("callbacks", {}).pop("Timer", None)
         for state in checkpoint.get("optimizer_states", []):
             for group in state["param_groups"]:  # what an engine set; the rate is computed anew at each update
                 group["lr"] = float(group["lr"])

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from brpo.callbacks.recorder import Recorder, writer
 from brpo.callbacks.signals import Signals
+from brpo.console import say
 from brpo.engine import checkpoint_io
 from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import Interrupted, UserError
@@ -59,12 +60,12 @@ class Checkpoints(Callback):
         try:
             update = checkpoint_io.read(path)["brpo"]["updates"]
         except UserError as error:
-            print(f"note: {error} It was deleted.", flush=True)
+            say(f"note: {error} It was deleted.")
             path.unlink()
             return
         if update != self.recorder.best_update:
             path.unlink()
-            print(f"note: {path} was deleted: update {update} is not the best evaluation that this run knows", flush=True)
+            say(f"note: {path} was deleted: update {update} is not the best evaluation that this run knows")
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -108,12 +109,18 @@ class Checkpoints(Callback):
             raise UserError(f"The checkpoint {path} cannot be written ({error.strerror}); {advice}") from error
 
     def _stop_if(self, received: signal.Signals | None, algorithm: Any) -> None:
-        error = None
-        if received is not None and self.last.exists():
-            error = Interrupted(
-                f"{received.name} at {algorithm.moment(algorithm.update_count)}; saved {self.last}. "
-                f"Continue with: python train.py resume={self.folder.parent}"
-            )
-        elif received is not None:
-            error = Interrupted(f"{received.name} before the first chunk of updates; there is nothing to save yet.")
-        self.ranks.fail_together(error)
+        self.ranks.fail_together(self._interrupted(received.name, algorithm) if received is not None else None)
+
+    def require_end(self, algorithm: Any) -> None:
+        """After the training: one that something else has ended, such as trainer.max_time, is an interrupted one."""
+        done = algorithm.update_count >= algorithm.max_updates
+        stopped = f"stopped before max_updates={algorithm.max_updates}, by trainer.max_time or a callback,"
+        self.ranks.fail_together(None if done else self._interrupted(stopped, algorithm))
+
+    def _interrupted(self, reason: str, algorithm: Any) -> Interrupted:
+        if not self.last.exists():
+            return Interrupted(f"{reason} before the first chunk of updates; there is nothing to save yet.")
+        return Interrupted(
+            f"{reason} at {algorithm.moment(algorithm.update_count)}; saved {self.last}. "
+            f"Continue with: python train.py resume={self.folder.parent}"
+        )

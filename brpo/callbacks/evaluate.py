@@ -67,7 +67,9 @@ class Evaluate(Callback):
             self._evaluate(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Evaluate once for each update; in the pre-training, what it fits alone."""
+        """Evaluate once for each update; in the pre-training, what it fits alone. Not where the training was cut short."""
+        if trainer.should_stop and pl_module.update_count < pl_module.max_updates:
+            return
         self._evaluate(trainer, pl_module)
 
     def _evaluate(self, trainer: lightning.Trainer, algorithm: Any) -> None:

@@ -100,6 +100,8 @@ class Log:
 
 
 class FakeTrainer:
+    should_stop = False
+
     def __init__(self) -> None:
         self.log = Log()
         self.logger = type("Logger", (), {"experiment": self.log})()

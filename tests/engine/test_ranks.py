@@ -182,6 +182,35 @@ def test_more_processes_than_devices_are_refused(
         strategy.start(trainer, "auto", 4)
 
 
+def test_slurms_variables_count_where_srun_has_started_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a batch script without srun they stand too, and nobody else starts processes then."""
+    assert strategy.cluster_plugins() == []
+    for name, value in {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "job", "SLURM_JOB_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    (plugin,) = strategy.cluster_plugins()
+    assert (type(plugin).__name__, plugin.creates_processes_externally) == ("LightningEnvironment", False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
+    (plugin,) = strategy.cluster_plugins()
+    assert (type(plugin).__name__, plugin.creates_processes_externally) == ("SLURMEnvironment", True)
+
+
+def test_a_later_training_of_a_script_starts_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would run the script anew, up to its first training."""
+    monkeypatch.setattr(strategy, "_trained_here", True)
+    trainer = {"accelerator": "cpu", "devices": 2, "num_nodes": 1, "precision": "32-true"}
+    with pytest.raises(UserError, match="trainer.devices=2 is possible in the first training of a script alone"):
+        strategy.start(trainer, "auto", 2)
+
+
+def test_the_environment_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with strategy.environment_kept():
+        os.environ.update(OMP_NUM_THREADS="1", LOCAL_RANK="0")
+    assert (os.environ["OMP_NUM_THREADS"], os.environ.get("LOCAL_RANK")) == ("3", None)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() >= 64, reason="that many GPUs are here")
 def test_devices_that_are_not_here_are_refused() -> None:
     trainer = {"accelerator": "gpu", "devices": 64, "num_nodes": 1, "precision": "32-true"}
@@ -289,6 +318,33 @@ def test_averaged_gradients_under_torchrun_keep_ranks_equal(data_root: Path, cli
     more = cli(*options, *ONE, "parallel=data", "max_updates=30", "resume=auto")
     assert more.returncode == 0, more.stderr
     assert checkpoint_io.read(run / "checkpoints" / "last.ckpt")["brpo"]["updates"] == 30
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_wait_for_another_machine(start: Start, tmp_path: Path) -> None:
+    process = start(*TINY, *SMALL, "trainer=cpu", "trainer.num_nodes=2", f"run_dir={tmp_path / 'run'}")
+    wait_for(lambda: "waiting for 1 more process at 127.0.0.1:" in (process.streams / "out").read_text(), process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.count("interrupted: SIGTERM while waiting for 1 more process")) == (130, 1)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_script_goes_on_in_the_process_that_the_user_started(variables: dict[str, str], tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from brpo.api import train\n"
+        "if __name__ == '__main__':\n"
+        f"    options = {[*TINY, *SMALL, 'trainer=smoke']}\n"
+        f"    two = train(*options, 'trainer.devices=2', 'seeds=2', 'run_dir={tmp_path}/two')\n"
+        f"    one = train(*options, 'run_dir={tmp_path}/one')\n"
+        "    print('processes', two['engine']['processes'], one['engine']['processes'])\n"
+    )
+    ended = subprocess.run([sys.executable, script], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("processes 2 1") == 1
+    assert weights(tmp_path / "two")["seeds"].tolist() == [0, 1]
 
 
 @pytest.mark.slow
