@@ -1,7 +1,6 @@
 """Training from Python, as the command line does it."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -11,9 +10,8 @@ from brpo.config import register_resolvers
 from brpo.engine.strategy import begun_by_lightning
 from brpo.errors import LeftToRankZero, UserError
 from brpo.exits import in_one_line
+from brpo.installation import ROOT, TRAIN
 from brpo.launch import key_of, launch
-
-CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 def train(*overrides: str) -> dict[str, Any]:
@@ -33,11 +31,9 @@ def train(*overrides: str) -> dict[str, Any]:
     """
     typed = [str(override) for override in overrides]
     if swept := [item for item in typed if item.startswith("-") or key_of(item) in ("sweep", "hydra")]:
-        raise UserError(f"{swept[0]} is not for one run. Sweeps are made by the command line: python train.py -m ...")
-    if not CONF.is_dir():
-        raise UserError(f"There is no {CONF}. Install brpo from its repository with `pip install -e`: conf/ lies there.")
+        raise UserError(f"{swept[0]} is not for one run. Sweeps are made by the command line: {TRAIN} -m ...")
     register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):  # also for resuming, which composes once more
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):  # also for resuming, which composes once more
         try:
             composed = compose("train", overrides=typed)
         except HydraException as error:

@@ -1,4 +1,4 @@
-"""The `brpo` command: see and import data sets; evaluate, estimate, diagnose, export and report runs; collect sweeps."""
+"""The `brpo` command: train; data sets; evaluate, estimate, diagnose, export and report runs; collect sweeps."""
 
 import csv
 import os
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from brpo import cli_cache, cli_data
+from brpo import cli_cache, cli_data, installation
 from brpo.errors import Interrupted, UserError
 from brpo.exits import exit_code_of_command
 
@@ -63,6 +63,14 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a
 CheckpointRule = Annotated[Rule, typer.Option(help="Which checkpoint of a run folder.")]
 Sampler = Annotated[str | None, typer.Option(help="Of a diffusion policy, ddpm or ddim; the run's own unless given.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Of its reverse pass; few steps want ddim.")]
+
+
+# Hydra reads what follows, --help too.
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(context: typer.Context) -> None:
+    """Train, as `python train.py` does in a clone, from any folder: brpo train algo=sfac dataset=ID."""
+    program = str(installation.ROOT / "train.py")
+    os.execv(sys.executable, [sys.executable, program, *context.args])  # in this process, so signals reach the training
 
 
 @app.command()

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from brpo.datasets.ids import is_toy
 from brpo.errors import UserError
+from brpo.installation import TRAIN
 
 T = TypeVar("T")
 Bound = Annotated[
@@ -124,7 +125,7 @@ def import_flat(
         print(f"note: {note}")
     if env is None:
         print("no environment: runs on it log offline diagnostics and have no scores (--env ENV_ID)")
-    print(f"{made.folder}\nbrpo data check {dataset_id}\npython train.py dataset={dataset_id}")
+    print(f"{made.folder}\nbrpo data check {dataset_id}\n{TRAIN} dataset={dataset_id}")
 
 
 def _numbers(option: str, typed: str | None) -> list[float] | None:

@@ -25,6 +25,7 @@ from brpo.evaluation import environments
 from brpo.exits import disk_error
 from brpo.files import write_atomically
 from brpo.functional import units
+from brpo.installation import install
 from brpo.runs import versions
 
 INPUT, OUTPUT = "observations", "actions"
@@ -203,9 +204,7 @@ def _need_onnx() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            f"ONNX files need {error.name}: pip install -c constraints.txt -e '.[onnx]'. Or write a .pt2 file."
-        ) from error
+        raise UserError(f"ONNX files need {error.name}: {install('[onnx]')}. Or write a .pt2 file.") from error
 
 
 FORMATS: dict[str, tuple[Callable[[Policy, dict[str, Any]], bytes], Callable[[bytes], Acts]]] = {

@@ -20,6 +20,7 @@ import yaml
 from brpo.console import say
 from brpo.errors import UserError
 from brpo.files import remove_leftovers, typed_path, write_atomically, write_records
+from brpo.installation import COMMIT, ROOT
 
 DIRTY = "-dirty"  # behind a commit: the code or its configuration differ from it
 _PACKAGES = ("brpo", "torch", "lightning", "numpy", "gymnasium", "mujoco", "minari", "hydra-core")
@@ -232,13 +233,14 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Commit of the clone that runs, `-dirty` where the code or its configuration differ; None outside a clone."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():  # installed; a repository around it is another one
+    """Commit of the code that runs, `-dirty` where it or its configuration differ; None where nothing tells."""
+    if COMMIT.is_file():
+        return COMMIT.read_text().strip()
+    if not (ROOT / ".git").exists():  # a repository around it is another one
         return None
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        options = {"cwd": root, "capture_output": True, "text": True, "timeout": 10, "env": environment, "check": True}
+        options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 10, "env": environment, "check": True}
         commit = subprocess.run(["git", "rev-parse", "HEAD"], **options).stdout.strip()
         changed = subprocess.run(
             ["git", "status", "--porcelain", "--", "brpo", "conf", "train.py"], **options

@@ -14,6 +14,7 @@ FLOORS = {
     "options": 0,
     "outside": 0,
     "files": 0,
+    "installation": 0,
     "functional": 0,
     "modules": 1,
     "datasets": 1,

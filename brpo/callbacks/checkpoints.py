@@ -14,6 +14,7 @@ from brpo.console import say
 from brpo.engine import checkpoint_io
 from brpo.engine.ranks import ALONE, Ranks
 from brpo.errors import Interrupted, UserError
+from brpo.installation import TRAIN
 
 
 class Checkpoints(Callback):
@@ -122,5 +123,5 @@ class Checkpoints(Callback):
             return Interrupted(f"{reason} before the first chunk of updates; there is nothing to save yet.")
         return Interrupted(
             f"{reason} at {algorithm.moment(algorithm.update_count)}; saved {self.last}. "
-            f"Continue with: python train.py resume={self.folder.parent}"
+            f"Continue with: {TRAIN} resume={self.folder.parent}"
         )

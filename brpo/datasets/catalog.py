@@ -11,6 +11,7 @@ from pathlib import Path
 
 import minari
 
+from brpo import installation
 from brpo.console import say
 from brpo.datasets import toy
 from brpo.datasets.ids import is_toy
@@ -29,19 +30,21 @@ _FLAT = (".hdf5", ".h5", ".npz")
 def data_roots() -> list[Path]:
     """Folders that are searched for data sets: `MINARI_DATASETS_PATH`, else the clone's `data/` and Minari's own folder.
 
-    The clone's `data/` is searched in either case. What is downloaded comes into the first.
+    The clone's `data/` is searched in either case. What is downloaded comes into the first. An installed brpo has no clone,
+    and its `data/`, the bundled data set alone, comes last.
 
     Raises:
         UserError: the variable names a file, or no path.
     """
     configured = os.environ.get("MINARI_DATASETS_PATH")
-    bundled = Path(__file__).resolve().parents[2] / "data"
+    bundled = installation.ROOT / "data"
     if configured:
         folder = typed_path("MINARI_DATASETS_PATH", configured)
         if folder.is_file():
             raise UserError(f"MINARI_DATASETS_PATH={configured} is a file; it must name a folder of data sets.")
         return [folder.resolve(), bundled]
-    return [bundled, *([folder / ".minari" / "datasets"] if (folder := home()) else [])]
+    own = [folder / ".minari" / "datasets"] if (folder := home()) else []
+    return [bundled, *own] if installation.IN_CLONE else [*own, bundled]
 
 
 def make_root(root: Path) -> None:

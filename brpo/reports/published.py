@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from brpo.errors import UserError
+from brpo.installation import ROOT
 from brpo.reports.tables import markdown
 
-FILE = Path(__file__).resolve().parents[2] / "data" / "published_scores.csv"  # of the clone, as the bundled data set
+FILE = ROOT / "data" / "published_scores.csv"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def read(path: Path = FILE) -> list[Published]:
                 for row in csv.DictReader(file)
             ]
     except (OSError, KeyError) as error:
-        raise UserError(f"{path}, the published scores, cannot be read ({error}). It comes with a clone of brpo.") from error
+        raise UserError(f"{path}, the published scores, cannot be read ({error}). It comes with brpo.") from error
 
 
 def table(datasets: Sequence[str], rows: Sequence[Published]) -> str:

@@ -23,14 +23,15 @@ from brpo.config import RESUME_MAY_CHANGE, resume_may_change
 from brpo.console import say
 from brpo.errors import UserError
 from brpo.exits import DONE, INTERRUPTED, WRONG_INPUT, exit_code_of, in_one_line
+from brpo.installation import install
 from brpo.options import require
 from brpo.sweeps.folder import Job, Status, SweepFolder
 from brpo.sweeps.plan import AT_A_TIME, LEADER, devices_for, ends_with_its_leader, is_local, planned_jobs
 
 _INSTALL = {  # what brings a launcher's plugin
-    "joblib": "pip install -c constraints.txt -e .",
-    "submitit": "pip install -c constraints.txt -e '.[slurm]'",
-    "ray": "pip install -e '.[ray]'",
+    "joblib": install(),
+    "submitit": install("[slurm]"),
+    "ray": install("[ray]", pinned=False),  # whose versions are others
 }
 
 # --- The process that was started by the user -------------------------------------------------------------------------
