@@ -338,11 +338,16 @@ def report_runs(
     last: Annotated[
         bool, typer.Option("--last", help="Of runs with the same seed the one that is found last counts.")
     ] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="With --out: also tables.tex, for LaTeX, and the pictures as PDF.")
+    ] = False,
 ) -> None:
     """Compare finished runs, from their result files alone: Markdown here, and CSV and pictures in a folder."""
     from brpo.reports import run_folders
     from brpo.reports.report import report
 
+    if paper and out is None:
+        raise UserError("--paper writes files: give a folder, --out FOLDER.")
     if out is not None and (holding := run_folders.run_below(out)):
         raise UserError(
             f"{out} holds runs ({holding}); a report in it would be read in their place. Give a folder of its own."
@@ -358,7 +363,7 @@ def report_runs(
         raise
     print(found.markdown(with_published=published))
     if out is not None:
-        found.write(out, with_published=published)
+        found.write(out, with_published=published, for_paper=paper)
         print(out / "report.md")
 
 

@@ -1,4 +1,4 @@
-"""Learning curves and performance profiles as PNG. Nothing is shown on a screen."""
+"""Learning curves and performance profiles as PNG or PDF. Nothing is shown on a screen."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -160,4 +161,7 @@ def _save(
     lines = [Line2D([], [], label=method.name, linewidth=1.6, markersize=4, **style[method.name]) for method in methods]
     if lines:
         figure.legend(handles=lines, loc="outside lower center", ncols=legend[0], fontsize=8, frameon=False)
-    FigureCanvasAgg(figure).print_png(path)
+    if path.suffix == ".pdf":
+        FigureCanvasPdf(figure).print_pdf(path, metadata={"CreationDate": None})  # the same results, the same file
+    else:
+        FigureCanvasAgg(figure).print_png(path)

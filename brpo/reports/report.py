@@ -9,11 +9,13 @@ from brpo.errors import UserError
 from brpo.files import write_atomically
 from brpo.reports import compact, published, run_folders, tables
 from brpo.reports.comparison import Comparison, Tasks, compare, last_of_each
+from brpo.reports.latex import latex
 from brpo.reports.run_folders import Found
 from brpo.reports.seed_result import METRICS, RULES
 from brpo.runs import DIRTY
 
 MARKDOWN = "report.md"
+LATEX = "tables.tex"
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,13 @@ class Report:
             parts += ["## Notes\n", "".join(f"- {note}\n" for note in notes)]
         return "\n".join([*parts, "## Where the numbers come from\n", self._provenance()])
 
-    def write(self, folder: Path, with_published: bool = False) -> None:
+    def write(self, folder: Path, with_published: bool = False, for_paper: bool = False) -> None:
         """Write report.md, the CSV tables, the compact results and the pictures into a folder.
+
+        Args:
+            folder: made where there is none.
+            with_published: add published scores of the same data sets.
+            for_paper: write tables.tex, and the pictures as PDF too.
 
         Raises:
             OSError: they cannot be written.
@@ -68,13 +75,16 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         tables.write_tables(folder, self.comparisons)
         compact.write(folder, self.found.results, self.found.missing)
-        for older in folder.glob("*.png"):  # of a report that had more sections, or holes
-            if re.fullmatch(r"(curves|profile|profile-common)(-\d+)?\.png", older.name):
+        for older in folder.iterdir():  # of a report that had more sections, holes, or a paper
+            if re.fullmatch(r"(curves|profile|profile-common)(-\d+)?\.(png|pdf)|" + re.escape(LATEX), older.name):
                 older.unlink()
         for number, comparison in enumerate(self.comparisons):
-            pictures.draw_curves(comparison, folder / picture("curves", number))
-            for name, tasks in _profiles(comparison, number).items():
-                pictures.draw_profile(comparison, tasks, folder / name)
+            for kind in (".png", ".pdf") if for_paper else (".png",):
+                pictures.draw_curves(comparison, (folder / picture("curves", number)).with_suffix(kind))
+                for name, tasks in _profiles(comparison, number).items():
+                    pictures.draw_profile(comparison, tasks, (folder / name).with_suffix(kind))
+        if for_paper:
+            write_atomically(folder / LATEX, latex(self.comparisons))
         write_atomically(folder / MARKDOWN, self.markdown(pictures=True, with_published=with_published))
 
     def _protocol_note(self) -> list[str]:

@@ -15,6 +15,7 @@ from brpo import cli as commands
 from brpo.errors import UserError
 from brpo.reports import aggregates, pictures, published, run_folders, tables
 from brpo.reports.comparison import Comparison, Method, Task, compare
+from brpo.reports.latex import escape, latex
 from brpo.reports.naming import naming
 from brpo.reports.report import Report, report
 from brpo.reports.run_folders import Found
@@ -563,6 +564,53 @@ def test_pictures(written: Path) -> None:
     for name in ("curves.png", "profile.png"):
         assert f"]({name})" in text
         assert imread(written / name).std() > 0.02  # something is drawn
+
+
+def test_for_a_paper(tmp_path: Path) -> None:
+    """By hand; two methods have a hole and so no number over both sets, and what is printed alike is bold alike."""
+    make_run(tmp_path / "a", {0: [-1.0], 1: [-3.0]}, dataset="a_b-v0")
+    make_run(tmp_path / "b", {0: [5.0], 1: [7.0]}, dataset="b-v0")
+    make_run(tmp_path / "c", {0: [6.01], 1: [6.01]}, dataset="b-v0", algo="td3_bc")
+    make_run(tmp_path / "d", {0: [5.0], 1: [5.0], 2: [5.0]}, dataset="b-v0", algo="iql")
+    commands.report_runs([tmp_path], out=tmp_path / "report", paper=True)
+    table = (tmp_path / "report" / "tables.tex").read_text()
+    lines = [line.strip() for line in table.splitlines()]
+    assert r"data set & bc & iql & td3\_bc \\" in lines
+    assert r"\texttt{a\_b-v0} & \textbf{$-$2.0 $\pm$ 1.0\,(2)} & -- & -- \\" in lines
+    best, tied = r"\textbf{6.0 $\pm$ 1.0\,(2)}", r"\textbf{6.0 $\pm$ 0.0\,(2)}"
+    assert rf"\texttt{{b-v0}} & {best} & 5.0 $\pm$ 0.0\,(3) & {tied} \\" in lines
+    assert lines[lines.index("mean & 2.0 & -- & -- \\\\") + 1] == "& [1.0, 3.0] &  &  \\\\"
+    assert r"95 \% stratified" in table and "% b-v0: digest" in table
+    for name in ("curves.pdf", "profile.pdf"):
+        assert (tmp_path / "report" / name).read_bytes().startswith(b"%PDF")
+    commands.report_runs([tmp_path], out=tmp_path / "report")  # no table of other results stays behind
+    assert not {path.suffix for path in (tmp_path / "report").iterdir()} & {".tex", ".pdf"}
+    with pytest.raises(UserError, match="^--paper writes files: give a folder, --out FOLDER.$"):
+        commands.report_runs([tmp_path], paper=True)
+
+
+def test_the_same_results_are_the_same_pdf(two_runs: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        report([two_runs]).write(tmp_path / name, for_paper=True)
+    assert (tmp_path / "a" / "curves.pdf").read_bytes() == (tmp_path / "b" / "curves.pdf").read_bytes()
+
+
+def test_smaller_distances_are_bold_and_one_method_is_not() -> None:
+    def comparison(metric: str, **values: float) -> Comparison:
+        methods = tuple(Method(name, name, 0) for name in values)
+        task = Task("toy/rings", "0", metric)
+        cells: Any = {
+            (method, task): [SimpleNamespace(seed=0, value=lambda rule, v=values[method.name]: v)] for method in methods
+        }
+        return Comparison(Protocol("sampled", 9, 1, None), methods, (task,), cells)
+
+    table = latex([comparison("sliced_wasserstein", bc=0.25, bdpo=0.125)])
+    assert r"\texttt{toy/rings} & 0.2500 & \textbf{0.1250} \\" in table and "Bold: the smallest mean" in table
+    assert "textbf" not in latex([comparison("score", bc=1.0)])
+
+
+def test_latex_sees_no_commands_in_names() -> None:
+    assert escape(r"a_b 5% \x ~^{#}&$") == (r"a\_b 5\% \textbackslash{}x \textasciitilde{}\textasciicircum{}\{\#\}\&\$")
 
 
 def test_command(two_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
