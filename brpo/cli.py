@@ -283,11 +283,17 @@ def _print_estimates(found: Sequence[tuple[Path, "Estimate"]], discount: float) 
 def diagnose(
     run: RunPath,
     checkpoint: CheckpointRule = Rule.last,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A panel of its own for a quantity of `diagnose` or a TensorBoard tag; repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Ratios, weights, support and values of a run on one page: RUN/diagnosis.png, and its numbers as .json and .md."""
     from brpo import diagnosis, diagnosis_page, saved_runs
 
-    for file in diagnosis_page.write(diagnosis.diagnose(saved_runs.checkpoint_of(run, checkpoint.value))):
+    for file in diagnosis_page.write(diagnosis.diagnose(saved_runs.checkpoint_of(run, checkpoint.value), also or ())):
         print(file)
 
 

@@ -5,7 +5,7 @@
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ class Diagnosis:
         returns_to_go: of each transition, discounted, in scaled rewards; it ends where the data of the episode end.
         curves: scalars of the event files by tag.
         value_gaps: for each seed the critic's value at the start less the discounted return, in scaled rewards.
+        also: quantities and tags that were asked for by name, each a panel of its own.
     """
 
     folder: RunFolder
@@ -97,6 +98,7 @@ class Diagnosis:
     returns_to_go: np.ndarray
     curves: dict[str, Curve]
     value_gaps: dict[int, Curve]
+    also: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -145,14 +147,16 @@ class Diagnosis:
         return np.array([[piece.mean(), *np.quantile(piece, (0.25, 0.75))] for piece in pieces])
 
 
-def diagnose(path: Path | str) -> Diagnosis:
+def diagnose(path: Path | str, also: Sequence[str] = ()) -> Diagnosis:
     """Take the quantities of a checkpoint on its held-out episodes, and what its run recorded over time.
 
     Args:
         path: a checkpoint inside a run folder; of the folder the last one.
+        also: further quantities of the algorithm's `diagnose` and tags of its events to show.
 
     Raises:
-        UserError: it is not inside a run folder, cannot be used, its data set is not here or has changed.
+        UserError: it is not inside a run folder, cannot be used, its data set is not here or has changed; or it has nothing
+            of a name in `also`.
     """
     path = saved_runs.checkpoint_of(path, "last")
     folder = saved_runs.folder_of(path)
@@ -164,7 +168,7 @@ def diagnose(path: Path | str) -> Diagnosis:
     datamodule = training.make_datamodule(config)
     resume.check_data(path, datamodule.spec, algorithm.spec, " to diagnose this run")
     lengths, returns = some_episodes(datamodule)
-    return Diagnosis(
+    found = Diagnosis(
         folder=folder,
         checkpoint=path.name,
         algorithm=algorithm,
@@ -177,7 +181,15 @@ def diagnose(path: Path | str) -> Diagnosis:
         returns_to_go=returns_to_go(transitions_of(datamodule), lengths, algorithm.discount),
         curves=read_curves(folder),
         value_gaps=read_value_gaps(folder),
+        also=tuple(dict.fromkeys(also)),
     )
+    for name in found.also:
+        if name not in found.quantities and name not in found.curves:
+            raise UserError(
+                f"--also {name}: this run has no such name. Quantities of held-out transitions: "
+                f"{', '.join(found.quantities)}. Tags of its events: {', '.join(found.curves) or 'none'}."
+            )
+    return found
 
 
 def some_episodes(datamodule: OfflineDataModule) -> tuple[np.ndarray, np.ndarray]:
@@ -284,7 +296,7 @@ def numbers(diagnosis: Diagnosis, absent: Mapping[str, str]) -> dict[str, Any]:
         "over_time": {
             tag: {"first": finite(curve.binned(10).values[0]), "last": finite(curve.binned(10).values[-1])}
             for tag, curve in diagnosis.curves.items()
-            if tag in (*CLIPPED, AT_BOUND, *EFFECTIVE, *diagnosis.terms())
+            if tag in (*CLIPPED, AT_BOUND, *EFFECTIVE, *diagnosis.terms(), *diagnosis.also)
         },
         "value_gap": {
             str(seed): {"updates": curve.updates.astype(int).tolist(), "values": curve.values.tolist()}

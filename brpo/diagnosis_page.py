@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from brpo.callbacks.evaluate import BOUNDARY_SHARE
 from brpo.diagnosis import Diagnosis, markdown, numbers
-from brpo.diagnosis_panels import PANELS, Panel
+from brpo.diagnosis_panels import PANELS, Panel, asked_for
 from brpo.files import write_atomically, write_json
 
 STYLE = {
@@ -46,15 +46,20 @@ def write(diagnosis: Diagnosis) -> list[Path]:
 
 def absent(diagnosis: Diagnosis) -> dict[str, str]:
     """The panels that this run has not, each with its reason."""
-    concerned = [panel for panel in PANELS if panel.concerns(diagnosis)]
+    concerned = [panel for panel in panels_of(diagnosis) if panel.concerns(diagnosis)]
     return {
         diagnosis.worded(panel.title): diagnosis.worded(reason) for panel in concerned if (reason := panel.absent(diagnosis))
     }
 
 
+def panels_of(diagnosis: Diagnosis) -> tuple[Panel, ...]:
+    """All that it could have, and those that were asked for by name."""
+    return *PANELS, *map(asked_for, diagnosis.also)
+
+
 def shown(diagnosis: Diagnosis) -> list[Panel]:
     """The panels that it has."""
-    return [panel for panel in PANELS if not panel.absent(diagnosis)]
+    return [panel for panel in panels_of(diagnosis) if not panel.absent(diagnosis)]
 
 
 def draw(diagnosis: Diagnosis) -> bytes:

@@ -178,13 +178,18 @@ def draw_weights(name: str, symbol: str) -> Callable[[Axes, Diagnosis], None]:
 def summary(values: np.ndarray) -> str:
     """Mean, quantiles and effective share in three lines, which are no wider than a panel."""
     kept = values[np.isfinite(values)]
-    low, median, high = np.quantile(kept, (0.05, 0.5, 0.95))
     shares = [share for share in effective(values) if share is not None]
-    first = f"mean {kept.mean():.3g}, median {median:.3g}\n90 % in {low:.3g} to {high:.3g}"
     second = [f"effective {100 * np.mean(shares):.3g} %"] if shares else []
     second += [f"zero {100 * (kept == 0).mean():.3g} %"] if (kept == 0).any() else []
     second += [f"not finite {100 * (1 - kept.size / values.size):.2g} %"] if kept.size < values.size else []
-    return first + "\n" + ", ".join(second)
+    return middle(values) + "\n" + ", ".join(second)
+
+
+def middle(values: np.ndarray) -> str:
+    """Mean and quantiles of what is finite, in two lines."""
+    kept = values[np.isfinite(values)]
+    low, median, high = np.quantile(kept, (0.05, 0.5, 0.95))
+    return f"mean {kept.mean():.3g}, median {median:.3g}\n90 % in {low:.3g} to {high:.3g}"
 
 
 def write_inside(axes: Axes, words: str) -> None:
@@ -341,6 +346,37 @@ def draw_terms(axes: Axes, diagnosis: Diagnosis) -> None:
         side.tick_params(axis="y", colors=color)
     axes.set_xlabel("updates")
     number_ticks(axes.xaxis, integer=True)
+
+
+def asked_for(name: str) -> Panel:
+    """A panel of whatever has this name: a histogram of a quantity, a line of what was logged over time."""
+
+    def draw(axes: Axes, diagnosis: Diagnosis) -> None:
+        if name in diagnosis.quantities:
+            draw_quantity(axes, diagnosis, name)
+        else:
+            plot(axes, diagnosis.curves[name], COLORS[0], "mean over the seeds" if len(diagnosis.seeds) > 1 else name)
+            over_updates(axes, name)
+
+    def absent(diagnosis: Diagnosis) -> str:
+        found = diagnosis.quantities.get(name)
+        return "" if found is None or np.isfinite(found).any() else "no value of it is finite"
+
+    return Panel(name, absent, draw)
+
+
+def draw_quantity(axes: Axes, diagnosis: Diagnosis, name: str) -> None:
+    """Histogram of a quantity, all seeds together."""
+    values = diagnosis.quantities[name]
+    kept = values[np.isfinite(values)]
+    low, high = np.quantile(kept, (0.001, 0.999))
+    share = np.full(kept.size, 100.0 / values.size)
+    axes.hist(kept.clip(low, high), 50, weights=share, color=COLORS[0], alpha=0.8)  # pyright: ignore[reportArgumentType]
+    axes.set_xlabel("outer 0.1 % in the end bins")
+    number_ticks(axes.xaxis)
+    axes.set_ylabel("share of transitions (%)")
+    axes.set_ylim(top=1.4 * axes.get_ylim()[1])
+    write_inside(axes, middle(values))
 
 
 def over_updates(axes: Axes, words: str, note: str = "") -> None:

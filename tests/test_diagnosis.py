@@ -90,6 +90,33 @@ def test_every_method_gets_a_page(algo: str, datasets: Path, tmp_path: Path, mon
         assert f"- No {panel}: {reason}." in page
 
 
+def test_what_is_asked_for_by_name_has_a_panel(datasets: Path, tmp_path: Path) -> None:
+    """A quantity of the checkpoint, a tag of the events, each once; the numbers are kept beside the others."""
+    path = saved_run(tmp_path / "run", "iql")
+    writer = SummaryWriter(str(path))
+    for update, value in ((10, 1.0), (20, 3.0)):
+        writer.add_scalar("critic/gap", value, update)
+    writer.close()
+    found = diagnosis.diagnose(path, ["value/v", "critic/gap", "value/v"])
+    quantity, tag = diagnosis_page.shown(found)[-2:]
+    assert (quantity.title, tag.title) == ("value/v", "critic/gap")
+    axes = Figure().subplots()
+    quantity.draw(axes, found)
+    assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(100.0)  # per cent of the transitions
+    assert f"mean {found.quantities['value/v'].mean():.3g}, " in axes.texts[0].get_text()
+    axes = Figure().subplots()
+    tag.draw(axes, found)
+    assert axes.lines[0].get_xydata().tolist() == [[10.0, 1.0], [20.0, 3.0]]
+    table = diagnosis.numbers(found, diagnosis_page.absent(found))
+    assert table["over_time"]["critic/gap"] == {"first": 1.0, "last": 3.0}
+    nothing = replace(found, quantities={**found.quantities, "value/v": np.full((2, 20), np.nan)})
+    assert diagnosis_page.absent(nothing)["value/v"] == "no value of it is finite"
+    with pytest.raises(
+        UserError, match=r"^--also gap: this run has no such name. Quantities .*value/v.*events: critic/gap\.$"
+    ):
+        diagnosis.diagnose(path, ["gap"])
+
+
 def test_the_page_lists_what_feeds_the_panels() -> None:
     """All that an algorithm records or gives itself, for who writes one."""
     page = (ROOT / "docs" / "diagnose.md").read_text()
