@@ -183,11 +183,12 @@ def diagnose(path: Path | str, also: Sequence[str] = ()) -> Diagnosis:
         value_gaps=read_value_gaps(folder),
         also=tuple(dict.fromkeys(also)),
     )
+    tags = [tag for tag in found.curves if not tag.startswith(("evaluation_by_seed/", "heldout/"))]  # which are many
     for name in found.also:
         if name not in found.quantities and name not in found.curves:
             raise UserError(
                 f"--also {name}: this run has no such name. Quantities of held-out transitions: "
-                f"{', '.join(found.quantities)}. Tags of its events: {', '.join(found.curves) or 'none'}."
+                f"{', '.join(found.quantities)}. Tags of its events, among others: {', '.join(tags) or 'none'}."
             )
     return found
 

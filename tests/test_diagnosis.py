@@ -112,7 +112,7 @@ def test_what_is_asked_for_by_name_has_a_panel(datasets: Path, tmp_path: Path) -
     nothing = replace(found, quantities={**found.quantities, "value/v": np.full((2, 20), np.nan)})
     assert diagnosis_page.absent(nothing)["value/v"] == "no value of it is finite"
     with pytest.raises(
-        UserError, match=r"^--also gap: this run has no such name. Quantities .*value/v.*events: critic/gap\.$"
+        UserError, match=r"^--also gap: this run has no such name. Quantities .*value/v.*events, among others: critic/gap\.$"
     ):
         diagnosis.diagnose(path, ["gap"])
 
