@@ -100,10 +100,14 @@ def register_resolvers() -> None:
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
-    """The configuration as plain, resolved containers: what checkpoints and result files hold."""
+    """The configuration as plain, resolved containers: what checkpoints and result files hold.
+
+    Without `like`: the options that it stands for are there themselves.
+    """
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    plain.pop("hydra", None)
+    for key in ("hydra", "like"):
+        plain.pop(key, None)
     return plain  # type: ignore[return-value]
 
 

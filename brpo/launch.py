@@ -26,6 +26,7 @@ from brpo.evaluation.scores import spread
 from brpo.exits import in_one_line
 from brpo.files import typed_path
 from brpo.outside import import_own
+from brpo.results import agreement
 from brpo.training import train
 
 RUN_KEYS = (*(key for key in configuration.KEYS if key not in configuration.USERS_OWN), "actor")  # a group
@@ -34,6 +35,7 @@ _MAY_CHANGE = (
     f"A resumed run may change only {', '.join(configuration.RESUME_MAY_CHANGE)}. Give the others as they were, or start a "
     "new run."
 )
+_LIKE = "Leave out what does not go together with its options, or start a run without like."
 
 
 def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path], None] | None = None) -> dict[str, Any]:
@@ -52,6 +54,8 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
     silence_other_ranks()
     _refuse_processes_in_sweep(config)
     _refuse_ablation_without_sweep()
+    if composed.like is not None:
+        return _launch_like(str(composed.like), config["resume"], overrides, on_folder)
     resume = config["resume"]
     resumption: resuming.Resumption | None = None
     if resume == "auto":
@@ -61,7 +65,7 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
             _keep_the_length(config, resumption.folder.read_config()[0], overrides)
     elif resume is not None:
         resumption = resuming.resume_from(typed_path("resume", str(resume)))
-        config, overrides = _continued_config(resumption.folder, overrides)
+        config, overrides = _continued_config(resumption.folder, overrides, _MAY_CHANGE)
         configuration.check_config(config)
         elsewhere = config["run_dir"] and typed_path("run_dir", config["run_dir"]).resolve()
         if elsewhere and elsewhere != resumption.folder.path.resolve():
@@ -105,6 +109,32 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
     return result
 
 
+def _launch_like(
+    like: str, resume: str | None, overrides: list[str], on_folder: Callable[[Path], None] | None
+) -> dict[str, Any]:
+    """Start a run with the options of another one, and say how the results compare where that one is finished.
+
+    Raises:
+        UserError: there is no such run, or what was typed does not go together with its options.
+    """
+    if resume is not None:
+        raise UserError(f"like={like} starts a run and resume={resume} goes on with one: type one of them.")
+    folder = runs.RunFolder(typed_path("like", like))
+    if not folder.holds_run():
+        raise UserError(f"like={like} is no run folder: it has no config.yaml.")
+    config, kept = _continued_config(folder, overrides, _LIKE)
+    configuration.check_config(config)
+    earlier = folder.read_result() if folder.result.exists() else None
+    if earlier is not None and config["dataset"] == earlier["dataset"].get("id"):
+        result = train(config, kept, on_folder=on_folder, digest=earlier["dataset"].get("digest"))
+    else:
+        result = train(config, kept, on_folder=on_folder)
+    report(result)
+    if earlier is not None:
+        say(f"like {like}: {agreement(earlier, result)}")
+    return result
+
+
 def _refuse_processes_in_sweep(config: dict[str, Any]) -> None:
     if several_processes(config["trainer"]) and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise UserError(
@@ -145,7 +175,7 @@ def _keep_the_length(config: dict[str, Any], stored: dict[str, Any], overrides: 
         _keep(config, "max_updates", stored["max_updates"])
 
 
-def _continued_config(folder: runs.RunFolder, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+def _continued_config(folder: runs.RunFolder, overrides: list[str], advice: str) -> tuple[dict[str, Any], list[str]]:
     """`resume=PATH` continues that run: its own overrides, then the ones just typed, which are kept for the next time.
 
     The run's file decides what is composed: only keys of a run are taken from it (Hydra's own could import code while it
@@ -166,14 +196,14 @@ def _continued_config(folder: runs.RunFolder, overrides: list[str]) -> tuple[dic
             raise UserError(f"{folder.config} holds the override {item!r}; a run has only {', '.join(RUN_KEYS)}.")
         elif key not in ("resume", "run_dir"):
             kept.append(item)
-    typed = [item for item in overrides if key_of(item) != "resume"]
+    typed = [item for item in overrides if key_of(item) not in ("resume", "like")]
     try:
         config = configuration.to_plain(compose("train", overrides=[*kept, *typed]))
     except HydraException as error:
         raise UserError(
             f"{folder.path} was started with: {' '.join(kept) or 'no options'}. Together with what was just typed "
             f"({' '.join(typed)}) this gives no configuration: {in_one_line(error)} A run that was started with "
-            f"--config-dir wants it again. {_MAY_CHANGE}"
+            f"--config-dir wants it again. {advice}"
         ) from error
     _keep_defaults(config, stored, kept, typed)
     _check_trusted(config)

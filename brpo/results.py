@@ -12,6 +12,7 @@ from brpo import runs
 from brpo.callbacks.recorder import Recorder
 from brpo.engine.ranks import Ranks
 from brpo.evaluation import environments
+from brpo.evaluation.scores import spread
 from brpo.types import DataSpec
 
 
@@ -83,6 +84,36 @@ def summarize(
         "git": commit,
         "config": config,
     }
+
+
+def agreement(earlier: dict[str, Any], later: dict[str, Any]) -> str:
+    """What two results were made from alike and what not, and whether their final numbers are the same, in words."""
+    same, other = [], []
+
+    def compare(what: str, equal: bool, details: str = "") -> None:
+        (same if equal else other).append(what if equal or not details else f"{what} ({details})")
+
+    compare("data", all(earlier["dataset"].get(key) == later["dataset"][key] for key in ("id", "digest")))
+    codes = [[part.get("code") for part in result.get("parts") or [{}]] for result in (earlier, later)]
+    unchanged = codes[0][-1:] * len(codes[0]) == codes[0]
+    compare("code", unchanged and codes[0][-1] == codes[1][-1], "" if codes[0][-1] else "there not known")
+    packages = dict.fromkeys((*earlier.get("versions", {}), *later["versions"]))
+    versions = [(name, *(result.get("versions", {}).get(name, "none") for result in (earlier, later))) for name in packages]
+    changed = [f"{name} {there} there and {here} here" for name, there, here in versions if there != here]
+    compare("versions", not changed, ", ".join(changed))
+    compare("device", (earlier.get("engine") or {}).get("device") == later["engine"]["device"])
+    keys = [key for key in configuration.differing(earlier["config"], later["config"]) if key not in ("run_dir", "resume")]
+    compare("options", not keys, ", ".join(keys))
+    parts = [f"the same {', '.join(same)}" if same else "", f"other {', other '.join(other)}" if other else ""]
+    known = {name: values for name, values in later["final"].items() if values is not None and earlier["final"].get(name)}
+    if known and all(earlier["final"][name] == values for name, values in known.items()):
+        parts.append("the final numbers are the same to the last digit")
+    else:
+        parts += [
+            f"final {name} {spread(earlier['final'][name], 2)} there and {spread(values, 2)} here"
+            for name, values in known.items()
+        ]
+    return "; ".join(filter(None, parts))
 
 
 def describe_engine(name: str, device: torch.device, ranks: Ranks) -> dict[str, Any]:

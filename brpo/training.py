@@ -127,6 +127,7 @@ def train(
     overrides: list[str],
     resumption: resume.Resumption | None = None,
     on_folder: Callable[[Path], None] | None = None,
+    digest: str | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate, and write the result file; gives its content.
 
@@ -135,6 +136,7 @@ def train(
         overrides: what was typed, for the record.
         resumption: where to continue; None starts a run.
         on_folder: called with the run's folder once there is one.
+        digest: of the contents that the data set is expected to have; a note says where it has others.
 
     Raises:
         UserError: the input is wrong (nothing was written then), or the disk is full.
@@ -145,6 +147,8 @@ def train(
     _quiet_libraries()
     commit = runs.git_commit()  # now: the clone may move on while this trains
     datamodule = make_datamodule(config)
+    if digest is not None and digest != datamodule.spec.digest:
+        say(f"note: {config['dataset']} is not what it was: digest {datamodule.spec.digest[:12]}, then {digest[:12]}")
     seeds = len(configuration.seed_list(config["seeds"]))
     with strategy.environment_kept(), strategy.start(config["trainer"], config["parallel"], seeds) as ranks:
         set_up_torch(config, ranks)

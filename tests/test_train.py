@@ -443,6 +443,44 @@ def test_the_number_of_parameters_is_that_of_all_seeds(datasets: Path) -> None:
     assert f"seeds [0, 1, 2], {sum(p.numel() for p in all_of_them.parameters() if p.requires_grad)} parameters" in lines
 
 
+def test_like_trains_again_with_the_options_of_a_run(cli: Run, tmp_path: Path) -> None:
+    """Also with defaults that have changed since; the end says how far the results agree."""
+    first = cli(*tiny("bc", "max_updates=4", "eval.every=4", "algo.optimizer.lr=0.01", "run_dir=first"))
+    assert first.returncode == 0, first.stderr
+    config = tmp_path / "first" / "config.yaml"
+    config.write_text(config.read_text().replace("heldout: 0.05", "heldout: 0.25"))  # as if that had been the default then
+    result = json.loads((tmp_path / "first" / "result.json").read_text())
+    result["config"]["data"]["heldout"] = 0.25
+    (tmp_path / "first" / "result.json").write_text(json.dumps(result))
+
+    again = cli("like=first", "run_dir=again")
+    assert again.returncode == 0, again.stderr
+    assert "note: data.heldout=0.25, as the run was started; today's default is 0.05" in again.stdout
+    assert "like first: the same data, code, versions, device, options; final return" in again.stdout  # fewer episodes
+    repeated = json.loads((tmp_path / "again" / "result.json").read_text())
+    told_apart = {"run_dir"}
+    assert {k: v for k, v in repeated["config"].items() if k not in told_apart} == {
+        k: v for k, v in result["config"].items() if k not in told_apart
+    }
+    assert repeated["config"]["algo"]["optimizer"]["lr"] == 0.01
+
+    third = cli("like=again", "run_dir=third")
+    assert third.stdout.endswith(
+        "like again: the same data, code, versions, device, options; the final numbers are the same to the last digit\n"
+    )
+    same_weights(tmp_path / "again", tmp_path / "third")
+    other = cli("like=again", "seeds=[3]", "run_dir=other")
+    assert "like again: the same data, code, versions, device; other options (seeds); final return" in other.stdout
+    assert json.loads((tmp_path / "other" / "result.json").read_text())["seeds"] == [3]
+    for typed, words in {
+        ("like=nothing",): "error: like=nothing is no run folder: it has no config.yaml.",
+        ("like=first", "resume=auto"): "error: like=first starts a run and resume=auto goes on with one: type one of them.",
+        ("like=first", "run_dir=again"): "error: run_dir=again already holds a run.",
+    }.items():
+        refused = cli(*typed)
+        assert refused.returncode == 2 and refused.stderr.startswith(words)
+
+
 def test_a_run_remembers_what_was_typed_when_it_was_resumed(cli: Run, tmp_path: Path) -> None:
     """Two resumes by path: the second one, with no options, continues with those of the first."""
     assert cli(*tiny("bc", "eval.every=10", "max_updates=10", "run_dir=run")).returncode == 0
