@@ -65,7 +65,7 @@ def launch(composed: DictConfig, overrides: list[str], on_folder: Callable[[Path
             _keep_the_length(config, resumption.folder.read_config()[0], overrides)
     elif resume is not None:
         resumption = resuming.resume_from(typed_path("resume", str(resume)))
-        config, overrides = _continued_config(resumption.folder, overrides, _MAY_CHANGE)
+        config, overrides = _continued_config(resumption.folder, overrides)
         configuration.check_config(config)
         elsewhere = config["run_dir"] and typed_path("run_dir", config["run_dir"]).resolve()
         if elsewhere and elsewhere != resumption.folder.path.resolve():
@@ -175,7 +175,9 @@ def _keep_the_length(config: dict[str, Any], stored: dict[str, Any], overrides: 
         _keep(config, "max_updates", stored["max_updates"])
 
 
-def _continued_config(folder: runs.RunFolder, overrides: list[str], advice: str) -> tuple[dict[str, Any], list[str]]:
+def _continued_config(
+    folder: runs.RunFolder, overrides: list[str], advice: str = _MAY_CHANGE
+) -> tuple[dict[str, Any], list[str]]:
     """`resume=PATH` continues that run: its own overrides, then the ones just typed, which are kept for the next time.
 
     The run's file decides what is composed: only keys of a run are taken from it (Hydra's own could import code while it
